@@ -1,0 +1,47 @@
+"""Errors that are the user's to mend: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the config, the data or the environment; a door prints it without a traceback and exits 2.
+
+    Args:
+        what: what is wrong, one line.
+        where: the config key, or file and row.
+        remedy: what to do about it, an override or a command where there is one.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n  -> {self.remedy}" if self.remedy else text
+
+    def __reduce__(self):  # keyword arguments are lost by the default one, and errors cross process borders
+        return (_rebuild, (type(self), self.what, self.where, self.remedy))
+
+
+class UserErrors(UserError):
+    """Several mistakes found at once, each printed in turn."""
+
+    def __init__(self, errors: Iterable[UserError]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+    def __reduce__(self):
+        return (UserErrors, (self.errors,))
+
+
+def _rebuild(kind: type[UserError], what: str, where: str | None, remedy: str | None) -> UserError:
+    return kind(what, where=where, remedy=remedy)
+
+
+def raise_all(errors: list[UserError]) -> None:
+    """Raise the one error or all of them together; nothing when the list is empty."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
