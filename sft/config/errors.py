@@ -37,6 +37,22 @@ class UserErrors(UserError):
         return (UserErrors, (self.errors,))
 
 
+class RunFailed(Exception):
+    """A run that started and failed; its traceback is in train.log already, and the door exits 1."""
+
+
+class Interrupted(Exception):
+    """A run stopped by a signal with its checkpoint written.
+
+    Attributes:
+        code: the process's exit code, 130 after SIGINT, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def _rebuild(kind: type[UserError], what: str, where: str | None, remedy: str | None) -> UserError:
     return kind(what, where=where, remedy=remedy)
 

@@ -1,0 +1,17 @@
+"""Puts the user's own conf/ before the one that comes with sft, for sft's commands alone."""
+
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class SftSearchPath(SearchPathPlugin):
+    """Prepends `--config-dir` and the working directory's conf/ where the main configs are sft's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from sft.config.paths import conf_dir, user_conf_dirs
+
+        main = [item.path for item in search_path.get_path() if item.provider == "main"]
+        if main != [f"file://{conf_dir()}"]:
+            return
+        for directory in reversed(user_conf_dirs()):
+            search_path.prepend("user", f"file://{directory}", anchor=SearchPathQuery(provider="main"))

@@ -1,0 +1,131 @@
+"""What every door has in common: the command line, the checks before Hydra, and one place where errors arrive."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
+
+from sft.config.errors import Interrupted, RunFailed, UserError
+
+Task = Callable[[DictConfig], Any]
+
+
+def command(name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make a function that takes the composed config into `python -m sft.<name>`.
+
+    Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 and 143 stopped by a signal.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        def door() -> None:
+            try:
+                _start(name, task, sys.argv[1:])
+            except SystemExit as error:
+                # Hydra leaves with 1 where its own parser or composer refuses; argparse with 2
+                sys.exit(error.code)
+            except BaseException as error:
+                _leave(error)
+
+        door.__doc__ = task.__doc__
+        door.__wrapped__ = task  # type: ignore[attr-defined]
+        return door
+
+    return decorate
+
+
+def _start(name: str, task: Task, argv: list[str]) -> None:
+    import hydra
+
+    from sft.config.compose import check_command, config_loader
+    from sft.config.overrides import parse_command_line, with_environment
+    from sft.config.paths import conf_dir, user_conf_dirs
+    from sft.config.resolvers import register, set_swept_keys
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving by itself
+    read_dotenv()
+    line = parse_command_line(argv)
+    if line.config_dirs:
+        os.environ["SFT_CONFIG_DIR"] = os.pathsep.join(line.config_dirs)
+    config_name = line.config_name or name
+    register()
+    # Hydra composes once more itself; where it only shows the packaged defaults, there is nothing to check
+    if not line.shows or line.overrides or user_conf_dirs():
+        loader = config_loader()
+        config_name, overrides = _over_base(loader, config_name, name, with_environment(line.overrides))
+        line.overrides = check_command(loader, config_name, overrides, name, line.multirun)
+    set_swept_keys(_swept_keys(line.overrides) if line.multirun else [])
+    sys.argv = [sys.argv[0], *(["-m"] if line.multirun else []), *line.flags, *line.overrides]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+
+
+def _over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:
+    """With `run=DIR`, the run's resolved config takes the place of the command's defaults."""
+    from sft.config.base import BASE_NAME, read_run, register_base
+
+    given = [o for o in overrides if o.partition("=")[0] == "run"]
+    if not given:
+        return config_name, overrides
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    run = OverridesParser.create().parse_override(given[-1]).value()
+    base = read_run(str(run).replace("\\${", "${"))
+    return BASE_NAME, register_base(base, command_name, overrides, set(loader.list_groups("")))
+
+
+def _swept_keys(overrides: list[str]) -> list[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [p.key_or_group for p in parsed if p.is_sweep_override()]
+
+
+def read_dotenv() -> None:
+    """Read ./.env into the environment; what the environment has already wins."""
+    path = Path.cwd() / ".env"
+    if path.is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(path, override=False)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Print what the user needs to know and leave with the contract's exit code."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    sys.stdout.flush()
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    if isinstance(error, Interrupted):
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        print(f"error: {_hydra_message(error)}", file=sys.stderr)
+        sys.exit(2)
+    if isinstance(error, RunFailed):  # its traceback is in train.log
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    traceback.print_exception(error)
+    sys.exit(1)
+
+
+def _hydra_message(error: BaseException) -> str:
+    """Hydra's message with that of its cause, which often has the reason."""
+    lines = [" ".join(str(error).split())] if str(error).strip() else []
+    cause = error.__cause__
+    while cause is not None:
+        text = str(cause).strip().split("\n")[0]
+        if text and text not in lines:
+            lines.append(text)
+        cause = cause.__cause__
+    return "\n  ".join(lines) or type(error).__name__

@@ -1,0 +1,212 @@
+"""Compose a run's config from groups and overrides, and collect every fault on the way instead of the first."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sft.config.check import check, nearest
+from sft.config.errors import UserError, raise_all
+from sft.config.paths import conf_dir
+from sft.config.resolvers import register
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.types import Override
+
+# Checking every job of a huge grid would take longer than finding its one mistake in any job that shares it.
+MOST_JOBS_CHECKED = 256
+
+
+@dataclass
+class Composed:
+    """One composed job.
+
+    Attributes:
+        config: the job's config with Hydra's own node under `hydra`.
+        errors: what is wrong with it.
+        added: keys that no YAML names although their target takes them; Hydra wants `++` before these.
+    """
+
+    config: DictConfig
+    errors: list[UserError] = field(default_factory=list)
+    added: set[str] = field(default_factory=set)
+
+
+def config_loader() -> ConfigLoaderImpl:
+    """Hydra's loader over the user's conf/ and the packaged one."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    register()
+    return ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+
+
+def compose_job(loader: ConfigLoaderImpl, name: str, overrides: list[str], command: str, multirun: bool = False) -> Composed:
+    """Compose one job (no sweeps in its overrides) and check it.
+
+    Args:
+        name: the primary config ("train", or a registered base).
+        command: whose keys it must have ("train", "preview").
+    """
+    from hydra.types import RunMode
+
+    errors: list[UserError] = []
+    groups, values = [], []
+    for override in _parse(overrides):
+        if override.is_hydra_override():
+            groups.append(override)
+        elif _is_group(loader, override):
+            error = _unknown_option(loader, override)
+            errors.append(error) if error else groups.append(override)
+        else:
+            values.append(override)
+    config = loader.load_configuration(
+        config_name=name,
+        overrides=[g.input_line or "" for g in groups],
+        run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+    )
+    with open_dict(config):
+        config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra.")]
+    composed = Composed(config, errors)
+    for override in values:
+        _apply(composed, override)
+    plain = _resolved(composed)
+    if plain is not None:
+        hydra_node = plain.pop("hydra", {})
+        composed.errors += _hydra_targets(hydra_node) + check(plain, command)
+    return composed
+
+
+def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], command: str, multirun: bool) -> list[str]:
+    """Compose and check every job that a command line stands for, before any of them starts.
+
+    Returns:
+        The overrides with `++` where Hydra needs it.
+
+    Raises:
+        UserError: every distinct fault of every job, once each.
+    """
+    errors: dict[str, UserError] = {}
+    added: set[str] = set()
+    for job in expand_sweep(overrides) if multirun else [overrides]:
+        composed = compose_job(loader, name, job, command, multirun)
+        added |= composed.added
+        errors.update({str(error): error for error in composed.errors})
+    raise_all(list(errors.values()))
+    return [f"++{o}" if o.partition("=")[0] in added else o for o in overrides]
+
+
+def expand_sweep(overrides: list[str]) -> list[list[str]]:
+    """The jobs of a sweep: the product of its choices, the ends of its intervals. Bounded, every value present."""
+    axes: list[list[str]] = []
+    for override in _parse(overrides):
+        key = f"{'+' * (override.is_add() + override.is_force_add())}{override.get_key_element().lstrip('+')}"
+        if not override.is_sweep_override():
+            axes.append([override.input_line or ""])
+        elif override.is_discrete_sweep():
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            interval: Any = override.value()
+            axes.append([f"{key}={interval.start}", f"{key}={interval.end}"])
+    total = 1
+    for axis in axes:
+        total *= len(axis)
+    if total <= MOST_JOBS_CHECKED:
+        return [list(job) for job in itertools.product(*axes)]
+    longest = max(len(axis) for axis in axes)
+    return [[axis[min(index, len(axis) - 1)] for axis in axes] for index in range(longest)]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain containers, every interpolation resolved, Hydra's own node left out."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    found.pop("hydra", None)
+    return found  # type: ignore[return-value]
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
+    key = (override.key_or_group or "").split("@")[0]
+    return loader.repository.group_exists(key) and "." not in key
+
+
+def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError | None:
+    """The error for a group's option that does not exist, with the nearest that does."""
+    group, value = override.key_or_group, override.value()
+    if override.is_delete() or value is None:
+        return None
+    options = loader.get_group_options(group)
+    for name in value if isinstance(value, list) else [value]:
+        stem = str(name).removesuffix(".yaml")
+        if stem not in options and not loader.repository.config_exists(f"{group}/{stem}"):
+            near = nearest(stem, options)
+            shown = ", ".join(options)
+            return UserError(f"there is no option {stem!r}", where=group, remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}")
+    return None
+
+
+def _apply(composed: Composed, override: Override) -> None:
+    """Apply one value override as Hydra would, a key that does not fit noted instead of raised."""
+    config, key = composed.config, override.key_or_group
+    parent, _, last = key.rpartition(".")
+    holder = OmegaConf.select(config, parent) if parent else config
+    if override.is_delete():
+        if OmegaConf.select(config, key, default="???") == "???":
+            composed.errors.append(UserError("there is nothing to delete", where=key, remedy="leave the override out"))
+            return
+        with open_dict(config):
+            holder.pop(last)
+        return
+    if holder is None and not override.is_force_add():
+        top = parent.split(".")[0]
+        if parent and OmegaConf.select(config, top) is None:
+            near = nearest(top, [str(k) for k in config])
+            what = f"{top} is off ({top}=none), so it has no keys" if top in config else "no such key"
+            remedy = f"choose an option of {top}, or leave {key} out" if top in config else f"did you mean {near}?" if near else "see --cfg job"
+            composed.errors.append(UserError(what, where=key, remedy=remedy))
+            return
+    exists = isinstance(holder, DictConfig) and last in holder or (not parent and key in config)
+    if not exists and not override.is_add() and not override.is_force_add():
+        composed.added.add(key)
+    try:
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+    except (OmegaConfBaseException, ValueError, AssertionError) as error:
+        composed.errors.append(UserError(" ".join(str(error).split()), where=key))
+
+
+def _resolved(composed: Composed) -> dict[str, Any] | None:
+    """The config as plain containers; interpolations that lead nowhere become errors. Missing `???` stay."""
+    config = composed.config
+    result: dict[str, Any] = {}
+    for key in list(config):
+        if key == "hydra":
+            result[key] = OmegaConf.to_container(config.hydra, resolve=False)
+            continue
+        try:
+            value = "???" if OmegaConf.is_missing(config, key) else config[key]
+            result[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            where = getattr(error, "full_key", None) or key
+            composed.errors.append(UserError(" ".join(str(error).split("\n")[0].split()), where=str(where)))
+    return result
+
+
+def _hydra_targets(node: dict[str, Any]) -> list[UserError]:
+    """Hydra builds its own nodes (launchers, sweepers, callbacks) while it starts: the allow-list holds there as well."""
+    from sft.config.build import targets_of
+    from sft.config.targets import check_target
+
+    return [error for key, target in targets_of(node, "hydra") if (error := check_target(target, key))]

@@ -1,0 +1,109 @@
+"""Options that contradict each other, found from the config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sft.config.errors import UserError
+
+# Attention that keeps packed documents apart; eager and flex need a 4-D mask that nobody builds.
+ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"}
+
+
+def conflicts(config: dict[str, Any]) -> Iterator[UserError]:
+    """Each pair of settings of a resolved training config that cannot both be meant."""
+    for rule in (_quantized_full, _early_stopping, _best_model, _adapter, _merge, _precision, _dataset):
+        try:
+            yield from rule(config)
+        except (AttributeError, TypeError):
+            continue  # a node of the wrong shape: the type check has said so already
+
+
+def _quantized_full(config: dict[str, Any]) -> Iterator[UserError]:
+    if config.get("quant") and config.get("lora") is None and "lora" in config and not _model(config).get("adapter"):
+        yield UserError(
+            "quantized weights cannot be trained in full", where="quant", remedy="quant=none, or lora=r16 to train an adapter"
+        )
+
+
+def _early_stopping(config: dict[str, Any]) -> Iterator[UserError]:
+    for name, node in (config.get("callbacks") or {}).items():
+        target = str((node or {}).get("_target_", ""))
+        if target.endswith("EarlyStoppingCallback") or target.endswith("EarlyStopping"):
+            if not evaluates(config):
+                yield UserError(
+                    "early stopping looks at evaluations, and this run makes none",
+                    where=f"callbacks.{name}",
+                    remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
+                )
+
+
+def _best_model(config: dict[str, Any]) -> Iterator[UserError]:
+    trainer = config.get("trainer") or {}
+    if trainer.get("load_best_model_at_end") and not evaluates(config):
+        yield UserError(
+            "the best model is chosen by evaluations, and this run makes none",
+            where="trainer.load_best_model_at_end",
+            remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1",
+        )
+
+
+def _adapter(config: dict[str, Any]) -> Iterator[UserError]:
+    if _model(config).get("adapter") and "lora" in config and config["lora"] is None:
+        yield UserError(
+            "an adapter to go on from is given, and adapters are off", where="model.adapter", remedy="lora=r16, or leave it out"
+        )
+
+
+def _merge(config: dict[str, Any]) -> Iterator[UserError]:
+    if config.get("save_merged_model") and "lora" in config and config["lora"] is None:
+        yield UserError(
+            "a full fine-tune has no adapter to merge; its model/ is whole already",
+            where="save_merged_model",
+            remedy="save_merged_model=false",
+        )
+
+
+def _precision(config: dict[str, Any]) -> Iterator[UserError]:
+    trainer = config.get("trainer") or {}
+    if trainer.get("bf16") is True and trainer.get("fp16") is True:
+        yield UserError("bf16 and fp16 are both on", where="trainer.fp16", remedy="leave one of them out")
+
+
+def _dataset(config: dict[str, Any]) -> Iterator[UserError]:
+    dataset = config.get("dataset")
+    if not isinstance(dataset, dict):
+        return
+    if "sources" in dataset and not dataset.get("sources") and not dataset.get("path"):
+        yield UserError(
+            "there is no source to train on",
+            where="dataset.sources",
+            remedy="'+dataset.sources.NAME={path: FILE}', or dataset=local dataset.path=FILE",
+        )
+    attention = _model(config).get("attn_implementation")
+    if dataset.get("packing") and attention not in ISOLATING:
+        yield UserError(
+            f"{attention} cannot keep packed documents apart",
+            where="model.attn_implementation",
+            remedy="model.attn_implementation=varlen, or dataset.packing=false",
+        )
+    if dataset.get("masking") == "response_template" and not dataset.get("response_template"):
+        yield UserError(
+            "masking=response_template needs the text that answers begin with",
+            where="dataset.response_template",
+            remedy="dataset.response_template='### Response:'",
+        )
+
+
+def evaluates(config: dict[str, Any]) -> bool:
+    """Whether a run has evaluation rows and a strategy that uses them."""
+    trainer, dataset = config.get("trainer") or {}, config.get("dataset") or {}
+    rows = bool(dataset.get("eval_fraction")) or bool(dataset.get("eval_sources"))
+    nodes = (config.get("callbacks") or {}).values()
+    asks = any(str((node or {}).get("_target_", "")).endswith("Validation") for node in nodes)
+    return rows and (asks or str(trainer.get("eval_strategy", "no")).lower() not in ("no", "false"))
+
+
+def _model(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("model") or {}

@@ -1,0 +1,123 @@
+"""The command line before Hydra sees it: flags first, literal text quoted, the environment's share added."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.config.errors import UserError
+
+# Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
+LITERAL = re.compile(r"(\+{0,2})(prompt|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)", re.DOTALL)
+
+
+@dataclass
+class CommandLine:
+    """A parsed command line.
+
+    Attributes:
+        flags: Hydra's own flags as given (`--cfg job`), `-m` and `--config-dir` taken out.
+        overrides: what is left, ready for Hydra's parser.
+        multirun: whether `-m` was given.
+        shows: whether Hydra only shows something (`--help`, `--cfg`, ...) and runs no job.
+        config_name: the primary config that `--config-name` asks for, None otherwise.
+        config_dirs: what `--config-dir` names.
+    """
+
+    flags: list[str]
+    overrides: list[str]
+    multirun: bool
+    shows: bool
+    config_name: str | None
+    config_dirs: list[str]
+
+
+def parse_command_line(argv: list[str]) -> CommandLine:
+    """Sort a command line; Hydra's own parser judges the flags."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    multirun = any(token in ("-m", "--multirun") for token in argv)
+    argv = [token for token in argv if token not in ("-m", "--multirun")]
+    known: argparse.Namespace = parser.parse_intermixed_args(argv)
+    rest = list(known.overrides)
+    flags: list[str] = []
+    for token in argv:
+        if token in rest:
+            rest.remove(token)
+        else:
+            flags.append(token)
+    flags, config_dirs = _take_option(flags, ("--config-dir", "-cd"))
+    shows = bool(known.help or known.hydra_help or known.cfg or known.info or known.shell_completion)
+    overrides = [quote_literal(token, multirun) for token in known.overrides]
+    for token in overrides:
+        if "=" not in token and not token.startswith("~"):
+            raise UserError(
+                f"{token!r} is neither a flag nor an override", remedy="write key=value, group=option, or --help for what there is"
+            )
+    return CommandLine(flags, overrides, multirun, shows, known.config_name, config_dirs)
+
+
+def quote_literal(override: str, multirun: bool = False) -> str:
+    """Quote the value of a key whose value is literal text, so that Hydra's grammar leaves it alone.
+
+    Under `-m`, a list of existing files (`dataset.path=a.jsonl,b.jsonl`) and Hydra's own sweeps (`choice(a,b)`) stay sweeps.
+    """
+    match = LITERAL.fullmatch(override)
+    if not match:
+        return override
+    prefix, key, value = match.groups()
+    if multirun and key != "prompt" and _is_sweep(value):
+        return override
+    if key != "prompt" and (value in ("null", "???") or (value[:1] == "[" and value[-1:] == "]" and not Path(value).exists())):
+        return override
+    return f"{prefix}{key}={quoted(value)}" if "hydra." not in key else f"{prefix}{key}={_quoted_unless_interpolated(value)}"
+
+
+def quoted(value: str) -> str:
+    """Text in Hydra's quotes: parsing it gives the same text, interpolations not followed."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", value)
+    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+
+
+def with_environment(overrides: list[str], environment: dict[str, str] | None = None) -> list[str]:
+    """MODEL_ID stands for `model.name` unless the command line says something about the model."""
+    model_id = (environment if environment is not None else dict(os.environ)).get("MODEL_ID")
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if not model_id or keys & {"model", "model.name", "run"}:
+        return overrides
+    return [f"model.name={quoted(model_id)}", *overrides]
+
+
+def _quoted_unless_interpolated(value: str) -> str:
+    return value if "${" in value else quoted(value)
+
+
+def _is_sweep(value: str) -> bool:
+    if re.match(r"(choice|range|glob|sort|shuffle|tag)\(", value):
+        return True
+    parts = value.split(",")
+    return len(parts) > 1 and not Path(value).exists() and all(Path(part).exists() for part in parts)
+
+
+def _take_option(flags: list[str], names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Flags without one option, and the values it was given, as `--x V` or `--x=V`."""
+    left: list[str] = []
+    values: list[str] = []
+    index = 0
+    while index < len(flags):
+        name, equals, value = flags[index].partition("=")
+        if name in names:
+            if not equals:
+                index += 1
+                value = flags[index] if index < len(flags) else ""
+            values.append(value)
+        else:
+            left.append(flags[index])
+        index += 1
+    return left, values

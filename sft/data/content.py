@@ -1,0 +1,66 @@
+"""What a source's tokens follow from: the facts that their cache key is a digest of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.data.cache import Cache, code_version
+from sft.data.readers import files_of
+from sft.data.readers.slices import parse_split
+from sft.data.spec import Source, node_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `dataset` says about every source alike, as far as their tokens depend on it."""
+
+    use_text_column: bool = False
+    check_rows: int = 64
+    num_proc: int | None = None
+
+
+def content_of(source: Source, cache: Cache, where: str) -> Any:
+    """What a source's rows follow from, as JSON; None where only the rows themselves can tell.
+
+    Files count by their content. A hub dataset counts by its files in the hub's cache, a streamed one by its commit.
+    Code that is not the package's own (a generator, a `convert`) may depend on anything: its rows count.
+    """
+    if any(node and not _ours(node) for node in (source.convert, source.generator)):
+        return None
+    if source.generator:
+        return "generator"  # its node is among the facts, its code in the package's
+    if source.path:
+        split, _ = parse_split(source.split, f"{where}.split")
+        return [[file.label, file.kind, _digest(file.path, cache)] for file in files_of(source, where, split)]
+    if source.streaming:
+        return source.revision if re.fullmatch(r"[0-9a-f]{40}", source.revision or "") else None
+    from sft.data.readers.hub import load_hub
+
+    split, _ = parse_split(source.split, f"{where}.split")
+    data = load_hub(source, split or "train", where)
+    return [[cache.file_digest(Path(file["filename"])) for file in data.cache_files], len(data)]
+
+
+def facts_of(source: Source, options: Options) -> dict[str, Any]:
+    """What the tokens follow from beside the rows' content and the encoder; a weight is not part of it."""
+    node = node_of(source)
+    for key in ("weight", "path"):  # files count by content and label
+        node.pop(key)
+    if callable(node["generator"]) or callable(node["convert"]):
+        node["generator"] = node["convert"] = None  # objects of the user's: their rows count
+    facts = {"source": node, "text": options.use_text_column, "check": options.check_rows}
+    return {**facts, "code": code_version()}
+
+
+def _ours(node: Any) -> bool:
+    return isinstance(node, Mapping) and str(node.get("_target_", "")).startswith("sft.")
+
+
+def _digest(path: Path, cache: Cache) -> Any:
+    if path.is_dir():
+        return [[file.name, cache.file_digest(file)] for file in sorted(path.iterdir()) if file.is_file()]
+    return cache.file_digest(path)

@@ -1,0 +1,209 @@
+"""A stream of rows to flat columns of tokens: converted and encoded in chunks, in this process or in several."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import current_process
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sft.data.documents import IGNORE
+from sft.data.formats.errors import RowError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from sft.data.formats.converter import Converter
+    from sft.data.labels import Encoded, Encoder
+    from sft.data.readers.rows import Where
+
+CHUNK = 500  # conversations encoded at once
+AHEAD = 3  # chunks waiting for each process
+PROCESSES = 8  # at most, unless more are asked for
+ROWS_FOR_PROCESSES = 3000  # fewer are encoded before other processes have started
+
+COLUMNS = {  # of an encoded source, with their types
+    "input_ids": np.int32,
+    "trained": np.uint8,
+    "length": np.int64,
+    "trained_count": np.int64,
+    "digest": np.uint64,
+    "conversation": np.int64,
+    "row": np.int64,
+    "file": np.int32,
+}
+
+
+class Failure(NamedTuple):
+    """A row that became no training row: which of its chunk, the reason by kind and in full, whether it is broken."""
+
+    place: int
+    kind: str
+    reason: str
+    broken: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Encoded conversations: the columns of COLUMNS, `conversation` counted from the chunk's first row."""
+
+    columns: dict[str, np.ndarray]
+    failures: list[Failure]
+
+
+class Work:
+    """What is done to every row of a source: to a conversation, then to tokens and labels.
+
+    Args:
+        converter: turns rows into conversations; None where they are conversations, or the RowError why not.
+        encoder: turns conversations into tokens and labels.
+        as_text: render conversations with messages to text, which is trained whole.
+    """
+
+    def __init__(self, converter: Converter | None, encoder: Encoder, as_text: bool = False) -> None:
+        self.converter, self.encoder, self.as_text = converter, encoder, as_text
+
+    def __call__(self, items: Sequence[Any]) -> Chunk:
+        """Encode one chunk of rows."""
+        failures, conversations, places = [], [], []
+        for index, item in enumerate(items):
+            try:
+                conversations.append(self.conversation(item))
+                places.append(index)
+            except RowError as error:
+                failures.append(Failure(index, error.kind, error.reason, error.broken))
+        encoded = self.encoder.encode(conversations)
+        for index, one in zip(places, encoded, strict=True):
+            if one["problem"] is not None:
+                failures.append(Failure(index, _kind(one["problem"]), one["problem"], True))
+        return Chunk(_columns(encoded, places), sorted(failures))
+
+    def conversation(self, item: Any) -> dict[str, Any]:
+        """The conversation that a row holds. Raises RowError where it holds none."""
+        if isinstance(item, RowError):
+            raise item
+        conversation = item if self.converter is None else self.converter.to_conversation(item)
+        if self.as_text and "messages" in conversation:
+            from sft.template.render import RenderError
+
+            try:
+                return {"text": self.encoder.bound.render(conversation)}
+            except RenderError as error:
+                raise RowError("cannot be rendered", f": {error}") from None
+        return conversation
+
+
+def encode_rows(
+    rows: Iterable[tuple[Where, Any]], work: Work, processes: int | None
+) -> Iterator[tuple[list[Where], Chunk]]:
+    """Encode rows chunk by chunk, in order; each chunk with its rows' places.
+
+    Args:
+        rows: places and rows, read as they are needed.
+        work: what is done to them.
+        processes: how many; None chooses by the number of rows, 0 and 1 stay in this process.
+    """
+    rows = iter(rows)
+    head = list(islice(rows, ROWS_FOR_PROCESSES))
+    if processes is None:
+        processes = min(PROCESSES, _cores()) if len(head) == ROWS_FOR_PROCESSES else 1
+    chunks = _chunks(_chain(head, rows))
+    if processes <= 1 or current_process().daemon:
+        for places, items in chunks:
+            yield places, work(items)
+        return
+    yield from _in_processes(chunks, work, processes)
+
+
+def _in_processes(
+    chunks: Iterator[tuple[list[Where], list[Any]]], work: Work, processes: int
+) -> Iterator[tuple[list[Where], Chunk]]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    executor = ProcessPoolExecutor(processes, context, _start, (work,))
+    waiting: deque[tuple[list[Where], Future[Chunk]]] = deque()
+    try:
+        for places, items in chunks:
+            waiting.append((places, executor.submit(_one_chunk, items)))
+            if len(waiting) >= AHEAD * processes:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_work: Work | None = None  # a worker process's own
+
+
+def _start(work: Work) -> None:
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
+    gc.disable()  # a worker makes lists of numbers, no cycles
+
+
+def _one_chunk(items: list[Any]) -> Chunk:
+    assert _work is not None
+    return _work(items)
+
+
+def _columns(encoded: Sequence[Encoded], places: Sequence[int]) -> dict[str, np.ndarray]:
+    rows = [(row, place) for one, place in zip(encoded, places, strict=True) for row in one["rows"]]
+    ids = [np.array(row["input_ids"], np.int32) for row, _ in rows]
+    lengths = np.array([len(each) for each in ids], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    labels = [np.array(row["labels"], np.int64) for row, _ in rows]
+    trained = np.concatenate(labels) != IGNORE if rows else np.empty(0, bool)
+    trained[starts[lengths > 0]] = False  # nothing comes before a document's first token to predict it from
+    sums = np.concatenate([[0], np.cumsum(trained)])
+    columns = {
+        "input_ids": np.concatenate(ids) if rows else [],
+        "trained": trained,
+        "length": lengths,
+        "trained_count": sums[starts + lengths] - sums[starts] if rows else [],
+        "digest": [digest_of(each) for each in ids],
+        "conversation": [place for _, place in rows],
+    }
+    return {name: np.asarray(values, COLUMNS[name]) for name, values in columns.items()}
+
+
+def digest_of(input_ids: np.ndarray) -> int:
+    """A 64-bit hash of token ids: documents with equal ones are equal, but for a chance of 1 in 10^19 a pair."""
+    data = np.ascontiguousarray(input_ids, dtype="<i4").tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _chunks(rows: Iterator[tuple[Where, Any]]) -> Iterator[tuple[list[Where], list[Any]]]:
+    while chunk := list(islice(rows, CHUNK)):
+        yield [where for where, _ in chunk], [item for _, item in chunk]
+
+
+def _chain(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from head
+    head.clear()
+    yield from rest
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _kind(problem: str) -> str:
+    """A problem without its particulars, to count by."""
+    return problem.split(": ")[0][:100]

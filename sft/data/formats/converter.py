@@ -1,0 +1,263 @@
+"""Rows to conversations, by the format most rows have or the one the user names."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.data.formats.errors import RowError
+from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
+from sft.data.formats.values import kind_of
+from sft.data.readers.rows import Broken, Row
+from sft.data.spec import Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Converter:
+    """Turns one source's rows into conversations; picklable as long as `convert` is.
+
+    Attributes:
+        format: name of the source's format; `convert` where a function of the user's decides.
+        named: whether the user named the format: then other columns of a row are not looked at.
+        columns: {our column: theirs}.
+        convert: the user's function `row -> conversation | None`.
+        as_text: conversations with messages are to be rendered to text and trained whole (`use_text_column`).
+        unused: columns that no conversation is made of.
+        fingerprint: digest of all that decides the conversion, the user's function's module included.
+    """
+
+    format: str
+    named: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    convert: Callable[[Any], Any] | None = None
+    as_text: bool = False
+    unused: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def to_conversation(self, row: Row) -> Conversation:
+        """The row as {"messages": [...], "tools": [...]} or {"text": ...}. Raises RowError with the reason."""
+        if isinstance(row, Broken):
+            raise RowError(row.kind, row.reason[len(row.kind) :])
+        try:
+            mapped = renamed(row, self.columns) if self.columns else row
+            if self.convert is not None:
+                return self._by_function(mapped)
+            if self.named:
+                return FORMATS[self.format].conversation(mapped)
+            return self._recognised(mapped)
+        except RecursionError:
+            raise RowError("nested too deeply") from None
+
+    def _by_function(self, row: Mapping[str, Any]) -> Conversation:
+        assert self.convert is not None
+        try:
+            found = self.convert(row)
+        except RowError:
+            raise
+        except Exception as error:  # whatever the user's function raises concerns this row alone
+            raise RowError("convert failed", f": {type(error).__name__}: {error}") from error
+        if found is None:
+            raise RowError("left out by convert", broken=False)
+        if not isinstance(found, dict):
+            raise RowError("convert gave no conversation", f" but {kind_of(found)}")
+        forms = formats_of(found)
+        if not forms:
+            raise RowError(
+                "convert gave no conversation", f" but an object with {', '.join(map(str, found)) or 'no keys'}"
+            )
+        return forms[0].conversation(found)
+
+    def _recognised(self, row: Mapping[str, Any]) -> Conversation:
+        forms = formats_of(row)
+        names = [form.name for form in forms]
+        if names and (self.format not in names or (self.format == "text" and names[0] != "text")):
+            raise RowError("another format", f": {names[0]}, where the source's rows are {self.format}")
+        conversation = FORMATS[self.format].conversation(row)
+        for form in forms:
+            if form.name not in (self.format, "text"):
+                _compare(conversation, form, row, self.format)
+        return conversation
+
+
+def recognise(source: Source, rows: Iterable[Row], where: str, *, use_text_column: bool = False) -> Converter:
+    """The converter of a source, its format recognised over all the rows given, unless the user names it.
+
+    Args:
+        source: says what the user fixed (format, columns, convert).
+        rows: the source's rows, or as many of the first as can be held.
+        where: the source's key in the config, for errors.
+        use_text_column: train the column `text`, or what messages are rendered to.
+
+    Raises:
+        UserError: an unknown format; a mapped column that no row has; rows of no known format.
+    """
+    seen = [row for row in rows if isinstance(row, dict)]
+    columns = _checked_columns(source, seen, where)
+    convert = _function(source.convert, where)
+    found = Converter("convert" if convert else "", columns=columns, convert=convert)
+    if convert is None:
+        _choose(found, source, seen, where, use_text_column)
+    found.as_text = use_text_column and found.format != "text"
+    facts = [found.format, found.named, columns, found.as_text, _code_of(source.convert)]
+    found.fingerprint = hashlib.sha256(json.dumps(facts, default=repr).encode()).hexdigest()[:16]
+    return found
+
+
+def formats_of(row: Mapping[str, Any]) -> list[Format]:
+    """The formats that a row's filled columns make, the surest first."""
+    filled = frozenset(key for key, value in row.items() if value is not None and value != "")
+    return _fitting(filled)
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under our names; a column of theirs may be a dotted path into nested objects."""
+    taken = {theirs for theirs in columns.values()}
+    result = {key: value for key, value in row.items() if key not in taken or key in columns}
+    for ours, theirs in columns.items():
+        found, value = _lookup(row, theirs)
+        if found:
+            result[ours] = value
+        else:
+            result.pop(ours, None)
+    return result
+
+
+def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_text_column: bool) -> None:
+    """Fill in the converter's format and the columns it leaves unused."""
+    mapped = [renamed(row, found.columns) for row in rows] if found.columns else rows
+    if source.format != "auto":
+        found.format, found.named = format_named(source.format, f"{where}.format"), True
+    elif use_text_column and any(isinstance(row.get("text"), str) for row in mapped):
+        found.format, found.named = "text", True
+    else:
+        found.format = _majority(mapped, source, where)
+    keys = Counter(key for row in mapped for key, value in row.items() if value not in (None, "", []))
+    found.unused = [str(key) for key in keys if key not in FORMATS[found.format].columns()]
+    log.info(
+        "%s: format %s%s", where, found.format, f"; columns not used: {', '.join(found.unused)}" if found.unused else ""
+    )
+
+
+def format_named(name: str, where: str) -> str:
+    """The format that a name or an alias means. Raises UserError with the nearest that there is."""
+    if name in ALIASES:
+        return ALIASES[name]
+    near = difflib.get_close_matches(str(name).lower(), ALIASES, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"formats: auto, {', '.join(FORMATS)}"
+    raise UserError(f"there is no format {name!r}", where=where, remedy=remedy)
+
+
+def _majority(rows: list[Any], source: Source, where: str) -> str:
+    """The surest of the formats that most rows have."""
+    shapes = Counter(frozenset(key for key, value in row.items() if value is not None and value != "") for row in rows)
+    votes: Counter[str] = Counter()
+    for shape, count in shapes.items():
+        for form in _fitting(shape):
+            votes[form.name] += count
+    if not votes:  # no row is whole: the format whose columns are at least begun
+        for row in rows:
+            votes.update(form.name for form in FORMATS.values() if any(name in row for name in form.needs[0]))
+    if votes:
+        most = max(votes.values())
+        return next(name for name in FORMATS if votes[name] == most)
+    if not rows:
+        return "messages"  # every row is broken, and says so itself
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    raise UserError(
+        f"the format of {source.described()} is not recognised: its columns are {', '.join(names[:20]) or 'none'}",
+        where=where,
+        remedy=f"map them, {where}.columns={{instruction: THEIRS, output: THEIRS}}, or name a function: {where}.convert",
+    )
+
+
+def _compare(conversation: Conversation, other: Format, row: Mapping[str, Any], chosen: str) -> None:
+    """Raise RowError where a row's other columns make another answer than those of the chosen format."""
+    try:
+        theirs = other.conversation(row)
+    except RowError as error:
+        raise RowError(
+            "contradicting columns", f": {chosen} is whole, {other.name} has {error.reason}; set format"
+        ) from None
+    ours, theirs = conversation["messages"][-1], theirs["messages"][-1]
+    if ours["content"].strip() != theirs["content"].strip() or ours.get("tool_calls") != theirs.get("tool_calls"):
+        raise RowError("contradicting columns", f": {chosen} and {other.name} end in different answers; set format")
+
+
+_FITTING: dict[frozenset[Any], list[Format]] = {}
+
+
+def _fitting(filled: frozenset[Any]) -> list[Format]:
+    if filled not in _FITTING:
+        if len(_FITTING) > 10_000:  # rows whose keys are data
+            _FITTING.clear()
+        _FITTING[filled] = [form for form in FORMATS.values() if form.fits(filled)]
+    return _FITTING[filled]
+
+
+def _lookup(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:
+    if path in row:
+        return True, row[path]
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def _checked_columns(source: Source, rows: list[Any], where: str) -> dict[str, str]:
+    known = sorted(set().union(*(form.columns() for form in FORMATS.values())))
+    for ours, theirs in source.columns.items():
+        key = f"{where}.columns.{ours}"
+        if source.convert is None and ours not in known:
+            near = difflib.get_close_matches(ours, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(known)}"
+            raise UserError(f"{ours} is no column that a format reads", where=key, remedy=remedy)
+        if rows and not any(_lookup(row, theirs)[0] for row in rows):
+            names = list(dict.fromkeys(str(name) for row in rows for name in row))
+            near = difflib.get_close_matches(theirs, names, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(names[:20])}"
+            raise UserError(f"no row has a column {theirs}", where=key, remedy=remedy)
+    return dict(source.columns)
+
+
+def _function(node: Any, where: str) -> Callable[[Any], Any] | None:
+    """The user's function: a `_target_` node whose other keys are bound, or a callable."""
+    if not node:
+        return None
+    if isinstance(node, Mapping):
+        from sft.config.build import build, targets_of
+
+        # the target was admitted when the dataset node was built
+        allowed = [target for _, target in targets_of(dict(node), "")]
+        node = build({"_partial_": True, **node}, where=f"{where}.convert", allowed=allowed)
+    if not callable(node):
+        raise UserError(
+            f"{kind_of(node)} is no function", where=f"{where}.convert", remedy="{_target_: module.function}"
+        )
+    return node
+
+
+def _code_of(node: Any) -> Any:
+    """What a user's function does, as far as a digest of its node and its module's source can say."""
+    if not node:
+        return None
+    by_node = isinstance(node, Mapping)
+    target = str(node.get("_target_")) if by_node else f"{getattr(node, '__module__', '')}.{node!r}"
+    try:
+        spec = importlib.util.find_spec(target.rpartition(".")[0] if by_node else node.__module__)
+        source = Path(str(spec.origin)).read_bytes() if spec else b""
+    except (ImportError, OSError, ValueError, AttributeError):
+        source = b""
+    return [dict(node) if by_node else target, hashlib.sha256(source).hexdigest()]

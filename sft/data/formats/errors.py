@@ -1,0 +1,27 @@
+"""Why a row is no conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RowError(ValueError):
+    """A row that is no conversation.
+
+    Args:
+        kind: the reason without particulars ("unknown role"), by which a report counts.
+        detail: what follows it in full (" 'narrator' in message 2").
+        broken: false where the row was left out on purpose (a user's `convert` returned None): it is counted, but not
+            against `dataset.max_dropped`.
+    """
+
+    def __init__(self, kind: str, detail: str = "", *, broken: bool = True) -> None:
+        self.kind, self.reason, self.broken = kind, f"{kind}{detail}", broken
+        super().__init__(self.reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self.kind, self.reason, self.broken))
+
+
+def _rebuild(kind: str, reason: str, broken: bool) -> RowError:
+    return RowError(kind, reason[len(kind) :], broken=broken)

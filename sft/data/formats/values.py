@@ -1,0 +1,146 @@
+"""Values of a row as text and as JSON, or the reason why they are neither."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft.data.formats.errors import RowError
+
+DEEPEST = 64  # levels of nesting that tools and arguments may have; templates render them by recursion
+TEXT_PARTS = ("text", "input_text", "output_text")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+def text_of(value: Any, what: str) -> str:
+    """Text as it stands: a string, or text parts joined without anything between them.
+
+    Args:
+        value: a string, or a list of strings and {"type": "text", "text": ...} parts.
+        what: what it is, for the reason ("content of message 2").
+
+    Raises:
+        RowError: null, another type, another modality, text that is no valid Unicode or has NUL characters.
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_unicode(value, what)
+        if "\0" in value:
+            raise RowError("NUL character", f" in the {what}")
+        return value
+    if isinstance(value, list):
+        return "".join(_part(part, what) for part in value)
+    if value is None:
+        raise RowError("null", f" as the {what}")
+    raise RowError("not text", f": the {what} is {kind_of(value)}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to read in a text."""
+    return not text or text.isspace()
+
+
+def optional_text(value: Any, what: str) -> str | None:
+    """Text, or None where the value is null or empty."""
+    if value is None or value == "":
+        return None
+    return text_of(value, what) or None
+
+
+def kind_of(value: Any) -> str:
+    """A value's type in the words of JSON."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite"
+    for kind, name in ((int, "a number"), (float, "a number"), (str, "text"), (bytes, "bytes")):
+        if isinstance(value, kind):
+            return name
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, Sequence) else type(value).__name__
+
+
+def list_of(value: Any, what: str) -> list[Any]:
+    """A list: as it stands, from JSON text, or from the object of equally long lists that some tables make of one."""
+    if isinstance(value, str):
+        value = parsed(value, what)
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        lengths = {len(column) for column in value.values()}
+        if len(lengths) == 1:
+            rows = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+            return [{key: item for key, item in row.items() if item is not None} for row in rows]
+    if value is None:
+        raise RowError("null", f" as the {what}")
+    if not isinstance(value, list):
+        raise RowError("not a list", f": the {what} is {kind_of(value)}")
+    return value
+
+
+def parsed(text: str, what: str) -> Any:
+    """JSON text as a value."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        shown = text if len(text) <= 40 else text[:40] + "..."
+        raise RowError("not JSON", f": the {what}, {shown!r} ({getattr(error, 'msg', 'nested too deeply')})") from None
+
+
+def checked_json(value: Any, what: str, depth: int = 0) -> Any:
+    """The value itself, once it is known that every template can render it as JSON."""
+    if depth > DEEPEST:
+        raise RowError("nested too deeply", f": the {what}")
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_unicode(value, what)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise RowError("not JSON", f": {kind_of(value)} in the {what}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise RowError("not JSON", f": the key {key!r} in the {what}")
+            checked_json(item, what, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            checked_json(item, what, depth + 1)
+    elif value is not None and not isinstance(value, int):
+        raise RowError("not JSON", f": {type(value).__name__} in the {what}")
+    return value
+
+
+def as_json(value: Any, what: str) -> str:
+    """A value as JSON text, its own letters kept."""
+    return json.dumps(checked_json(value, what), ensure_ascii=False)
+
+
+def refuse_media(row: Mapping[str, Any], what: str) -> None:
+    """Raise RowError where a row or message carries pictures, sound or film."""
+    for key in MEDIA:
+        if key in row and row[key] not in (None, "", []):
+            raise RowError("not text alone", f": the {what} has {key}")
+
+
+def _part(part: Any, what: str) -> str:
+    if isinstance(part, str):
+        return text_of(part, what)
+    if not isinstance(part, dict):
+        raise RowError("not text", f": a part of the {what} is {kind_of(part)}")
+    kind = part.get("type", "text")
+    if kind not in TEXT_PARTS:
+        raise RowError("not text alone", f": the {what} has a part of type {kind!r}")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise RowError("not text", f": a part of the {what} has {kind_of(text)} as its text")
+    return text_of(text, what)
+
+
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("invalid Unicode", f": half a surrogate pair in the {what}") from None

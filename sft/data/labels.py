@@ -1,0 +1,229 @@
+"""From conversations to input_ids and labels: rendered, tokenized once in batches, trained spans by their offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from sft.config.errors import UserError
+from sft.data.gate import IGNORE, Gate
+from sft.data.markers import Markers
+from sft.data.offsets import tokens_between
+from sft.template.bound import BoundTemplate
+from sft.template.spans import Rendered, Unlabelable, render_rows
+
+_VERSION = 1  # part of the fingerprint: raised when the same rows get other labels
+
+
+class Row(TypedDict):
+    """One training example: token ids, labels (the id where it is trained, -100 elsewhere), and both as text."""
+
+    input_ids: list[int]
+    labels: list[int]
+    text: str
+    trained_text: list[str]
+
+
+class Encoded(TypedDict):
+    """What a conversation became: its rows, or the reason why it has none, as `kind: particulars`."""
+
+    rows: list[Row]
+    problem: str | None
+
+
+class Encoder:
+    """Turns conversations into labelled tokens; it can be pickled and sent to worker processes.
+
+    Args:
+        bound: the chat template of the run.
+        tokenizer: a fast tokenizer that knows the template's tokens.
+        train_on: "assistant" (each assistant turn), "last" (the last one) or "all" (the whole text).
+        masking: "template" (spans by rendering) or "response_template" (by searching token sequences).
+        history: "expand", "allow" or "refuse", for turns that a longer text renders unlike generation.
+        response_template: with masking=response_template: the text, or token ids, that an answer follows.
+        instruction_template: with masking=response_template: what ends an answer, the next user's header.
+
+    Raises:
+        UserError: options that do not fit together, or a tokenizer without offsets.
+    """
+
+    def __init__(
+        self,
+        bound: BoundTemplate,
+        tokenizer: Any,
+        *,
+        train_on: str = "assistant",
+        masking: str = "template",
+        history: str = "expand",
+        response_template: str | Sequence[int] | None = None,
+        instruction_template: str | Sequence[int] | None = None,
+    ) -> None:
+        _choice("dataset.train_on", train_on, ("assistant", "last", "all"))
+        _choice("dataset.masking", masking, ("template", "response_template"))
+        _choice("dataset.history", history, ("expand", "allow", "refuse"))
+        if not getattr(tokenizer, "is_fast", False):
+            remedy = "take a model whose repository has a tokenizer.json"
+            raise UserError("the tokenizer gives no offsets, which labels need", where="model.tokenizer", remedy=remedy)
+        self.bound, self.tokenizer = bound, tokenizer
+        self.train_on, self.masking, self.history = train_on, masking, history
+        self.markers = None
+        if masking == "response_template":
+            self.markers = Markers(tokenizer, response_template, instruction_template)
+        elif response_template or instruction_template:
+            remedy = "dataset.masking=response_template"
+            raise UserError("a response template is set, but masking does not look for it", remedy=remedy)
+        self.gate = Gate(bound, tokenizer, train_on=train_on, masking=masking)
+        self._options = [train_on, masking, history, response_template, instruction_template]
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that the labels depend on but the rows: template, tokenizer, options."""
+        if self._fingerprint is None:
+            bound = self.bound
+            facts = [
+                [_VERSION, bound.text, bound.variables, bound.system, bound.date, bound.bos],
+                [bound.stop_tokens, bound.tool_stop, bound.open_turn, repr(bound.style)],
+                [list(option) if isinstance(option, tuple) else option for option in self._options],
+            ]
+            digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False, default=str, sort_keys=True).encode())
+            digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            self._fingerprint = digest.hexdigest()[:32]
+        return self._fingerprint
+
+    def encode(self, conversations: Sequence[dict[str, Any]]) -> list[Encoded]:
+        """Label conversations.
+
+        Args:
+            conversations: `{"messages": …, "tools": …}` or `{"text": …}`.
+
+        Returns:
+            One entry a conversation: its rows (several with history=expand), or the problem that it has. With
+            masking=response_template a row without a match has both: it is masked whole.
+        """
+        rendered = [self.render(conversation) for conversation in conversations]
+        encodings = iter(self.tokenize([row.text for rows in rendered if not isinstance(rows, str) for row in rows]))
+        out: list[Encoded] = []
+        for conversation, rows in zip(conversations, rendered, strict=True):
+            if isinstance(rows, str):
+                out.append({"rows": [], "problem": rows})
+            else:
+                labelled = [self.label(row, next(encodings)) for row in rows]
+                out.append(self._gated(labelled, raw="messages" not in conversation))
+        return out
+
+    def check(self, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Find the masks of some conversations a second way and compare.
+
+        Returns:
+            `{"rows": …, "turns": …, "methods": {method: turns}}`: what was compared.
+
+        Raises:
+            UserError: where both masks differ, with both shown.
+        """
+        from sft.data.twoway import compare
+
+        return compare(self, conversations)
+
+    def render(self, conversation: dict[str, Any]) -> list[Rendered] | str:
+        """The conversation's texts and spans, or its problem."""
+        try:
+            if "messages" not in conversation:
+                rows = [self._raw(conversation["text"])]
+            elif self.markers is not None:  # the spans are found in the tokens, whatever the template
+                rows = render_rows(self.bound, conversation, "all", self.history)
+            else:
+                rows = render_rows(self.bound, conversation, self.train_on, self.history)
+            for row in rows:
+                row.text.encode()
+            return rows
+        except Unlabelable as error:
+            return str(error)
+        except UnicodeEncodeError:
+            return "the text holds half of a surrogate pair, which is no character"
+
+    def tokenize(self, texts: list[str]) -> list[Any]:
+        """Tokenize all texts at once; special tokens stand in the text, none is added."""
+        if not texts:
+            return []
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode_batch(texts, add_special_tokens=False)
+
+    def label(self, row: Rendered, encoding: Any) -> Row:
+        """Labels by offsets: a token is trained where it lies inside a span, whatever its id."""
+        ids: list[int] = encoding.ids
+        labels = [IGNORE] * len(ids)
+        pieces = []
+        for first, last, start, end in self._stretches(row, encoding):
+            labels[first : last + 1] = ids[first : last + 1]
+            pieces.append(row.text[start:end])
+        for start, end in row.masked:
+            found = tokens_between(encoding, start, end)
+            if found is not None:
+                labels[found[0] : found[1] + 1] = [IGNORE] * (found[1] + 1 - found[0])
+        if row.masked:
+            pieces = pieces_of(row.text, labels, encoding.offsets)
+        return {"input_ids": ids, "labels": labels, "text": row.text, "trained_text": pieces}
+
+    def _stretches(self, row: Rendered, encoding: Any) -> list[tuple[int, int, int, int]]:
+        """(first token, last token, start, end) of what is trained, in tokens and in characters."""
+        if self.markers is not None:
+            offsets = encoding.offsets
+            found = [
+                (first, self._cut(encoding.ids, first, end))
+                for first, end in self.markers.spans(encoding.ids)
+                if not any(start < offsets[first][1] and offsets[first][0] < stop for start, stop in row.others)
+            ]
+            found = found[-1:] if self.train_on == "last" else found
+            return [(first, end - 1, offsets[first - 1][1], offsets[end - 1][1]) for first, end in found]
+        spans = [(tokens_between(encoding, start, end), start, end) for start, end in row.spans]
+        return [(*found[:2], max(start, found[2]), found[3]) for found, start, end in spans if found is not None]
+
+    def _cut(self, ids: Sequence[int], first: int, end: int) -> int:
+        """Where an answer found by markers ends: after its first stop token, else at the end of what was found."""
+        for at in range(first + 1, end + 1):
+            if self.gate.stops_at(ids, at):
+                return at
+        return end
+
+    def _gated(self, rows: list[Row], raw: bool) -> Encoded:
+        """The rows, or what the gate says of one of them."""
+        if self.markers is not None and not any(label != IGNORE for row in rows for label in row["labels"]):
+            return {"rows": rows, "problem": "the response template is not in the row, which is masked whole"}
+        problem = next((p for row in rows if (p := self.gate.row(row["input_ids"], row["labels"], raw))), None)
+        return {"rows": [] if problem else rows, "problem": problem}
+
+    def _raw(self, text: str) -> Rendered:
+        """Raw text, trained whole, between BOS and the end-of-sentence token."""
+        if not text.strip():
+            raise Unlabelable("the text is empty")
+        bos, eos = self.bound.bos, getattr(self.tokenizer, "eos_token", None)
+        if bos and not text.startswith(bos):
+            text = bos + text
+        if eos and not text.rstrip().endswith((*self.bound.stop_tokens, eos)):
+            text += eos
+        return Rendered(text, [(0, len(text))])
+
+
+def pieces_of(text: str, labels: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The trained stretches as text."""
+    out: list[list[int]] = []
+    before = 0
+    trained = False
+    for label, (_, end) in zip(labels, offsets, strict=True):
+        if label != IGNORE and trained:
+            out[-1][1] = end
+        elif label != IGNORE:
+            out.append([before, end])
+        trained = label != IGNORE
+        before = end
+    return [text[start:end] for start, end in out]
+
+
+def _choice(where: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{value!r} is not one of {', '.join(choices)}", where=where)

@@ -1,0 +1,215 @@
+"""One source as tokens and labels: from the cache, or read, converted and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft.data.cache import Cache, Entry, key_of
+from sft.data.content import Options, content_of, facts_of
+from sft.data.documents import Documents, Tokens
+from sft.data.encode import COLUMNS, Work, encode_rows
+from sft.data.formats import Converter, RowError, recognise
+from sft.data.readers import read_source
+from sft.data.spec import Source
+
+if TYPE_CHECKING:
+    from sft.data.labels import Encoder
+    from sft.data.readers.rows import Where
+
+HEAD = 5000  # rows over which a source's format is recognised
+REASONS_KEPT = 1000  # failures whose reason is kept in full, of each source
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A row that became no training row."""
+
+    file: str
+    row: int
+    kind: str
+    reason: str
+    broken: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A source's tokens and what happened on the way to them.
+
+    Args:
+        name: the source's name.
+        described: what it is, in words.
+        format: the rows' format.
+        files: names of its files; `documents.file` indexes them.
+        tokens: all tokens.
+        documents: every document made, whatever its length; `source` is 0 throughout.
+        read: rows read.
+        failed: those that became no conversation or could not be labelled.
+        checked: rows whose mask was found twice.
+        key: digest of everything the tokens follow from.
+        cached: whether they come from the cache.
+    """
+
+    name: str
+    described: str
+    format: str
+    files: list[str]
+    tokens: Tokens
+    documents: Documents
+    read: int
+    failed: list[Failed]
+    checked: int
+    key: str
+    cached: bool
+
+
+def load(name: str, source: Source, encoder: Encoder, options: Options, cache: Cache, where: str) -> Loaded:
+    """Load one source.
+
+    Args:
+        name: of the source.
+        source: what to read.
+        encoder: turns conversations into labelled tokens.
+        options: see Options.
+        cache: where tokens are kept.
+        where: the source's key in the config, for errors.
+
+    Raises:
+        UserError: what the readers, the formats and the encoder's check refuse. A broken row is no error here.
+    """
+    rows: Iterable[tuple[Where, Any]] | None = None
+    content, converter = content_of(source, cache, where), None
+    if content is None:
+        converter, rows, content = _converted(name, source, options, where)
+    key = key_of({"rows": content, "encoder": encoder.fingerprint, **facts_of(source, options)})
+    with cache.locked(key):
+        entry = cache.load(key)
+        cached = entry is not None
+        if entry is None:
+            if rows is None:
+                rows = read_source(source, name, where)
+            entry = _encode(rows, converter, source, encoder, options, cache, key, where)
+    return _loaded(name, source, entry, key, cached)
+
+
+def _converted(
+    name: str, source: Source, options: Options, where: str
+) -> tuple[Converter, list[tuple[Where, Any]], str]:
+    """All rows as conversations (or the RowError why not), and a digest of them."""
+    rows = list(read_source(source, name, where))
+    head = [row for _, row in rows[:HEAD]]
+    converter = recognise(source, head, where, use_text_column=options.use_text_column)
+    work = Work(converter, None)  # type: ignore[arg-type]  # converts only
+    converted: list[tuple[Where, Any]] = []
+    for place, row in rows:
+        try:
+            converted.append((place, work.conversation(row)))
+        except RowError as error:
+            converted.append((place, error))
+    facts = [[place, str(item) if isinstance(item, RowError) else item] for place, item in converted]
+    return converter, converted, key_of({"rows": facts, "format": converter.format})
+
+
+def _encode(
+    rows: Iterable[tuple[Where, Any]],
+    converter: Converter | None,
+    source: Source,
+    encoder: Encoder,
+    options: Options,
+    cache: Cache,
+    key: str,
+    where: str,
+) -> Entry:
+    """Read, convert, check and encode all rows into a new cache entry."""
+    rows = iter(rows)
+    head = list(islice(rows, HEAD))
+    if converter is None:
+        converter = recognise(source, [row for _, row in head], where, use_text_column=options.use_text_column)
+        work = Work(converter, encoder, converter.as_text)
+    else:
+        work = Work(None, encoder, converter.as_text)  # rows are conversations already
+    checked = _check(work, [row for _, row in head], options.check_rows, where)
+    counts = {"read": 0, "failed": 0}
+    files: dict[str, int] = {}
+    failures: list[list[Any]] = []
+    with cache.writer(key) as writer:
+        writer.append({name: np.empty(0, dtype) for name, dtype in COLUMNS.items()})
+        for places, chunk in encode_rows(_rejoined(head, rows), work, options.num_proc):
+            local = chunk.columns["conversation"]
+            file = [files.setdefault(place.file, len(files)) for place in places]
+            number = [place.row for place in places]
+            writer.append(
+                {
+                    **chunk.columns,
+                    "conversation": local + counts["read"],
+                    "file": np.array(file, np.int32)[local],
+                    "row": np.array(number, np.int64)[local],
+                }
+            )
+            for failure in chunk.failures:
+                full = failure.reason if len(failures) < REASONS_KEPT else failure.kind
+                failures.append([file[failure.place], number[failure.place], failure.kind, full, failure.broken])
+            counts["read"] += len(places)
+        meta = {"files": list(files), "failures": failures, "read": counts["read"], "checked": checked}
+        return writer.commit({**meta, "format": converter.format})
+
+
+def _check(work: Work, items: list[Any], count: int, where: str) -> int:
+    """Find the masks of some rows twice: the first ones and others drawn from the head. Raises UserError."""
+    if not count:
+        return 0
+    chosen = items[: count // 2]
+    chosen += Random(0).sample(items[len(chosen) :], min(count - len(chosen), len(items) - len(chosen)))
+    conversations = list(_conversations(work, chosen))
+    if conversations:
+        work.encoder.check(conversations)
+    return len(conversations)
+
+
+def _conversations(work: Work, items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The conversations among the rows, broken ones left out."""
+    for item in items:
+        try:
+            yield work.conversation(item)
+        except RowError:
+            continue
+
+
+def _rejoined(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from head
+    head.clear()
+    yield from rest
+
+
+def _loaded(name: str, source: Source, entry: Entry, key: str, cached: bool) -> Loaded:
+    columns, meta = entry.columns, entry.meta
+    length = np.asarray(columns["length"])
+    documents = Documents(
+        source=np.zeros(len(length), np.int32),
+        start=np.cumsum(length) - length,
+        length=length,
+        trained=np.asarray(columns["trained_count"]),
+        row=np.asarray(columns["row"]),
+        file=np.asarray(columns["file"]),
+        conversation=np.asarray(columns["conversation"]),
+        digest=np.asarray(columns["digest"]),
+    )
+    failed = [Failed(meta["files"][file], *rest) for file, *rest in meta["failures"]]
+    return Loaded(
+        name=name,
+        described=source.described(),
+        format=meta["format"],
+        files=meta["files"],
+        tokens=Tokens(columns["input_ids"], columns["trained"]),
+        documents=documents,
+        read=meta["read"],
+        failed=failed,
+        checked=meta["checked"],
+        key=key,
+        cached=cached,
+    )

@@ -1,0 +1,37 @@
+"""From characters to tokens, by the offsets of an encoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
+    """The tokens that lie within characters [start, end).
+
+    A token that straddles an edge is left out: a part of it is the prompt's, so the model never produces it there.
+    Tokenizers that trim offsets give a token's leading space to nothing; it is counted to the token.
+
+    Args:
+        encoding: of `tokenizers`, with offsets.
+
+    Returns:
+        First token, last token, and the characters (start, end) that they cover; None where no token lies within.
+    """
+    first = next((token for at in range(start, end) if (token := encoding.char_to_token(at)) is not None), None)
+    if first is None:
+        return None
+    last = next(token for at in range(end - 1, start - 1, -1) if (token := encoding.char_to_token(at)) is not None)
+    offsets = encoding.offsets
+    # one character may be several tokens, and a token of trimmed spaces covers none
+    while first > 0 and offsets[first - 1][0] >= start and offsets[first - 1][1] > start:
+        first -= 1
+    while first <= last and offsets[first][0] < start:
+        first += 1
+    while last + 1 < len(offsets) and offsets[last + 1][0] < end and offsets[last + 1][1] <= end:
+        last += 1
+    while last >= first and offsets[last][1] > end:
+        last -= 1
+    if first > last:
+        return None
+    before = offsets[first - 1][1] if first else 0
+    return first, last, max(start, before), offsets[last][1]

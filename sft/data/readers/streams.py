@@ -1,0 +1,84 @@
+"""Files as streams of bytes, decompressed; a file that ends early is an error, not a shorter file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from sft.config.errors import UserError
+from sft.data.readers.paths import File
+
+
+def open_bytes(file: File) -> IO[bytes]:
+    """The file's bytes, decompressed by its suffix."""
+    if file.compression == ".gz":
+        return io.BufferedReader(gzip.open(file.path, "rb"), 1 << 20)
+    if file.compression == ".zst":
+        return io.BufferedReader(_ZstdFile(open(file.path, "rb"), file.label), 1 << 20)
+    return open(file.path, "rb", buffering=1 << 20)
+
+
+@contextmanager
+def reading(file: File) -> Iterator[None]:
+    """Turns what the system and the decompressors raise into the user's error, with the file's name."""
+    try:
+        yield
+    except EOFError as error:
+        raise UserError("the file ends early, as after a broken download", where=str(file.path)) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"cannot be decompressed: {error}", where=str(file.path)) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=str(file.path)) from error
+
+
+class _ZstdFile(io.RawIOBase):
+    """Zstandard frames as a stream. The library's own reader takes a cut-off file for a complete one."""
+
+    def __init__(self, raw: IO[bytes], label: str) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raw.close()
+            raise UserError(".zst needs the package zstandard", where=label, remedy="pip install zstandard") from None
+        self._raw, self._library = raw, zstandard
+        self._frame: Any = None
+        self._fed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._advance():
+                return 0
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def _advance(self) -> bool:
+        """Decompress one more piece; false at the end of the file, EOFError in the midst of a frame."""
+        data = self._fed or self._raw.read(1 << 18)
+        self._fed = b""
+        if not data:
+            if self._frame is not None:
+                raise EOFError
+            return False
+        if self._frame is None:
+            self._frame = self._library.ZstdDecompressor().decompressobj()
+        try:
+            self._ready = self._frame.decompress(data)
+        except self._library.ZstdError as error:
+            raise OSError(f"zstd: {error}") from error
+        if self._frame.eof:
+            self._fed, self._frame = self._frame.unused_data, None
+        return True

@@ -1,0 +1,71 @@
+"""Some conversations of a source, of every shape that its first rows have: what a chat template is chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from sft.data.cache import Cache, key_of
+from sft.data.content import Options, content_of, facts_of
+from sft.data.formats import Converter, RowError, recognise
+from sft.data.readers import read_source
+from sft.data.spec import Source
+
+HEAD = 5000  # rows looked at
+
+
+def sample(
+    name: str, source: Source, options: Options, cache: Cache, where: str, count: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Some of a source's conversations, of every shape among its first rows, and the name of its format.
+
+    What `sft.template.bind` chooses a template by. Kept in the cache, so that a second run reads no row for it.
+
+    Raises:
+        UserError: as `load`, as far as the first rows show it.
+    """
+    content = content_of(source, cache, where)
+    key = key_of({"sample": count, "rows": content, **facts_of(source, options)})
+    entry = cache.load(key) if content is not None else None
+    if entry is None:
+        head = [row for _, row in islice(read_source(source, name, where), HEAD)]
+        converter = recognise(source, head, where, use_text_column=options.use_text_column)
+        chosen = _of_every_shape(_converted(converter, head), count)
+        if content is None:
+            return chosen, converter.format
+        with cache.writer(key) as writer:
+            entry = writer.commit({"conversations": chosen, "format": converter.format})
+    return entry.meta["conversations"], entry.meta["format"]
+
+
+def _converted(converter: Converter, rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The conversations among the rows, broken ones left out."""
+    for row in rows:
+        try:
+            yield converter.to_conversation(row)
+        except RowError:
+            continue
+
+
+def _of_every_shape(conversations: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` conversations, those of a new shape before others of a known one."""
+    seen: set[Any] = set()
+    new: list[dict[str, Any]] = []
+    known: list[dict[str, Any]] = []
+    for conversation in conversations:
+        shape = _shape(conversation)
+        if shape not in seen:
+            seen.add(shape)
+            new.append(conversation)
+        elif len(known) < count:
+            known.append(conversation)
+    return [*new, *known][:count]
+
+
+def _shape(conversation: Mapping[str, Any]) -> Any:
+    """What a template may stumble over: which roles follow which, and which parts messages have."""
+    messages = conversation.get("messages", [])
+    roles = [message["role"] for message in messages]
+    parts = {(message["role"], key) for message in messages for key, value in message.items() if value is not None}
+    return frozenset(zip(["", *roles], roles, strict=False)), frozenset(parts), bool(conversation.get("tools"))

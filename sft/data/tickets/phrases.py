@@ -1,0 +1,212 @@
+"""What customers of the invented electronics shop say: the closed vocabulary of the tickets and its phrasings.
+
+Each table has a `known` and an `unseen` column of phrasings. Training and the part `known` use the first, the part
+`unseen` the second. `{p}` is the product as the customer calls it, `{other}` another person, `{q}` another product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Phrases(NamedTuple):
+    """Ways to say one thing: those that training shows, and those kept for the evaluation part `unseen`."""
+
+    known: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+# A word for no product in particular: the record's product is null.
+PRODUCTS: dict[str | None, Phrases] = {
+    "laptop": Phrases(("laptop", "notebook"), ("laptop", "portable computer")),
+    "phone": Phrases(("phone", "mobile"), ("phone", "cell phone")),
+    "tablet": Phrases(("tablet",), ("tablet",)),
+    "watch": Phrases(("watch", "smartwatch"), ("watch", "wristwatch")),
+    "camera": Phrases(("camera",), ("camera", "digital camera")),
+    "headset": Phrases(("headset",), ("headset", "bluetooth headset")),
+    "speaker": Phrases(("speaker",), ("speaker", "loudspeaker")),
+    "monitor": Phrases(("monitor",), ("monitor", "computer monitor")),
+    "printer": Phrases(("printer",), ("printer", "laser printer")),
+    "router": Phrases(("router",), ("router", "wifi router")),
+    None: Phrases(("device", "gadget", "item"), ("machine", "new toy")),
+}
+
+# Which products can have an issue; every other issue (and none at all) fits all of them.
+FITS: dict[str | None, tuple[str, ...]] = {
+    "battery": ("laptop", "phone", "tablet", "watch", "camera", "headset", "speaker"),
+    "screen": ("laptop", "phone", "tablet", "watch", "camera", "monitor"),
+    "sound": ("laptop", "phone", "tablet", "headset", "speaker"),
+    "connection": ("laptop", "phone", "tablet", "watch", "headset", "speaker", "printer", "router"),
+}
+
+ISSUES: dict[str | None, Phrases] = {
+    "battery": Phrases(
+        (
+            "the battery of my {p} is empty by noon",
+            "my {p} does not hold a charge",
+            "my {p} lasts only two hours on battery",
+            "I have to charge my {p} three times a day",
+            "my {p}'s battery drains overnight",
+            "the battery in my {p} is swollen",
+        ),
+        (
+            "my {p} hardly lasts a morning without its charger",
+            "a full charge gets my {p} through one film, no more",
+            "my {p} loses all its charge while I sleep",
+        ),
+    ),
+    "screen": Phrases(
+        (
+            "the screen of my {p} is cracked",
+            "my {p}'s display flickers",
+            "there are lines across the screen of my {p}",
+            "the picture on my {p} has turned green",
+            "half of my {p}'s screen is dark",
+            "the touch screen of my {p} does not react",
+        ),
+        (
+            "the glass on the front of my {p} has shattered",
+            "everything on my {p} looks washed out and blurry",
+            "the panel of my {p} keeps blinking",
+        ),
+    ),
+    "sound": Phrases(
+        (
+            "my {p} makes no sound",
+            "the sound of my {p} crackles",
+            "I only hear the left side of my {p}",
+            "the volume of my {p} is far too low",
+            "my {p} buzzes when I play music",
+            "voices on my {p} are muffled",
+        ),
+        (
+            "my {p} has gone silent",
+            "there is a hiss in every song on my {p}",
+            "the audio of my {p} is distorted",
+        ),
+    ),
+    "connection": Phrases(
+        (
+            "my {p} keeps losing the wifi",
+            "my {p} does not pair over bluetooth",
+            "my {p} cannot find the network",
+            "the connection of my {p} drops every few minutes",
+            "my {p} says there is no internet",
+            "my {p} refuses to connect",
+        ),
+        (
+            "my {p} goes offline again and again",
+            "no web page ever loads over my {p}",
+            "my {p} never shows up in the list of networks",
+        ),
+    ),
+    "power": Phrases(
+        (
+            "my {p} does not turn on",
+            "my {p} is completely dead",
+            "the power button of my {p} does nothing",
+            "my {p} switches itself off",
+            "my {p} won't start",
+            "my {p} restarts over and over",
+        ),
+        (
+            "no light comes on when I plug in my {p}",
+            "my {p} will not wake up any more",
+            "my {p} shuts down without warning",
+        ),
+    ),
+    "heat": Phrases(
+        (
+            "my {p} gets very hot",
+            "my {p} overheats",
+            "my {p} is too hot to touch",
+            "my {p} smells of burning",
+            "I burned my hand on my {p}",
+            "my {p} shows a temperature warning",
+        ),
+        (
+            "you could fry an egg on my {p}",
+            "smoke came out of my {p}",
+            "my {p} is as warm as an oven",
+        ),
+    ),
+    "delivery": Phrases(
+        (
+            "my {p} has not arrived",
+            "the courier lost my {p}",
+            "I am still waiting for my {p}",
+            "the parcel with my {p} is late",
+            "my {p} went to the wrong address",
+            "the tracking of my {p} has stopped",
+        ),
+        (
+            "nobody has brought my {p} yet",
+            "the box was empty, my {p} was not in it",
+            "my {p} should have come by post a week ago",
+        ),
+    ),
+    "refund": Phrases(
+        (
+            "I want my money back for my {p}",
+            "please refund my {p}",
+            "I returned my {p} and was not paid back",
+            "I was charged twice for my {p}",
+            "the refund for my {p} is missing",
+            "I paid too much for my {p}",
+        ),
+        (
+            "kindly reimburse me for my {p}",
+            "I sent my {p} back and still wait for the payment",
+            "the bill for my {p} is wrong",
+        ),
+    ),
+    None: Phrases(
+        ("I have a question about my {p}", "please call me about my {p}", "I need help with my {p}"),
+        ("I am writing about my {p}", "can somebody advise me on my {p}"),
+    ),
+}
+
+URGENCIES: dict[str, Phrases] = {
+    "high": Phrases(
+        ("this is urgent", "I need it solved today", "I need an answer right now", "this cannot wait", "please hurry"),
+        ("every minute counts", "I must have it working by tonight", "help me at once"),
+    ),
+    "normal": Phrases(
+        ("this week is fine", "please answer in the next few days", "I need it by Friday", "some time this week"),
+        ("please look at it before the weekend", "a reply within days is good enough"),
+    ),
+    "low": Phrases(
+        ("there is no hurry", "take your time", "whenever you have time", "this is not urgent"),
+        ("it can wait", "next month is early enough"),
+    ),
+}
+
+# Sentences that decide nothing.
+DISTRACTORS = Phrases(
+    (
+        "I have been a customer for years",
+        "my sister {other} has the same one",
+        "I bought it in May",
+        "my {q} works well",
+        "the order number is {n}",
+        "{other} in your shop sold it to me",
+        "it was a gift",
+        "I like your shop",
+    ),
+    (
+        "my neighbour {other} told me to write",
+        "I also own a {q}, which is fine",
+        "the invoice says {n}",
+        "the weather is lovely here",
+    ),
+)
+
+OPENINGS = Phrases(
+    ("Hello, {name} here.", "Hi, this is {name}.", "My name is {name}.", "I am {name}.", "Hello, I'm {name}."),
+    ("{name} speaking.", "You are reading a note from {name}.", "Good day, {name} writes to you."),
+)
+CLOSINGS = Phrases(
+    ("Thanks, {name}", "Regards, {name}", "Best, {name}", "- {name}", "Yours, {name}"),
+    ("Cheers, {name}", "Signed, {name}", "Take care, {name}"),
+)
+GREETINGS = Phrases(("Hello.", "Hi there.", "Good morning.", "Hello,", ""), ("Good evening.", "Dear shop,", ""))

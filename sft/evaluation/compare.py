@@ -1,0 +1,100 @@
+"""Two models' answers to the same questions side by side, as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sft.evaluation.answers import Answers
+
+# What the table shows of the scores, by the name a reader knows.
+_SHOWN = {
+    "exact_match": "exact match",
+    "json_match": "same JSON",
+    "json_valid": "valid JSON",
+    "json_field_accuracy": "JSON fields",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+}
+_WIDEST = 60  # characters of a text in the terminal
+
+
+def score_table(after: Answers, before: Answers | None = None, names: tuple[str, str] = ("before", "after")) -> str:
+    """Lay out mean scores by source: one line a score, with the change where there is a before.
+
+    Args:
+        after: the answers of the model that was trained.
+        before: those of the model it came from, to the same questions.
+        names: headings of both.
+    """
+    header = ["part", "rows", "score", *([names[0]] if before else []), names[1]]
+    lines = []
+    for source in [*after.sources, *([None] if len(after.sources) > 1 else [])]:
+        new = {**after.scores(source), **_by_field(after, source)}
+        old = {**before.scores(source), **_by_field(before, source)} if before else {}
+        rows = len(after.rows if source is None else after.of(source))
+        labels = {**_SHOWN, **{name: f"  {name.removeprefix('field ')}" for name in new if name.startswith("field ")}}
+        shown = [(label, name) for name, label in labels.items() if name in new]
+        for i, (label, name) in enumerate(shown):
+            place = [source or "all", str(rows)] if i == 0 else ["", ""]
+            lines.append([*place, label, *([_percent(old.get(name))] if before else []), _percent(new[name])])
+    return format_table(header, lines)
+
+
+def sample_table(after: Answers, before: Answers | None = None, count: int = 5) -> str:
+    """Show a few questions with the expected answer and each model's, spread evenly over the sources."""
+    old = {(row.question.source, row.question.row): row for row in before.rows} if before else {}
+    blocks = []
+    for row in pick(after, count):
+        question = row.question
+        earlier = old.get((question.source, question.row))
+        lines = [f"[{question.source}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
+        lines.append(f"  expected  {_short(question.reference)}")
+        if earlier:
+            lines.append(f"  before    {_short(earlier.answer.text)}")
+        lines.append(f"  after     {_short(row.answer.text)}{'' if row.scores['exact_match'] else '   (differs)'}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def pick(answers: Answers, count: int) -> list:
+    """The first rows of each source in turn, `count` in all."""
+    columns = [answers.of(source) for source in answers.sources]
+    longest = max(map(len, columns), default=0)
+    turns = [column[i] for i in range(longest) for column in columns if i < len(column)]
+    return turns[:count]
+
+
+def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Align columns with two spaces between them; figures to the right, words to the left."""
+    table = [list(header), *map(list, lines)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    right = [bool(lines) and all(_is_figure(row[i]) for row in lines) for i in range(len(header))]
+    out = []
+    for row in table:
+        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)]
+        out.append("  ".join(cells).rstrip())
+    out.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(out)
+
+
+def _by_field(answers: Answers, source: str | None) -> dict[str, float]:
+    """Accuracy of each field, where the references share a few; records of all kinds would fill the screen."""
+    fields = answers.fields(source)
+    return {f"field {name}": value for name, value in fields.items()} if len(fields) <= 8 else {}
+
+
+def _asked(messages: Sequence[dict]) -> str:
+    return str(messages[-1].get("content") or "")
+
+
+def _short(text: str, width: int = 2 * _WIDEST) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _is_figure(cell: str) -> bool:
+    return cell in ("", "-") or cell.removesuffix("%").replace(".", "").isdigit()

@@ -1,0 +1,72 @@
+"""The config node `evaluation`: whether and how a model answers the evaluation rows. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sft.config.errors import UserError, raise_all
+
+
+@dataclass
+class Evaluation:
+    """How the evaluation rows are scored beside their loss.
+
+    Args:
+        generate: true lets the model answer the rows' prompts and scores the answers; `only` leaves out the loss.
+        before: answers of the model as it was before training too (of a finished run: without its adapter).
+        max_samples: rows of each source that are answered, the first ones; null: all of them. Loss is over all rows.
+        num_samples: answers shown in the terminal and in samples.html; every answer is in samples.jsonl.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: prompts answered together.
+        temperature: 0 for the likeliest token each time (greedy); more draws at random.
+        top_p: share of probability that tokens are drawn from, where temperature is above 0.
+        top_k: number of tokens that are drawn from; 0 for all.
+        repetition_penalty: above 1 makes tokens that were seen less likely.
+    """
+
+    generate: bool | Literal["only"] = False
+    before: bool = False
+    max_samples: int | None = None
+    num_samples: int = 5
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: all values out of range at once.
+        """
+        rules = {
+            "generate": (self.generate in (True, False, "only"), "true, false or only"),
+            "max_samples": (self.max_samples is None or self.max_samples >= 1, "1 or more, or null for all rows"),
+            "num_samples": (self.num_samples >= 0, "0 or more"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 changes nothing"),
+        }
+        raise_all(
+            [
+                UserError(f"{getattr(self, key)!r} is out of range", where=f"evaluation.{key}", remedy=f"give {range_}")
+                for key, (holds, range_) in rules.items()
+                if not holds
+            ]
+        )
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are asked for."""
+        return bool(self.generate)
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the loss is asked for."""
+        return self.generate != "only"

@@ -1,0 +1,256 @@
+"""Attach a LoRA adapter to a base model, or go on from an existing one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+
+from sft.config.errors import UserError
+from sft.model.coverage import Coverage, adaptable_modules, candidates, coverage_of
+from sft.model.embeddings import embedding_names, is_tied
+from sft.model.initial import MUTATING, keep_initial, loftq_start
+from sft.model.quant import quantized_modules
+from sft.model.spec import Model
+
+# Parts of a multimodal model that text never reaches.
+_NOT_TEXT = r".*(vision_tower|vision_model|visual|image_newline|audio_tower|audio_encoder|multi_modal_projector|mm_projector|embed_vision|embed_audio).*"
+
+
+def attach(
+    model: Any,
+    lora: Any,
+    spec: Model,
+    *,
+    target_modules: str | Sequence[str] = "all-linear",
+    new_rows: Sequence[int] = (),
+    seed: int | None = None,
+) -> tuple[Any, Coverage]:
+    """Make the model trainable: a fresh adapter, an existing one, or all its weights.
+
+    Args:
+        model: the base model from `load_model`.
+        lora: a peft.LoraConfig, which is not changed; None for full fine-tuning.
+        spec: the model's spec; its `adapter` is gone on from where given, and `lora` then only switches adapters on.
+        target_modules: what to adapt where `lora` does not say (`Family.target_modules`).
+        new_rows: embedding rows to train and save with the adapter (`fit_embeddings`).
+        seed: set before the adapter is drawn, so that it does not depend on what was drawn before.
+
+    Returns:
+        The model to train (a PeftModel, or the base itself) and what of it will train.
+
+    Raises:
+        UserError: the adapter would cover nothing, or cannot be built over this base.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+    if spec.adapter:
+        return _continue(model, spec)
+    if lora is None:
+        if quantized_modules(model):
+            raise UserError("quantized weights cannot be trained themselves", where="lora", remedy="lora=r16, or quant=none")
+        model.requires_grad_(True)
+        return model, coverage_of(model)
+    config = _complete(copy.deepcopy(lora), model, spec, target_modules, new_rows)
+    _check_start(config, model)
+    _check_targets(config, model)
+    loftq = config.init_lora_weights == "loftq"
+    if loftq:
+        config.init_lora_weights, config.loftq_config = True, {}
+    with _peft_errors(model), _quiet():
+        adapted = peft.get_peft_model(model, config)
+    if loftq:
+        loftq_start(adapted, spec)
+    keep_initial(adapted, config)
+    return adapted, coverage_of(adapted)
+
+
+def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
+    """Whether a job with this adapter writes into the base model's own weights, so that it cannot share them."""
+    if lora is None or new_rows or spec.adapter:
+        return True
+    start = str(lora.init_lora_weights)
+    return start.startswith(MUTATING) or lora.bias != "none" or bool(lora.modules_to_save) or bool(lora.layer_replication)
+
+
+def _continue(model: Any, spec: Model) -> tuple[Any, Coverage]:
+    """Go on training an existing adapter, in fp32, whatever it was stored in."""
+    path = check_adapter(spec.adapter or "")
+    with _peft_errors(model), _quiet():
+        adapted = load_adapter(model, path, trainable=True)
+    keep_initial(adapted, adapted.peft_config["default"])
+    return adapted, coverage_of(adapted)
+
+
+def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
+    """An adapter over its base, whose embeddings grow to what the adapter was trained with.
+
+    Raises:
+        UserError: the adapter does not belong to this base.
+    """
+    rows = _adapter_rows(Path(path))
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            adapted = peft.PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+        except RuntimeError as error:
+            raise _wrong_base(path, model, str(error)) from error
+    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
+    if missing:
+        raise _wrong_base(path, model, missing[0])
+    return adapted
+
+
+def check_adapter(path: str) -> Path:
+    """The directory of an adapter in safetensors.
+
+    Raises:
+        UserError: there is none; a run's directory is answered with the adapter in it.
+    """
+    directory = Path(path).expanduser()
+    if (directory / "adapter_model.safetensors").is_file() and (directory / "adapter_config.json").is_file():
+        return directory.resolve()
+    inner = directory / "adapter"
+    remedy = f"model.adapter={inner}" if inner.is_dir() else "a directory with adapter_config.json and adapter_model.safetensors"
+    raise UserError(f"{path} holds no adapter in safetensors", where="model.adapter", remedy=remedy)
+
+
+def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequence[str], rows: Sequence[int]) -> Any:
+    """Fill in what the config leaves to us: task, base, targets, and the rows of new tokens."""
+    config.task_type = peft.TaskType.CAUSAL_LM
+    config.base_model_name_or_path, config.revision = model.name_or_path, spec.revision
+    config.inference_mode = False
+    if config.target_modules is None and not config.target_parameters:
+        config.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+    if config.exclude_modules is None and any(re.fullmatch(_NOT_TEXT, name) for name, _ in model.named_modules()):
+        config.exclude_modules = _NOT_TEXT
+    names = [name for name, _ in adaptable_modules(model)]
+    config.fan_in_fan_out = bool(names) and all(type(m).__name__ == "Conv1D" for _, m in adaptable_modules(model))
+    if rows:
+        _train_rows(config, model, list(rows))
+    return config
+
+
+def _train_rows(config: Any, model: Any, rows: list[int]) -> None:
+    """Have the new tokens' embeddings trained and saved: single rows, or the whole layer where rows cannot be."""
+    whole = set(config.modules_to_save or ())
+    output = model.get_output_embeddings()
+    indices: dict[str, list[int]] = {}
+    for name in embedding_names(model):
+        last = name.rpartition(".")[2]
+        if name in whole or last in whole:
+            continue
+        if output is not None and model.get_submodule(name) is output and output.bias is not None:
+            whole.add(last)  # peft's row-wise wrapper would drop the bias
+        else:
+            indices[name] = rows
+    config.modules_to_save = sorted(whole) or None
+    if indices:
+        config.trainable_token_indices = {**indices, **(config.trainable_token_indices or {})}
+    if is_tied(model):
+        config.ensure_weight_tying = True
+
+
+def _check_start(config: Any, model: Any) -> None:
+    """Refuse ways to start an adapter that this base cannot take."""
+    start, quantized = str(config.init_lora_weights), bool(quantized_modules(model))
+    if start == "loftq" and not quantized:
+        raise UserError(
+            "LoftQ starts an adapter from what quantization loses, and this base is not quantized",
+            where="lora.init_lora_weights",
+            remedy="quant=nf4, or lora=r16",
+        )
+    if start.startswith(MUTATING) and quantized:
+        raise UserError(
+            f"{start} takes its start out of the base weights, which is not possible when they are quantized",
+            where="lora.init_lora_weights",
+            remedy="quant=none, or lora=loftq",
+        )
+    if start == "olora" and config.fan_in_fan_out:
+        raise UserError(
+            f"OLoRA does not know the transposed layers of {type(model).__name__}",
+            where="lora.init_lora_weights",
+            remedy="lora=pissa, or lora=r16",
+        )
+    if start.startswith(MUTATING) and config.use_dora:
+        raise UserError(
+            f"a DoRA adapter started by {start} cannot be converted to load over the plain base",
+            where="lora.use_dora",
+            remedy="lora=dora, or lora.use_dora=false",
+        )
+
+
+def _check_targets(config: Any, model: Any) -> None:
+    """Every name in target_modules has to match something: peft itself is content when one of them does."""
+    targets = config.target_modules
+    if targets is None or isinstance(targets, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    unmatched = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
+    if unmatched:
+        raise no_match(unmatched, model)
+
+
+def no_match(targets: Sequence[str], model: Any) -> UserError:
+    """The error for target modules that the model does not have, naming those it has."""
+    return UserError(
+        f"no module of {type(model).__name__} is called {', '.join(targets)}",
+        where="lora.target_modules",
+        remedy=f"lora.target_modules=[{','.join(candidates(model))}], or some of these, or all-linear",
+    )
+
+
+@contextlib.contextmanager
+def _peft_errors(model: Any) -> Iterator[None]:
+    """Say peft's refusals as the user's mistakes that they are."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        text = " ".join(str(error).split())
+        if "arget modules" in text and ("not found" in text or "No modules" in text):
+            found = re.search(r"(?:arget modules )(.*?)(?: not found|$)", text)
+            raise no_match([found.group(1).strip(" '\"{}") if found else "that"], model) from error
+        raise UserError(text, where="lora", remedy="see the keys with: --cfg job --package lora") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft warns of what is handled here: fused layers stored transposed, and tied weights."""
+    with warnings.catch_warnings():
+        for text in (".*fan_in_fan_out.*", ".*ensure_weight_tying.*", ".*tie_word_embeddings.*", ".*rank_pattern.*"):
+            warnings.filterwarnings("ignore", message=text)
+        yield
+
+
+def _adapter_rows(path: Path) -> int:
+    """Embedding rows an adapter was trained with, from the rows it stores; 0 where it stores none."""
+    import json
+
+    stored = json.loads((path / "adapter_config.json").read_text()).get("trainable_token_indices") or {}
+    lists = stored.values() if isinstance(stored, dict) else [stored]
+    rows = max((max(ids) + 1 for ids in lists if ids), default=0)
+    from safetensors import safe_open
+
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            if re.search(r"(embed_tokens|wte|lm_head|embed_out)\.(modules_to_save\.)?weight$", key):
+                rows = max(rows, file.get_slice(key).get_shape()[0])
+    return rows
+
+
+def _wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
+    return UserError(
+        f"the adapter {path} does not belong to {model.name_or_path}: {' '.join(detail.split())[:200]}",
+        where="model.adapter",
+        remedy="give the base its adapter_config.json names as model.name",
+    )

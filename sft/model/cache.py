@@ -1,0 +1,58 @@
+"""Models that sft makes itself (the embedded one, the tiny ones), each written once into a directory of the cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sft.config.errors import UserError
+
+ABANDONED_AFTER = 3600.0  # seconds; a half-written directory older than this belongs to a process that was killed
+
+
+def cache_root() -> Path:
+    """`$SFT_CACHE`, or ~/.cache/sft."""
+    return Path(os.environ.get("SFT_CACHE") or Path.home() / ".cache" / "sft").expanduser().absolute()
+
+
+def cached_model(name: str, build: Callable[[Path], None]) -> Path:
+    """The cache's directory `name`, made by `build(directory)` where it is not there yet.
+
+    It is written beside and renamed, so that it is whole whenever it is there; of two processes that build it at once,
+    the first to finish wins and both use its directory.
+    """
+    target = cache_root() / "models" / name
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"the model cache cannot be written: {error}", where=str(target.parent), remedy="set SFT_CACHE to another directory"
+        ) from error
+    try:
+        build(beside)
+        beside.chmod(0o755)  # mkdtemp and safetensors write for the owner alone, and a cache may be shared
+        for path in beside.iterdir():
+            path.chmod(0o644)
+        os.rename(beside, target)
+    except OSError as error:
+        if not target.is_dir():
+            raise UserError(
+                f"{name} could not be written: {error}", where=str(target.parent), remedy="free space there, or set SFT_CACHE"
+            ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def _remove_abandoned(target: Path) -> None:
+    for left in target.parent.glob(f".{target.name}.*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
+            shutil.rmtree(left, ignore_errors=True)

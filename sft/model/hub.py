@@ -1,0 +1,86 @@
+"""Errors of loading a model, said in one line with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft.config.errors import UserError
+
+OFFLINE_REMEDY = "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or take model=smollm2_offline, which needs no hub"
+_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError"}
+
+
+@contextmanager
+def loading(name: str, where: str = "model.name") -> Iterator[None]:
+    """Turn what transformers and the hub raise about missing, gated and broken repositories into a UserError.
+
+    Args:
+        name: hub id or directory that is loaded.
+        where: the config key it came from.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise explain(error, name, where) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" or "mismatch" in str(error):  # a torn file, another model's weights
+            raise explain(error, name, where) from error
+        raise
+
+
+def explain(error: BaseException, name: str, where: str = "model.name") -> UserError:
+    """The UserError for an error of loading `name`."""
+    chain = _chain(error)
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    codes = {getattr(getattr(link, "response", None), "status_code", None) for link in chain}
+    text = " ".join(str(error).split())
+    if "GatedRepoError" in kinds or "gated repo" in text or 403 in codes:
+        return UserError(
+            f"{name} is gated: its authors want their terms accepted first",
+            where=where,
+            remedy=f"accept them at https://huggingface.co/{name}, then log in (hf auth login) or set HF_TOKEN",
+        )
+    if "RevisionNotFoundError" in kinds:
+        return UserError(f"{name} has no such revision", where="model.revision", remedy="a branch, tag or commit of it")
+    if "RepositoryNotFoundError" in kinds or 401 in codes:
+        return UserError(
+            f"{name} is neither a directory here nor a repository that can be read on the hub",
+            where=where,
+            remedy="check the spelling; for a private one log in (hf auth login) or set HF_TOKEN",
+        )
+    if kinds & _UNREACHABLE or "couldn't connect" in text or "offline mode" in text.lower():
+        return UserError(f"{name} is not on this machine, and the hub cannot be reached", where=where, remedy=OFFLINE_REMEDY)
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{name} brings its own code, which is not run unasked",
+            where=where,
+            remedy="read that code, then model.trust_remote_code=true",
+        )
+    if "safetensors" in text and "no file named" in text:
+        return UserError(
+            f"{name} has no safetensors weights, and pickled ones are not read",
+            where=where,
+            remedy="convert it: load it once with transformers and save_pretrained(DIR)",
+        )
+    return UserError(f"{name} cannot be loaded: {text}", where=where, remedy=_remedy(error, name))
+
+
+def _remedy(error: BaseException, name: str) -> str:
+    if isinstance(error, ImportError):
+        return "install what it names"
+    if Path(name).is_dir():
+        return "check that the directory is complete: config.json, *.safetensors and the tokenizer's files"
+    return "check model.name and model.revision"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in found:
+        found.append(link)
+        link = link.__cause__ or link.__context__
+    return found

@@ -1,0 +1,123 @@
+"""Writing tokenizers and whole models so that plain transformers loads them anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Notes of transformers about where a tokenizer was loaded from; they mean nothing where it is loaded next.
+_LOADING_NOTES = ("is_local", "local_files_only", "name_or_path", "token", "use_auth_token")
+
+
+def save_tokenizer(tokenizer: Any, directory: str | Path, chat_template: str | None = None) -> None:
+    """Write a tokenizer and its chat template.
+
+    Args:
+        tokenizer: any transformers tokenizer; unchanged afterwards.
+        directory: where tokenizer.json and its companions go.
+        chat_template: Jinja text that replaces the tokenizer's own.
+    """
+    kept = {note: tokenizer.init_kwargs.pop(note) for note in _LOADING_NOTES if note in tokenizer.init_kwargs}
+    template = tokenizer.chat_template
+    try:
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        tokenizer.save_pretrained(str(directory))
+    finally:
+        tokenizer.chat_template = template
+        tokenizer.init_kwargs.update(kept)
+
+
+def save_model(model: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:
+    """Write a whole model as safetensors shards, its generation config and its tokenizer.
+
+    The directory appears whole or not at all; an older one is replaced. Training turns `use_cache` off, which would
+    make every later generation slow; it is on in what is written.
+    """
+    configs = {id(c): c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")}.values()
+    before = [config.use_cache for config in configs]
+    for config in configs:
+        config.use_cache = True
+    try:
+        _mend_generation_config(model)
+        with _written_whole(Path(directory)) as beside:
+            model.save_pretrained(str(beside))
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, beside, chat_template)
+    finally:
+        for config, value in zip(configs, before, strict=True):
+            config.use_cache = value
+    return Path(directory)
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Some models ship sampling settings without `do_sample`, which transformers loads but refuses to write."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+
+
+def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:
+    """Write an adapter so that plain `peft.PeftModel.from_pretrained` loads it over its base.
+
+    The directory appears whole or not at all; an older one is replaced. Rows of new tokens are in it, the base's other
+    embeddings are not.
+
+    Args:
+        adapted: the trained PeftModel.
+        directory: where to.
+        tokenizer: saved with it, with `chat_template` where given.
+    """
+    from sft.model.initial import convert_saved
+
+    with _written_whole(Path(directory)) as beside:
+        adapted.save_pretrained(str(beside), save_embedding_layers=_embeddings_changed(adapted))
+        convert_saved(adapted, beside)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, beside, chat_template)
+    return Path(directory)
+
+
+def _embeddings_changed(adapted: Any) -> bool:
+    """Whether new rows could not be trained one by one, so that the whole embedding has to be saved."""
+    config = adapted.peft_config["default"]
+    targets = config.target_modules if isinstance(config.target_modules, (set, list)) else ()
+    names = {"embed_tokens", "wte", "lm_head"}
+    return bool(config.trainable_token_indices) and any(t.rpartition(".")[2] in names for t in targets)
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A directory beside `target` to write into, which takes its place when all is written.
+
+    Loaded weights may be the file itself, mapped into memory: writing over it in place would change or crash the model.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
+        for path in beside.iterdir():
+            path.chmod(0o644)
+        _replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Put a directory in another's place. A directory cannot be renamed over a full one, so the old one steps aside."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)

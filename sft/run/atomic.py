@@ -1,0 +1,94 @@
+"""Files and directories that are there whole or not at all: written beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft.run.errors import storage
+
+TEMPORARY = ".tmp-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush one file, or a directory's entries, to the disk; file systems that cannot are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (22, 95):  # EINVAL, EOPNOTSUPP: some network file systems cannot flush a directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(directory: Path) -> None:
+    """Flush every file below a directory, then the directories."""
+    for parent, _, files in os.walk(directory, topdown=False):
+        for name in files:
+            fsync_path(Path(parent, name))
+        fsync_path(Path(parent))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes ``path``'s place when the block ends well.
+
+    The suffix stays the same, for writers that choose a format by it. After an error the temporary file is gone and
+    ``path`` is as it was.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)
+            fsync_path(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Like :func:`replacing` for a directory: an empty temporary one that becomes ``path`` when the block ends well."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with storage(path):
+        remove_directory(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            fsync_tree(temporary)
+            swap_directory(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def swap_directory(new: Path, path: Path) -> None:
+    """Put the directory ``new`` in the place of ``path``; an older ``path`` is renamed away first and removed after."""
+    old = path.with_name(f"{TEMPORARY}old-{path.name}")
+    remove_directory(old)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(new, path)
+    fsync_path(path.parent)
+    remove_directory(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory and all in it, under a temporary name first: a kill leaves no half of one under its own name."""
+    if not path.exists():
+        return
+    doomed = path if path.name.startswith(TEMPORARY) else path.with_name(f"{TEMPORARY}gone-{path.name}")
+    if doomed != path:
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+    shutil.rmtree(doomed)

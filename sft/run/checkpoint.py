@@ -1,0 +1,247 @@
+"""Checkpoints that are complete or absent.
+
+One is written under a temporary name, flushed, given a manifest with the checksum of each of its files, and renamed.
+Reading goes the other way: a checkpoint whose manifest does not hold is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sft.run import atomic
+from sft.run.errors import storage
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_PICKLED = {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def name(step: int) -> str:
+    """``checkpoint-<step>``, the directory's name."""
+    return f"checkpoint-{step}"
+
+
+def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
+    """The step that a checkpoint's directory name gives, None for any other name."""
+    match = _NAME.match(Path(checkpoint).name)
+    return int(match[1]) if match else None
+
+
+def listed(checkpoints: Path) -> list[Path]:
+    """All directories named checkpoint-<step>, by step, oldest first, whether whole or torn."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(step, path) for path in checkpoints.iterdir() if (step := step_of(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def begin(checkpoints: Path, step: int) -> Path:
+    """An empty temporary directory for the checkpoint of this step. In a distributed run rank 0 calls it."""
+    temporary = checkpoints / f"{atomic.TEMPORARY}{name(step)}"
+    with storage(temporary):
+        atomic.remove_directory(temporary)
+        temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit(temporary: Path, *, extra: dict[str, Any] | None = None) -> Path:
+    """Give a temporary checkpoint its manifest and its name. In a distributed run rank 0 calls it, after all have written.
+
+    Args:
+        extra: facts to keep in the manifest (JSON values), such as the fingerprint of what was trained.
+
+    Returns:
+        the checkpoint's directory.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written. The checkpoints before are as they were.
+    """
+    final = temporary.with_name(temporary.name.removeprefix(atomic.TEMPORARY))
+    with storage(temporary):
+        manifest = {**(extra or {}), "step": step_of(final), "files": checksums(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        atomic.fsync_tree(temporary)
+        atomic.swap_directory(temporary, final)
+    return final
+
+
+def abandon(temporary: Path) -> None:
+    """Remove a temporary checkpoint that will not be finished."""
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(
+    checkpoints: Path, step: int, *, main: bool = True, barrier: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """The whole of a save: a temporary directory to write into, which becomes checkpoint-<step> when the block ends well.
+
+    Args:
+        main: whether this process opens and closes it (rank 0); the others only write into it.
+        barrier: waits for all processes; called after the directory is made and before it is closed.
+    """
+    temporary = begin(checkpoints, step) if main else checkpoints / f"{atomic.TEMPORARY}{name(step)}"
+    barrier()
+    try:
+        with storage(temporary):
+            yield temporary
+    except BaseException:
+        if main:
+            abandon(temporary)
+        raise
+    barrier()
+    if main:
+        commit(temporary)
+    barrier()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def problem(checkpoint: Path, *, deep: bool = True) -> str | None:
+    """Why a checkpoint is not whole, or None when it is.
+
+    Args:
+        deep: compare checksums; otherwise only the files' presence and sizes, which costs no reading.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        return f"it has no readable {MANIFEST}"
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for path, facts in files.items():
+        try:
+            size = (checkpoint / path).stat().st_size
+        except OSError:
+            return f"{path} is missing"
+        if size != facts["bytes"]:
+            return f"{path} has {size} bytes where {facts['bytes']} were written"
+    unknown = [path for path in _relative_files(checkpoint) if path not in files and Path(path).suffix in _PICKLED]
+    if unknown:
+        return f"{unknown[0]} is not in its {MANIFEST}"
+    if deep:
+        found = checksums(checkpoint, files)
+        for path, facts in files.items():
+            if found[path]["sha256"] != facts["sha256"]:
+                return f"{path} does not have the checksum it was written with"
+    return None
+
+
+def complete(checkpoint: Path, *, deep: bool = True) -> bool:
+    """Whether every file is there as it was written. Nothing of a checkpoint may be unpickled before this holds."""
+    return problem(checkpoint, deep=deep) is None
+
+
+def latest_good(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint; torn ones are passed over with a warning. None where there is none."""
+    for checkpoint in reversed(listed(checkpoints)):
+        reason = problem(checkpoint)
+        if reason is None:
+            return checkpoint
+        log.warning("%s is passed over: %s", checkpoint.name, reason)
+    return None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest's content, or None where it is missing, torn, or names files outside the checkpoint."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        sound = isinstance(files, dict) and all(
+            isinstance(facts["sha256"], str) and isinstance(facts["bytes"], int) and not _leads_out(path)
+            for path, facts in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if sound and files else None
+
+
+def checksums(directory: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """``{relative path: {"bytes", "sha256"}}`` of the files below a directory, but for the manifest; read in parallel."""
+    paths = sorted(names) if names is not None else _relative_files(directory)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(lambda path: _sha256(directory / path), paths))
+    return {
+        path: {"bytes": (directory / path).stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+
+
+# -- keeping order -----------------------------------------------------------------------------------------------------
+
+
+def recover(checkpoints: Path) -> None:
+    """Put right what a kill left: finish a rename that was under way, remove half-written and half-deleted directories.
+
+    For the process that holds the run's lock, before it looks for a checkpoint.
+    """
+    if not checkpoints.is_dir():
+        return
+    with storage(checkpoints):
+        for temporary in sorted(checkpoints.glob(f"{atomic.TEMPORARY}*"), key=_new_before_old):
+            final = checkpoints / temporary.name.removeprefix(atomic.TEMPORARY).removeprefix("old-")
+            if step_of(final) is not None and not final.exists() and complete(temporary):
+                log.info("%s was complete but not yet in place; put in place", final.name)
+                os.rename(temporary, final)
+            elif temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink()
+
+
+def prune(checkpoints: Path, limit: int | None, keep: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
+    """Delete the oldest checkpoints until ``limit`` are left. Never the newest whole one, never those in ``keep``.
+
+    Args:
+        limit: how many to leave; None or 0 leaves all.
+        keep: checkpoints to leave in any case, such as the best one; they count towards the limit.
+
+    Returns:
+        the directories that were deleted. Torn ones go first.
+    """
+    if not limit or limit < 0:
+        return []
+    found = listed(checkpoints)
+    whole = [path for path in found if complete(path, deep=False)]
+    if not whole:
+        return []
+    protected = {whole[-1].name} | {Path(path).name for path in keep}
+    torn = [path for path in found if path not in whole]
+    candidates = [path for path in torn + whole if path.name not in protected]
+    doomed = candidates[: max(0, len(found) - max(limit, 1))]
+    with storage(checkpoints):
+        for path in doomed:
+            atomic.remove_directory(path)
+    return doomed
+
+
+def _relative_files(directory: Path) -> list[str]:
+    files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(path for path in files if path != MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _leads_out(path: str) -> bool:
+    return os.path.isabs(path) or ".." in Path(path).parts
+
+
+def _new_before_old(path: Path) -> tuple[bool, str]:
+    return (path.name.startswith(f"{atomic.TEMPORARY}old-"), path.name)

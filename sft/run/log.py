@@ -1,0 +1,277 @@
+"""Logging of one run: train.log gets everything, stderr a short form that progress bars do not garble.
+
+Some libraries keep their messages from the root logger (transformers, wandb) or print them through a handler of their
+own (transformers, datasets, huggingface_hub). While a :class:`RunLog` is open its handlers take the place of those;
+closing it puts back what was there, so each job of a sweep has its own log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from sft.config.errors import UserError
+from sft.run.directory import RunDirectory
+from sft.run.errors import storage
+from sft.run.rank import is_main, rank
+from sft.run.secrets import redact
+
+FILE_ONLY = {"file_only": True}
+"""``log.info(…, extra=FILE_ONLY)`` goes to train.log and not to stderr."""
+
+# Libraries whose informative messages belong in train.log; most of them are silent below "warning" unless told otherwise.
+_TALKATIVE = ("transformers", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "trl")
+# These do not pass their messages on to the root logger, so that the handlers must wait at their door before they come.
+_CLOSED = ("transformers", "wandb")
+_LONGEST = 300
+_WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
+_open_logs: list[RunLog] = []
+
+
+class RunLog:
+    """The log of one run, as a context manager; an error that leaves the block is written to train.log with its traceback.
+
+    Args:
+        run: the run directory; None logs to stderr alone.
+        progress_bars: whether the libraries' progress bars may be drawn; None draws them on a terminal only.
+    """
+
+    def __init__(self, run: RunDirectory | None = None, *, progress_bars: bool | None = None) -> None:
+        self.run = run
+        self.progress_bars = progress_bars
+        self.handlers: list[logging.Handler] = []
+        self._undo: list[tuple[Any, ...]] = []
+        self._seen: set[str] = set()
+
+    def open(self) -> RunLog:
+        """Attach the handlers; libraries imported later are attached with their first message or by :meth:`adopt`."""
+        if self.handlers:
+            return self
+        root = logging.getLogger()
+        level = min(root.level or logging.INFO, logging.INFO)
+        if self.run is not None and self.run.main:
+            with storage(self.run.train_log):
+                self.run.create()
+                file = _FileHandler(self.run.train_log, encoding="utf-8")
+            file.setLevel(level)
+            file.setFormatter(_FileFormatter())
+            self.handlers.append(file)
+        stderr = _StderrHandler(self)
+        stderr.setLevel(level if is_main() else logging.WARNING)
+        self.handlers.append(stderr)
+        self._set_level(root, level)
+        self._undo.append(("warnings", getattr(logging, "_warnings_showwarning", None) is not None))
+        logging.captureWarnings(True)
+        _open_logs.append(self)
+        self.adopt()
+        return self
+
+    def adopt(self) -> None:
+        """Take over the loggers of the libraries imported by now: their messages to train.log, their printing to stderr."""
+        loggers = [item for item in list(logging.root.manager.loggerDict.values()) if isinstance(item, logging.Logger)]
+        for logger in [logging.getLogger(), *loggers]:
+            for handler in [handler for handler in logger.handlers if self._is_in_the_way(handler)]:
+                logger.removeHandler(handler)
+                self._undo.append(("handler", logger, handler))
+            if logger is logging.root or not logger.propagate:
+                self._attach(logger)
+        for name in _CLOSED:
+            self._attach(logging.getLogger(name))
+        for name in _TALKATIVE:
+            if name in sys.modules:
+                self._set_level(logging.getLogger(name), logging.INFO)
+        self._hide_bars()
+
+    def close(self) -> None:
+        """Detach and close the handlers and put back what was there before."""
+        if not self.handlers:
+            return
+        for what, *rest in reversed(self._undo):
+            if what == "attached":
+                rest[0].removeHandler(rest[1])
+            elif what == "handler":
+                rest[0].addHandler(rest[1])
+            elif what == "level":
+                rest[0].setLevel(rest[1])
+            elif what == "warnings":
+                logging.captureWarnings(rest[0])
+            elif what == "bars":
+                rest[0]()
+        for handler in self.handlers:
+            handler.close()
+        self._undo.clear()
+        self._seen.clear()
+        self.handlers = []
+        _open_logs.remove(self)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            what = "refused" if isinstance(error, UserError) else "stopped by an error"
+            logging.getLogger("sft").error("%s: %s", what, error, exc_info=error, extra=FILE_ONLY)
+        self.close()
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+    def _attach(self, logger: logging.Logger) -> None:
+        for handler in self.handlers:
+            if handler not in logger.handlers:
+                logger.addHandler(handler)
+                self._undo.append(("attached", logger, handler))
+
+    def _set_level(self, logger: logging.Logger, level: int) -> None:
+        if logger.level != level:
+            self._undo.append(("level", logger, logger.level))
+            logger.setLevel(level)
+
+    def _is_in_the_way(self, handler: logging.Handler) -> bool:
+        """Plain printing to the terminal, and Hydra's own train.log; handlers of any other kind are somebody's purpose."""
+        if type(handler) is logging.FileHandler:
+            return self.run is not None and handler.baseFilename == os.path.abspath(self.run.train_log)
+        return type(handler) is logging.StreamHandler and handler.stream in (
+            sys.stdout,
+            sys.stderr,
+            sys.__stdout__,
+            sys.__stderr__,
+        )
+
+    def _hide_bars(self) -> None:
+        wanted = _is_terminal(sys.stderr) if self.progress_bars is None else self.progress_bars
+        if wanted:
+            return
+        for name, off, on in (
+            ("datasets", "disable_progress_bars", "enable_progress_bars"),
+            ("huggingface_hub.utils", "disable_progress_bars", "enable_progress_bars"),
+            ("transformers.utils.logging", "disable_progress_bar", "enable_progress_bar"),
+        ):
+            module = sys.modules.get(name)
+            if module is not None and name not in self._seen and hasattr(module, off):
+                self._seen.add(name)
+                getattr(module, off)()
+                self._undo.append(("bars", getattr(module, on)))
+
+    def notice(self, record: logging.LogRecord) -> None:
+        """Adopt the loggers again when a library speaks for the first time; called with each record."""
+        library = record.name.partition(".")[0]
+        if f"logger {library}" not in self._seen:
+            self._seen.add(f"logger {library}")
+            self.adopt()
+
+
+class _FileHandler(logging.FileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if not _already(record, self):
+            super().emit(record)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever sys.stderr is at the moment, which a live display replaces while it draws."""
+
+    def __init__(self, owner: RunLog) -> None:
+        super().__init__()
+        self.owner = owner
+        self.setFormatter(_ShortFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.owner.notice(record)
+        if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not _worth_showing(record):
+            return
+        if _already(record, self):
+            return
+        try:
+            with _bars_aside():
+                sys.stderr.write(self.format(record) + "\n")
+                sys.stderr.flush()
+        except Exception:  # noqa: BLE001 (a logger never takes the run down)
+            self.handleError(record)
+
+
+class _FileFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _ShortFormatter(logging.Formatter):
+    """``12:34:56 message``; the library's name, a level other than info, no traceback, one line for foreign messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = redact(record.getMessage())
+        if record.name == "py.warnings":
+            match = _WARNING.search(message)
+            message = match["text"] if match else message
+        library = record.name.partition(".")[0]
+        if library not in ("sft", "root", "__main__", "py"):
+            message = f"{library}: {_one_line(message)}"
+        elif library == "py":
+            message = _one_line(message)
+        if record.levelno >= logging.WARNING:
+            message = f"{_coloured(record)} {message}"
+        if not is_main():
+            message = f"[rank {rank()}] {message}"
+        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """Ours from info on, the libraries' from warning on, and no warning meant for their developers."""
+    if record.name == "py.warnings":
+        match = _WARNING.search(record.getMessage())
+        return match is None or match["kind"] not in (
+            "DeprecationWarning",
+            "FutureWarning",
+            "PendingDeprecationWarning",
+        )
+    ours = record.name.partition(".")[0] in ("sft", "root", "__main__")
+    return ours or record.levelno >= logging.WARNING
+
+
+def _already(record: logging.LogRecord, handler: logging.Handler) -> bool:
+    """Whether this handler has had this record: one attached to a library and to the root is called twice."""
+    seen: set[int] = record.__dict__.setdefault("_sft_handled", set())
+    if id(handler) in seen:
+        return True
+    seen.add(id(handler))
+    return False
+
+
+def _one_line(message: str) -> str:
+    lines = message.strip().splitlines() or [""]
+    short = lines[0][:_LONGEST]
+    return short if short == message.strip() else f"{short} … (the rest is in train.log)"
+
+
+def _coloured(record: logging.LogRecord) -> str:
+    word = f"{record.levelname.lower()}:"
+    if not _is_terminal(sys.stderr) or os.environ.get("NO_COLOR"):
+        return word
+    return f"\x1b[{33 if record.levelno < logging.ERROR else 31}m{word}\x1b[0m"
+
+
+@contextlib.contextmanager
+def _bars_aside() -> Iterator[None]:
+    """Clear tqdm's bars while a line is written and draw them again below it."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if tqdm is None or not getattr(tqdm, "_instances", None):
+        yield
+        return
+    with tqdm.external_write_mode(file=sys.stderr):
+        yield
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False

@@ -1,0 +1,63 @@
+"""One start of a run, from taking its directory to saying how it ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sft.config.errors import Interrupted, RunFailed, UserError
+from sft.run.directory import RunDirectory
+from sft.run.lock import RunLock
+from sft.run.log import RunLog
+from sft.run.metrics import Metrics
+from sft.run.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def holding(run: RunDirectory) -> Iterator[None]:
+    """The directory's lock and log for the time of one start.
+
+    Raises:
+        UserError: another process is writing the directory.
+    """
+    with RunLock(run.path), RunLog(run):
+        yield
+
+
+@contextmanager
+def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
+    """Write into run.json and metrics.json how the block ended.
+
+    Raises:
+        RunFailed: for any error that is not the user's, with the way to go on.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        _end(run, record, "interrupted", stop)
+        raise
+    except KeyboardInterrupt as stop:
+        _end(run, record, "interrupted", stop)
+        raise Interrupted(f"interrupted; go on with the same command and hydra.run.dir={run.path}", 130) from None
+    except UserError as error:
+        _end(run, record, "failed", error)
+        raise
+    except BaseException as error:
+        _end(run, record, "failed", error)
+        log.error("the run failed: %s: %s", type(error).__name__, error)
+        log.debug("", exc_info=error)
+        raise RunFailed(
+            f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n"
+            f"  what it wrote is kept; the same command with hydra.run.dir={run.path} goes on from its last checkpoint"
+        ) from error
+    record.finish("finished")
+
+
+def _end(run: RunDirectory, record: RunRecord, status: str, error: BaseException) -> None:
+    record.finish(status, error=error)  # type: ignore[arg-type]
+    metrics = Metrics.read(run) or Metrics()
+    metrics.status = status  # type: ignore[assignment]
+    metrics.write(run)

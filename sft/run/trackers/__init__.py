@@ -1,0 +1,1 @@
+"""Experiment trackers: one small interface over wandb, tensorboard, mlflow and trackio."""

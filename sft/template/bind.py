@@ -1,0 +1,227 @@
+"""Choose the chat template of a run and bind it to the model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date as Date
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.template.bound import BoundTemplate
+from sft.template.candidates import Candidate, candidates, packaged_templates
+from sft.template.families import GENERIC, Family
+from sft.template.messages import reasoning_of
+from sft.template.probe import features, find_stop, find_style, renderer
+from sft.template.render import RenderError, compiled
+from sft.template.spec import Template
+from sft.template.tokens import adds_bos, control_tokens, special_variables
+
+__all__ = ["BoundTemplate", "bind", "packaged_templates"]
+
+
+def bind(
+    template: Template,
+    tokenizer: Any,
+    family: Family = GENERIC,
+    sample: Sequence[Mapping[str, Any]] = (),
+    formats: Iterable[str] = (),
+) -> BoundTemplate:
+    """Choose the chat template and bind it to the tokenizer.
+
+    Args:
+        template: the config node.
+        tokenizer: the model's tokenizer; it is not changed.
+        family: the model's family.
+        sample: conversations of the run. What they have (tools, a system message) the template must keep.
+        formats: names of the datasets' formats; one may bring its usual template to a model that has none.
+
+    Raises:
+        UserError: an unknown template, one that is not valid Jinja, or a named one that would lose part of the rows.
+    """
+    sample = [conversation for conversation in sample if conversation.get("messages")]
+    wanted = sorted(frozenset().union(*(features(conversation) for conversation in sample)))
+    refused: list[str] = []
+    for candidate in candidates(template, tokenizer, family, formats):
+        bound, missing = _bound(candidate, template, tokenizer, wanted, sample)
+        broken = None if missing else _refuses_most(bound, sample)
+        if not missing and broken is None:
+            bound.reason = "; ".join([*refused, f"{candidate.what} is used"])
+            bound.warnings = [bound.reason, *bound.warnings] if refused else bound.warnings
+            return bound
+        why = "; ".join(dict.fromkeys(missing.values())) or f"it cannot render most of the rows ({broken})"
+        if template.name != "auto":
+            remedy = "template=auto takes one that keeps everything"
+            raise UserError(f"{candidate.what} does not fit the rows: {why}", where="template", remedy=remedy)
+        refused.append(f"{candidate.what} is not used: {why}")
+    raise UserError("no chat template keeps all of the rows: " + "; ".join(refused), where="template")
+
+
+def _refuses_most(bound: BoundTemplate, sample: Sequence[Mapping[str, Any]]) -> str | None:
+    """The template's reason, where it refuses more than half of the sampled conversations."""
+    reasons = []
+    for conversation in sample:
+        try:
+            bound.render(conversation)
+        except RenderError as error:
+            reasons.append(str(error))
+    return reasons[0] if len(reasons) * 2 > len(sample) else None
+
+
+def _bound(
+    candidate: Candidate,
+    template: Template,
+    tokenizer: Any,
+    wanted: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+) -> tuple[BoundTemplate, dict[str, str]]:
+    """The candidate with what probing says of it, and what of the wanted features it loses."""
+    try:
+        compiled(candidate.text)
+    except RenderError as error:
+        raise UserError(str(error), where=template.path or "template") from None
+    family = candidate.family
+    bound = BoundTemplate(
+        name=candidate.name,
+        text=candidate.text,
+        reason="",
+        family=family.name,
+        system=template.system if template.system is not None else (family.system if candidate.ours else None),
+        kwargs=dict(template.kwargs),
+        variables={**special_variables(tokenizer), **template.kwargs},
+        response_marker=family.response_marker,
+        instruction_marker=family.instruction_marker,
+        date=_date(template, candidate.text),
+    )
+    draw = renderer(bound.text, bound.variables, bound.date)
+    bound.style, missing = find_style(draw, wanted)
+    if not missing:
+        _choose_thinking(bound, tokenizer, sample)
+    _set_stops(bound, tokenizer, family)
+    _set_missing(bound, tokenizer, family if candidate.ours else None)
+    _write_defaults(bound, tokenizer)
+    return bound, missing
+
+
+def _date(template: Template, text: str) -> str | None:
+    """The day that the template prints, where it prints one."""
+    if "strftime_now" not in text:
+        return None
+    try:
+        return Date.fromisoformat(template.date).isoformat() if template.date else Date.today().isoformat()
+    except (TypeError, ValueError):
+        raise UserError(f"{template.date!r} is not a day, as 2025-01-31", where="template.date") from None
+
+
+def _choose_thinking(bound: BoundTemplate, tokenizer: Any, sample: Sequence[Mapping[str, Any]]) -> None:
+    """Set `enable_thinking`, where the rows do not follow the generation prompt that the template has by default.
+
+    Rows without reasoning, put after a prompt that opens a think block, would train something that generation never
+    sees; so would rows with reasoning after a prompt that closes it.
+    """
+    answers = [
+        [message for message in conversation["messages"] if message.get("role") == "assistant"][-1:]
+        for conversation in sample
+    ]
+    kinds = {bool(reasoning_of(message)) for found in answers for message in found}
+    if "enable_thinking" not in bound.text or "enable_thinking" in bound.kwargs or not kinds:
+        return
+    if all(_follows_prompt(bound, tokenizer, kind, {}) for kind in kinds):
+        return
+    for value in (True, False) if kinds == {True} else (False, True):
+        if all(_follows_prompt(bound, tokenizer, kind, {"enable_thinking": value}) for kind in kinds):
+            bound.kwargs["enable_thinking"] = bound.variables["enable_thinking"] = value
+            have = "have reasoning" if kinds == {True} else "have no reasoning"
+            bound.warnings.append(
+                f"enable_thinking={str(value).lower()} is set for the chat template, for the rows {have} "
+                "and would not follow its default generation prompt (template.kwargs.enable_thinking decides otherwise)"
+            )
+            return
+
+
+def _follows_prompt(bound: BoundTemplate, tokenizer: Any, reasoning: bool, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an answer is rendered right after the generation prompt, and begins with a token of its own."""
+    answer = {"role": "assistant", "content": "zqanswer", **({"reasoning_content": "zqthought"} if reasoning else {})}
+    draw = renderer(bound.text, {**bound.variables, **kwargs}, bound.date)
+    question = [{"role": "user", "content": "zquser"}]
+    try:
+        prompt = draw({"messages": question}, bound.style, True)
+        full = draw({"messages": [*question, answer]}, bound.style, False)
+    except RenderError:
+        return False
+    if not full.startswith(prompt):
+        return False
+    offsets = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return not any(start < len(prompt) < end for start, end in offsets)
+
+
+def _set_stops(bound: BoundTemplate, tokenizer: Any, family: Family) -> None:
+    """Fill in how turns end."""
+    added = control_tokens(tokenizer)
+    eos = getattr(tokenizer, "eos_token", None)
+    ends = [*family.stop_tokens, *([family.tool_stop] if family.tool_stop else [])]
+    known = [token for token in ends if token in added or token in bound.text]
+    likely = [token for token in (eos, *known) if token]
+    draw = renderer(bound.text, bound.variables, bound.date)
+    stop = find_stop(draw, bound.style, [*added, *family.control_tokens], likely)
+    bound.open_turn = stop is None
+    ordered = [stop, *known, eos] if stop else [*known, eos]
+    bound.stop_tokens = [token for token in dict.fromkeys(ordered) if token]
+    bound.tool_stop = family.tool_stop if family.tool_stop in known else None
+
+
+def _set_missing(bound: BoundTemplate, tokenizer: Any, family: Family | None) -> None:
+    """Note the control tokens that the tokenizer would split.
+
+    Args:
+        family: for a packaged template the family whose control tokens it writes; None for one from elsewhere, of
+            which the token that ends a turn alone is known.
+    """
+    vocabulary = tokenizer.get_vocab()
+    needed = [token for token in family.control_tokens if token in bound.text] if family else []
+    needed += [token for token in bound.stop_tokens[:1] if token not in needed]
+    bound.missing_tokens = [token for token in needed if token not in vocabulary]
+
+
+def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
+    """Write BOS, the variables and the system message of the run into the template's text.
+
+    A saved tokenizer then renders, in plain transformers too, as the run did.
+    """
+    lines = []
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and adds_bos(tokenizer):
+        bound.bos = bos
+        if bound.name != "file" and not _begins_with(bound, bos):
+            lines.append("{% if true %}{{ bos_token }}{% endif %}")
+            bound.warnings.append(f"the chat template does not write {bos}, with which the tokenizer begins: added")
+    for name, value in bound.kwargs.items():
+        if not name.isidentifier():
+            raise UserError(f"{name!r} is no name of a variable", where="template.kwargs")
+        lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}")
+    if bound.system is not None:
+        content: Any = [{"type": "text", "text": bound.system}] if bound.style.parts else bound.system
+        message = _literal({"role": "system", "content": content})
+        lines.append(
+            "{% if not messages or messages[0]['role'] != 'system' %}"
+            f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
+        )
+    # each line ends with a block, after which the newline is trimmed: nothing is added to the text
+    bound.text = "".join(line + "\n" for line in lines) + bound.text
+
+
+def _begins_with(bound: BoundTemplate, token: str) -> bool:
+    """Whether the template itself writes this token first; True where it cannot be rendered."""
+    try:
+        return bound.draw([{"role": "user", "content": "zquser"}]).startswith(token)
+    except RenderError:
+        return True
+
+
+def _literal(value: Any) -> str:
+    """A plain value as Jinja writes it: JSON, but for None."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,96 @@
+"""A chat template bound to a tokenizer: the one thing that training and generation share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sft.template.messages import Marked, Style, holds_marks, plain_messages, read_marks
+from sft.template.render import RenderError, render
+
+
+@dataclass
+class BoundTemplate:
+    """A chat template with all that rendering needs; it can be pickled.
+
+    Args:
+        name: "own", "file", or the packaged template's name.
+        text: the Jinja template, with the run's system message, variables and BOS written into it, so that a saved
+            tokenizer renders as training did.
+        reason: why this one was chosen, one sentence.
+        family: the family's name.
+        system: the system message of conversations that have none, where the run or the family sets one.
+        kwargs: variables that the run sets, as `enable_thinking`.
+        stop_tokens: tokens that end an assistant turn, the usual one first.
+        tool_stop: the token that ends a turn which calls a tool, where it is another one.
+        open_turn: whether the template leaves the last turn without a stop token.
+        variables: special tokens by name and kwargs, as the template sees them.
+        style: how the template wants messages.
+        missing_tokens: control tokens that the tokenizer does not know as single tokens; the model must add them.
+        bos: the token that each row must begin with; None where the tokenizer adds none.
+        response_marker: the text right before an answer, for families where it is known.
+        instruction_marker: the text right before a user's message.
+        date: the day that a template which prints it was rendered with; None for the others.
+        warnings: what the user should know.
+    """
+
+    name: str
+    text: str
+    reason: str
+    family: str = "chatml"
+    system: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stop_tokens: list[str] = field(default_factory=list)
+    tool_stop: str | None = None
+    open_turn: bool = False
+    variables: dict[str, Any] = field(default_factory=dict)
+    style: Style = field(default_factory=Style)
+    missing_tokens: list[str] = field(default_factory=list)
+    bos: str | None = None
+    response_marker: str | None = None
+    instruction_marker: str | None = None
+    date: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def render(self, conversation: Mapping[str, Any], add_generation_prompt: bool = False) -> str:
+        """The conversation's text, as generation sees it with `add_generation_prompt`.
+
+        Raises:
+            RenderError: the template refuses the conversation or fails on it; the message says why.
+        """
+        return self.draw(conversation["messages"], conversation.get("tools"), add_generation_prompt)
+
+    def draw(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        *,
+        marks: bool = False,
+        generation_marks: bool = False,
+    ) -> str:
+        """Messages as text; with `marks` around other roles' contents, with `generation_marks` around answers."""
+        return render(
+            self.text,
+            plain_messages(messages, self.style, self.system, marks),
+            tools=tools or None,
+            add_generation_prompt=add_generation_prompt,
+            variables=self.variables,
+            date=self.date,
+            generation_marks=generation_marks,
+        )
+
+    def marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> Marked | None:
+        """The text and where other roles' contents stand in it; None where marks cannot tell."""
+        if holds_marks(messages):
+            return None
+        try:
+            return read_marks(self.draw(messages, tools, add_generation_prompt, marks=True))
+        except RenderError:
+            return None

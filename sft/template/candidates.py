@@ -1,0 +1,112 @@
+"""Where chat templates come from, and in which order they are tried."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.template.families import Family, by_template
+from sft.template.spec import Template
+
+FILES = Path(__file__).parent / "files"
+TOOL_TEMPLATE = "chatml"
+# the template that datasets of a format were usually trained with, for a model that has none
+USUAL = {"alpaca": "alpaca"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chat template that may be taken.
+
+    Args:
+        name: "own", "file" or the packaged template's name.
+        text: the Jinja template.
+        what: how a sentence calls it.
+        family: whose stop tokens and markers it has.
+    """
+
+    name: str
+    text: str
+    what: str
+    family: Family
+
+    @property
+    def ours(self) -> bool:
+        """Whether the text is a packaged one."""
+        return self.name not in ("own", "file")
+
+
+def candidates(template: Template, tokenizer: Any, family: Family, formats: Iterable[str]) -> Iterator[Candidate]:
+    """The templates to try, in order: for "auto" the model's own, its family's or its data's usual one, ChatML.
+
+    Raises:
+        UserError: a template that does not exist or cannot be read.
+    """
+    if template.name == "file":
+        yield Candidate("file", _users_text(template), "your chat template", family)
+        return
+    if template.path or template.text:
+        raise UserError("template.path and template.text belong to template=file", where="template")
+    if template.name != "auto":
+        yield _packaged(template.name, f"the template {template.name}")
+        return
+    own = _own_text(tokenizer)
+    if own:
+        yield Candidate("own", own, "the model's own chat template", family)
+    if family.template != TOOL_TEMPLATE:
+        yield Candidate(family.template, packaged_text(family.template), f"the template of {family.name}", family)
+    elif not own and len(found := set(formats)) == 1 and (usual := USUAL.get(found.pop())):
+        yield _packaged(usual, f"the usual template of {usual} data")
+    facts = family if family.template == TOOL_TEMPLATE else None
+    yield _packaged(TOOL_TEMPLATE, "ChatML with tool calls", facts)
+
+
+def packaged_templates() -> list[str]:
+    """The names of the templates that the package has."""
+    return sorted(path.stem for path in FILES.glob("*.jinja"))
+
+
+def packaged_text(name: str) -> str:
+    """A packaged template's text.
+
+    Raises:
+        UserError: there is none of this name; the nearest is named.
+    """
+    known = packaged_templates()
+    if name not in known:
+        near = difflib.get_close_matches(name, ["auto", "file", *known], n=1)
+        hint = f"did you mean {near[0]}?" if near else "one of: auto, file, " + ", ".join(known)
+        raise UserError(f"there is no chat template {name!r}", where="template.name", remedy=hint)
+    return (FILES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _packaged(name: str, what: str, family: Family | None = None) -> Candidate:
+    return Candidate(name, packaged_text(name), what, family or by_template(name) or Family(name, (), name))
+
+
+def _users_text(template: Template) -> str:
+    """The template of the user's, from the config or from a file."""
+    if (template.path is None) == (template.text is None):
+        remedy = "template.path=FILE, or template.text with the Jinja template itself"
+        raise UserError("template=file needs one of template.path and template.text", where="template", remedy=remedy)
+    if template.text is not None:
+        return template.text
+    path = Path(template.path or "").expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", where="template.path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a UTF-8 text", where="template.path") from None
+
+
+def _own_text(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template; of several named ones the one for tools, else the default."""
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, Mapping):
+        own = own.get("tool_use") or own.get("default") or next(iter(own.values()), None)
+    return own or None

@@ -1,0 +1,188 @@
+"""The messages of a conversation as chat templates expect them, plain or with marks around what others said.
+
+Marks are private-use characters, one pair for each message, put at the stripped edges of user, system and tool
+contents, so that a template that trims does the same with and without them. After rendering they tell where each of
+these contents went.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_OPEN, _CLOSE, _LIMIT = 0x100000, 0x108000, 0x7F00
+MARKS = re.compile("[\U00100000-\U0010ffff]")
+_OURS = frozenset({"train", "weight"})
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a template wants its messages: found by trying, see `probe.find_style`.
+
+    Args:
+        parts: contents as lists of `{"type": "text", "text": …}`, as templates of vision models do.
+        null_content: None as the content of an empty turn that calls a tool.
+        json_arguments: a call's arguments as JSON text.
+        fold_reasoning: reasoning as a think block at the head of the content.
+    """
+
+    parts: bool = False
+    null_content: bool = False
+    json_arguments: bool = False
+    fold_reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A rendered text and where the marked contents stand in it.
+
+    Args:
+        text: the text without marks.
+        regions: (message, start, end) by start: characters `[start, end)` are message's content.
+    """
+
+    text: str
+    regions: tuple[tuple[int, int, int], ...]
+
+    def before(self, message: int) -> int:
+        """Where the last content of a message before this one ends; 0 if there is none."""
+        return max((end for index, _, end in self.regions if index < message), default=0)
+
+    def after(self, message: int) -> int:
+        """Where the first content of a message after this one starts; the text's length if there is none."""
+        return min((start for index, start, _ in self.regions if index > message), default=len(self.text))
+
+    def seen(self) -> set[int]:
+        """The messages whose content is in the text."""
+        return {index for index, _, _ in self.regions}
+
+
+def plain_messages(
+    messages: Sequence[Mapping[str, Any]], style: Style = Style(), system: str | None = None, marks: bool = False
+) -> list[dict[str, Any]]:
+    """The messages for a template: our own flags and empty fields left out, what templates look for filled in.
+
+    A call without an id and a result without a name get them, in the order of the calls; reasoning is given under
+    each name that templates know it by. Contents of user, system and tool are marked with `marks`.
+
+    Args:
+        system: the system message for a conversation that does not begin with one.
+    """
+    shift = 0
+    if system is not None and not (messages and messages[0].get("role") == "system"):
+        messages, shift = [{"role": "system", "content": system}, *messages], 1
+    open_calls: list[tuple[str, str]] = []
+    out = []
+    for index, message in enumerate(messages):
+        plain = {key: value for key, value in message.items() if value is not None and key not in _OURS}
+        content = message.get("content") or ""
+        if plain.get("tool_calls"):
+            plain["tool_calls"] = _calls(plain["tool_calls"], index, style)
+            open_calls = [(call["id"], call["function"].get("name", "")) for call in plain["tool_calls"]]
+        else:
+            plain.pop("tool_calls", None)
+        if plain["role"] == "tool":
+            _name_result(plain, open_calls)
+        reasoning = next((plain[key] for key in _REASONING if plain.get(key)), None)
+        if reasoning is not None and style.fold_reasoning:
+            plain = {key: value for key, value in plain.items() if key not in _REASONING}
+            content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+        elif reasoning is not None:
+            plain["reasoning_content"] = plain["thinking"] = reasoning
+        if marks and plain["role"] != "assistant" and index >= shift:
+            content = _mark(content, index - shift)
+        if not content and style.null_content and "tool_calls" in plain:
+            plain["content"] = None
+        else:
+            plain["content"] = [{"type": "text", "text": content}] if style.parts else content
+        out.append(plain)
+    return out
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The reasoning of an assistant message: its own field, else the think block at the head of its content."""
+    given = next((message[key] for key in _REASONING if message.get(key)), None)
+    if given is not None:
+        return str(given)
+    head, closing, _ = (message.get("content") or "").rpartition("</think>")
+    return head.partition("<think>")[2] if closing and "<think>" in head else head
+
+
+def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list[dict[str, Any]]:
+    """Tool calls with an id each and their arguments in the template's style."""
+    out = []
+    for place, call in enumerate(calls):
+        function = dict(call.get("function") or {key: call[key] for key in ("name", "arguments") if key in call})
+        arguments = function.get("arguments", {})
+        if style.json_arguments and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif not style.json_arguments and isinstance(arguments, str):
+            arguments = _parsed(arguments)
+        function["arguments"] = arguments
+        # nine letters or digits: some templates refuse ids of another length
+        made = f"{index % 100000:05d}{place % 10000:04d}"
+        out.append({"id": call.get("id") or made, "type": call.get("type") or "function", "function": function})
+    return out
+
+
+def _parsed(arguments: str) -> Any:
+    """Arguments written as JSON text, as the mapping that they are; the text itself if they are none."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _name_result(result: dict[str, Any], open_calls: list[tuple[str, str]]) -> None:
+    """Give a tool result the id and the name of its call: the one it names, else the first without a result."""
+    known = result.get("tool_call_id")
+    match = next((call for call in open_calls if call[0] == known), None) if known else None
+    if match is None and not known and open_calls:
+        named = [call for call in open_calls if call[1] == result.get("name")]
+        match = (named or open_calls)[0]
+    if match is not None:
+        result.setdefault("tool_call_id", match[0])
+        result.setdefault("name", match[1])
+        if len(open_calls) > 1:
+            open_calls.remove(match)
+
+
+def _mark(content: str, index: int) -> str:
+    """The content with this message's marks at its stripped edges; as it is where it is blank."""
+    core = content.strip()
+    if not core or index >= _LIMIT:
+        return content
+    start = content.index(core)
+    end = start + len(core)
+    return f"{content[:start]}{chr(_OPEN + index)}{core}{chr(_CLOSE + index)}{content[end:]}"
+
+
+def read_marks(text: str) -> Marked | None:
+    """Take the marks out of a rendered text; None where a pair is torn, so that they tell nothing."""
+    regions: list[tuple[int, int, int]] = []
+    pieces: list[str] = []
+    opened: dict[int, int] = {}
+    last = length = 0
+    for match in MARKS.finditer(text):
+        pieces.append(text[last : match.start()])
+        length += match.start() - last
+        last = match.end()
+        code = ord(match.group())
+        if code < _CLOSE:
+            opened[code - _OPEN] = length
+        elif (start := opened.pop(code - _CLOSE, None)) is not None:
+            regions.append((code - _CLOSE, start, length))
+        else:
+            return None
+    pieces.append(text[last:])
+    return None if opened else Marked("".join(pieces), tuple(sorted(regions, key=lambda region: region[1])))
+
+
+def holds_marks(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the data itself has characters that marks are made of."""
+    return any(MARKS.search(message.get("content") or "") is not None for message in messages)

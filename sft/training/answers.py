@@ -1,0 +1,79 @@
+"""The model's answers to the evaluation rows before and after training, where `evaluation.generate` asks for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sft.data.conversations import evaluation_conversations
+from sft.evaluation.answers import Answers, evaluate_generation
+from sft.evaluation.compare import sample_table, score_table
+from sft.evaluation.samples import samples_html, samples_jsonl
+from sft.evaluation.spec import Evaluation
+from sft.run.directory import RunDirectory
+from sft.training.inputs import Inputs
+
+log = logging.getLogger(__name__)
+
+
+class Examination:
+    """Asks a model the questions of the evaluation rows, before training and after.
+
+    Args:
+        spec: the config node `evaluation`; None or `generate=false` asks nothing.
+        inputs: the run's rows and template.
+        seed: of draws, where the temperature is above 0.
+    """
+
+    def __init__(self, spec: Evaluation | None, inputs: Inputs, seed: int) -> None:
+        self.spec, self.inputs, self.seed = spec, inputs, seed
+        self.before: Answers | None = None
+        self.after: Answers | None = None
+        self._conversations: dict[str, list[dict[str, Any]]] | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask."""
+        return self.spec is not None and self.spec.generates and bool(self.inputs.data.eval)
+
+    def ask_before(self, model: Any) -> None:
+        """The untrained model's answers, where `evaluation.before` wants them."""
+        if self.asks and self.spec is not None and self.spec.before:
+            self.before = self._ask(model, "before training")
+
+    def ask_after(self, model: Any) -> dict[str, float]:
+        """The trained model's answers; gives their figures (eval_exact_match, ...), {} where nothing is asked."""
+        if not self.asks:
+            return {}
+        self.after = self._ask(model, "after training")
+        figures = self.after.metrics()
+        if self.before is not None:
+            figures |= {f"before_{name}": value for name, value in self.before.metrics(prefix="eval_").items()}
+        return figures
+
+    def write(self, run: RunDirectory) -> None:
+        """samples.jsonl and samples.html, and the tables to stderr."""
+        if self.after is None or self.spec is None:
+            return
+        run.write_text(run.samples_jsonl, samples_jsonl(self.after, self.before))
+        run.write_text("samples.html", samples_html(self.after, self.before, count=self.spec.num_samples))
+        for table in (score_table(self.after, self.before), sample_table(self.after, self.before, self.spec.num_samples)):
+            log.info("answers:\n%s", table)
+
+    def _ask(self, model: Any, when: str) -> Answers:
+        spec, inputs = self.spec, self.inputs
+        assert spec is not None
+        if self._conversations is None:
+            self._conversations = evaluation_conversations(inputs.dataset, inputs.data.eval, spec.max_samples)
+        answers = evaluate_generation(model, inputs.tokenizer, inputs.template, self._conversations, spec, seed=self.seed)
+        log.info("%d answers %s in %.1f s", len(answers.rows), when, answers.seconds)
+        return answers
+
+
+def few_examples(inputs: Inputs, count: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A few evaluation conversations for callbacks that show generations; [] where no callback does."""
+    if not any("generation" in str((node or {}).get("_target_")) for node in (config.get("callbacks") or {}).values()):
+        return []
+    found = evaluation_conversations(inputs.dataset, inputs.data.eval, count)
+    return [conversation for conversations in found.values() for conversation in conversations][:count]

@@ -1,0 +1,66 @@
+"""The config node `trainer`: transformers' TrainingArguments with the settings that sft adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainingArguments
+
+from sft.config.build import build
+from sft.run.directory import RunDirectory
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """transformers.TrainingArguments under their own names; `bf16` and `gradient_checkpointing` may be `auto`."""
+
+
+def build_arguments(
+    node: Mapping[str, Any], run: RunDirectory, *, seed: int, asked: Mapping[str, Any], dtype: str, evaluates: bool
+) -> Any:
+    """The training arguments of a run.
+
+    Args:
+        node: the `trainer` node, plain.
+        run: where checkpoints go.
+        seed: the run's.
+        asked: what callbacks ask for; wins over the node.
+        dtype: `model.dtype` as configured; `auto` precision follows it.
+        evaluates: whether there are evaluation rows.
+
+    Raises:
+        UserError: TrainingArguments refuses them.
+    """
+    import torch
+
+    settings = {**node, **asked}
+    if settings.get("bf16") == "auto":
+        settings["bf16"] = not settings.get("fp16") and _computes_bf16(dtype)
+    if settings.get("gradient_checkpointing") == "auto":
+        settings["gradient_checkpointing"] = False
+    if not evaluates:
+        settings["eval_strategy"] = "no"
+    settings.setdefault("use_cpu", not torch.cuda.is_available())
+    settings.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    for name in ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
+        if settings.get(name) is None:
+            settings.pop(name, None)
+    return build(
+        settings,
+        where="trainer",
+        output_dir=str(run.checkpoints),
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,  # the display callback draws; two bars would garble each other
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it would hide what must stop the run
+        include_num_input_tokens_seen="no",
+    )
+
+
+def _computes_bf16(dtype: str) -> bool:
+    from sft.model.dtype import native_bf16
+
+    return dtype in ("auto", "bfloat16", "bf16") and native_bf16()

@@ -1,0 +1,101 @@
+"""Model, callbacks and trainer of a run, built from its config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sft.config.build import build
+from sft.config.errors import UserError
+from sft.model.adapter import attach
+from sft.model.embeddings import fit_embeddings
+from sft.model.load import load_model
+from sft.run.directory import RunDirectory
+from sft.run.trackers.base import Tracker
+from sft.training.arguments import build_arguments
+from sft.training.callbacks.base import bind_all, trainer_arguments
+from sft.training.callbacks.tracker import TrackerCallback
+from sft.training.inputs import Inputs
+from sft.training.trainer import SftTrainer
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: Mapping[str, Any], inputs: Inputs) -> Any:
+    """The model to train: base weights, quantized if asked, embeddings for new tokens, adapter attached."""
+    allowed = config.get("allow_targets") or []
+    quant = build(config.get("quant"), where="quant", allowed=allowed)
+    lora = build(config.get("lora"), where="lora", allowed=allowed)
+    base = load_model(inputs.model, quant, trained=lora is None, config=inputs.model_config)
+    control = [token for token in inputs.family.control_tokens if token in inputs.template.text]
+    new_rows = fit_embeddings(base, inputs.tokenizer, control)
+    targets = inputs.family.target_modules
+    model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
+    log.info("%s", coverage.line())
+    return model
+
+
+def build_callbacks(config: Mapping[str, Any], objective: str, direction: str) -> dict[str, Any]:
+    """The config's callbacks by name, in order; nodes that are off left out.
+
+    Raises:
+        UserError: a node that builds no callback.
+    """
+    from transformers import TrainerCallback
+
+    allowed = config.get("allow_targets") or []
+    built: dict[str, Any] = {}
+    for name, node in (config.get("callbacks") or {}).items():
+        if node is None:
+            continue
+        callback = build(node, where=f"callbacks.{name}", allowed=allowed)
+        if not isinstance(callback, TrainerCallback):
+            raise UserError(f"{type(callback).__name__} is no transformers.TrainerCallback", where=f"callbacks.{name}")
+        built[name] = callback
+    bind_all(built.values(), None, objective=objective, direction=direction)
+    return built
+
+
+def build_trainer(
+    config: Mapping[str, Any],
+    run: RunDirectory,
+    model: Any,
+    inputs: Inputs,
+    callbacks: Mapping[str, Any],
+    more: Iterable[Any],
+    tracker: Tracker,
+    explicit: Iterable[str] = (),
+    compute_metrics: Callable[..., Any] | None = None,
+) -> SftTrainer:
+    """The trainer, its callbacks bound to the run.
+
+    Args:
+        callbacks: those of the config, by name.
+        more: further ones, after them.
+        tracker: started; gets every logged line.
+        explicit: trainer keys that the command line sets itself, which a callback may not overrule.
+    """
+    from transformers import PrinterCallback, ProgressCallback
+
+    asked = trainer_arguments(callbacks, config["trainer"], explicit)
+    arguments = build_arguments(
+        config["trainer"],
+        run,
+        seed=config["seed"],
+        asked=asked,
+        dtype=inputs.model.dtype,
+        evaluates=bool(inputs.data.eval),
+    )
+    trainer = SftTrainer(
+        model,
+        arguments,
+        tokenizer=inputs.tokenizer,
+        train=inputs.data.train,
+        evaluation=inputs.data.eval,
+        callbacks=[*callbacks.values(), *more, TrackerCallback(tracker)],
+        compute_metrics=compute_metrics,
+    )
+    for default in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(default)
+    return trainer

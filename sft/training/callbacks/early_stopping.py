@@ -1,0 +1,117 @@
+"""Stop when the evaluations no longer get better."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from sft.config.errors import UserError
+from sft.training.callbacks.base import RunCallback
+from sft.training.callbacks.checkpoint import greater_is_better
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStopping(RunCallback, ExportableState):
+    """Stops training after some evaluations without an improvement.
+
+    Unlike transformers' callback it does not need load_best_model_at_end, and with several evaluation sets, whose
+    figures arrive one set at a time, it waits for the one it watches.
+
+    Args:
+        early_stopping_patience: how many evaluations in a row may bring nothing.
+        early_stopping_threshold: by how much an evaluation must be better to count.
+        metric: the figure to watch; None takes the run's objective, or eval_loss.
+    """
+
+    def __init__(
+        self,
+        early_stopping_patience: int = 3,
+        early_stopping_threshold: float = 0.0,
+        metric: str | None = None,
+    ) -> None:
+        if early_stopping_patience < 1:
+            raise UserError(
+                f"a patience of {early_stopping_patience} would stop at the first evaluation",
+                where="callbacks.early_stopping.early_stopping_patience",
+                remedy="1 or more",
+            )
+        self.early_stopping_patience = early_stopping_patience
+        self.early_stopping_threshold = early_stopping_threshold
+        self.metric = metric
+        self.best: float | None = None
+        self.waited = 0
+        self.last_step = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a run that never evaluates."""
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            raise UserError(
+                "early stopping looks at evaluations, and this run makes none",
+                where="callbacks.early_stopping",
+                remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count evaluations without an improvement; the figure counts once a step however often it is logged."""
+        name = self._watched(args)
+        if logs is None or name not in logs or state.global_step == self.last_step:
+            return
+        self.last_step = state.global_step
+        value = float(logs[name])
+        if self._better(value, name, args):
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.early_stopping_patience and not control.should_training_stop:
+            log.info("stopping early: %s has not been better than %s for %d evaluations", name, self.best, self.waited)
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so when the figure never came: a misspelt metric would never stop anything."""
+        if self.last_step < 0:
+            log.warning("early stopping watched %s, which no evaluation reported", self._watched(args))
+
+    def _watched(self, args: TrainingArguments) -> str:
+        objective = self.objective if self.objective != "train_loss" else None
+        name = self.metric or objective or args.metric_for_best_model or "eval_loss"
+        return name if name.startswith("eval_") else f"eval_{name}"
+
+    def _better(self, value: float, name: str, args: TrainingArguments) -> bool:
+        if not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        direction = self.direction if self.metric in (None, self.objective) else None
+        if direction is None and args.greater_is_better is not None and name == args.metric_for_best_model:
+            greater = args.greater_is_better
+        else:
+            greater = greater_is_better(name, direction)
+        gain = value - self.best if greater else self.best - value
+        return gain > self.early_stopping_threshold
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to stop where an uninterrupted one would."""
+        return {
+            "args": {
+                "early_stopping_patience": self.early_stopping_patience,
+                "early_stopping_threshold": self.early_stopping_threshold,
+                "metric": self.metric,
+            },
+            "attributes": {"best": self.best, "waited": self.waited, "last_step": self.last_step},
+        }

@@ -1,0 +1,46 @@
+"""metrics.jsonl: every logged step as one line."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from sft.training.callbacks.base import RunCallback
+
+
+class MetricsJsonl(RunCallback):
+    """Writes what the trainer logs into the run directory, a line a step, flushed.
+
+    A resumed run drops the lines after the checkpoint it goes on from, so that no step stands there twice.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop what an interrupted session wrote after the checkpoint, and its summary of itself."""
+        if self.run is not None:
+            step = state.global_step
+            self.run.keep_jsonl(
+                self.run.metrics_jsonl, lambda line: 0 < step >= _step(line) and "train_runtime" not in line
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add a line."""
+        if self.run is not None and logs:
+            self.run.append_jsonl(
+                self.run.metrics_jsonl, {"step": state.global_step, **logs, "time": round(time.time(), 3)}
+            )
+
+
+def _step(line: dict[str, Any]) -> float:
+    step = line.get("step")
+    return step if isinstance(step, int | float) else float("inf")

@@ -1,0 +1,46 @@
+"""What callbacks keep in a checkpoint, and how it comes back into the same objects.
+
+transformers restores a callback by building a new one, which has lost its run directory and its place among the
+others; and of two callbacks of one class it restores the state of the first save. Here the objects stay and only their
+attributes are set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers.trainer_callback import ExportableState
+
+log = logging.getLogger(__name__)
+
+
+def collect(callbacks: Iterable[object]) -> dict[str, Any]:
+    """The present states as TrainerState.stateful_callbacks holds them: by class name, a list where there are several."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            found.setdefault(type(callback).__name__, []).append(callback.state())
+    return {name: states[0] if len(states) == 1 else states for name, states in found.items()}
+
+
+def restore(callbacks: Iterable[object], stored: Mapping[str, Any]) -> None:
+    """Set the attributes that :func:`collect` kept, in place and in the callbacks' order.
+
+    Settings (a state's "args") stay as the config gives them. What has no counterpart is named in the log.
+    """
+    present: dict[str, list[object]] = {}
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            present.setdefault(type(callback).__name__, []).append(callback)
+    for name, states in stored.items():
+        states = states if isinstance(states, list) else [states]
+        targets = present.get(name, [])
+        if len(targets) != len(states):
+            log.warning(
+                "the checkpoint has %d states of %s, this run has %d such callbacks", len(states), name, len(targets)
+            )
+        for target, state in zip(targets, states, strict=False):
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(target, attribute, value)

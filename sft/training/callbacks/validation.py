@@ -1,0 +1,30 @@
+"""When to evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft.training.callbacks.base import RunCallback
+from sft.training.callbacks.schedule import schedule
+
+
+class Validation(RunCallback):
+    """Sets when the evaluation data is looked at.
+
+    Args:
+        every: a number of steps, a share of all steps below 1, or "epoch"; None leaves it to trainer.eval_strategy.
+        at_start: evaluate before the first step too, to have something to compare with.
+        delay: steps or epochs to let pass before the first evaluation.
+    """
+
+    def __init__(self, every: float | str | None = "epoch", at_start: bool = False, delay: float = 0) -> None:
+        self.every, self.at_start, self.delay = every, at_start, delay
+
+    def arguments(self) -> dict[str, Any]:
+        """eval_strategy, eval_steps, eval_on_start and eval_delay, as far as they are set here."""
+        wanted = schedule(self.every, "eval", "callbacks.validation.every")
+        if self.at_start:
+            wanted["eval_on_start"] = True
+        if self.delay:
+            wanted["eval_delay"] = self.delay
+        return wanted

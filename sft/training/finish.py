@@ -1,0 +1,123 @@
+"""The end of a run: the final evaluation, the weights, the figures, the pictures and the card."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sft.run.metrics import Metrics
+from sft.run.plots import write_curves
+from sft.run.record import now, read_record
+from sft.run.trackers.base import Tracker
+from sft.training.answers import Examination
+from sft.training.inputs import Inputs
+from sft.training.job import Job
+from sft.training.outputs import write_card, write_weights
+from sft.training.result import Result
+
+log = logging.getLogger(__name__)
+
+
+def objective_of(config: Mapping[str, Any], evaluates: bool) -> tuple[str, str]:
+    """The figure a run is judged by, and its direction."""
+    from sft.training.callbacks.checkpoint import greater_is_better
+
+    objective = config.get("objective") or ("eval_loss" if evaluates else "train_loss")
+    direction = config.get("direction") or ("maximize" if greater_is_better(objective) else "minimize")
+    return objective, direction
+
+
+def earlier_result(job: Job) -> Result | None:
+    """The result of a run that is finished already; None for any other."""
+    if read_record(job.run).get("status") != "finished":
+        return None
+    metrics = Metrics.read(job.run)
+    if metrics is None:
+        return None
+    log.info("%s is finished; resume=never trains it again", job.run.path)
+    figures = metrics.as_dict()
+    objective, _ = objective_of(job.config, evaluates=figures.get("eval_loss") is not None)
+    return Result(job.run.path, figures, objective, figures.get(objective))
+
+
+def finish(
+    job: Job, trainer: Any, inputs: Inputs, info: Any, examination: Examination, tracker: Tracker, facts: tuple[str, float]
+) -> Result:
+    """Evaluate what was trained, write everything that a finished run has, and give its figures."""
+    run, config, (objective, started) = job.run, job.config, facts
+    evaluated = _final_evaluation(trainer)
+    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs)
+    evaluated |= examination.ask_after(trainer.accelerator.unwrap_model(trainer.model))
+    examination.write(run)
+
+    metrics = _metrics(trainer, evaluated, started, Metrics.read(run))
+    info.finished = now()
+    info.write(run)
+    write_card(run, config, info, metrics, weights)
+    if not run.metrics_jsonl.exists():
+        for line in trainer.state.log_history:
+            run.append_jsonl(run.metrics_jsonl, line)
+    write_curves(run, title=str(config["name"]))
+    if config["save_merged_model"]:
+        _save_merged(job, inputs)
+    tracker.log({key: value for key, value in metrics.as_dict().items() if isinstance(value, float)}, trainer.state.global_step)
+    tracker.artifact(weights, f"{config['name']}-{weights.name}", "model")
+    metrics.write(run)
+    figures = metrics.as_dict()
+    if figures.get(objective) is None:
+        log.warning("the run has no figure %s to be judged by", objective)
+    return Result(run.path, figures, objective, figures.get(objective))
+
+
+def _final_evaluation(trainer: Any) -> dict[str, float]:
+    """The evaluation of the weights as they are now; the trainer's own last one where it was of these."""
+    if not trainer.evaluation:
+        return {}
+    best_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
+    for line in reversed(trainer.state.log_history):
+        if "eval_loss" in line and line.get("step") == trainer.state.global_step and not best_loaded:
+            return {key: value for key, value in line.items() if key.startswith("eval_")}
+    return {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
+
+
+def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None) -> Metrics:
+    """The run's figures, those of earlier sessions added where they add up."""
+    from sft.run import memory
+
+    history, progress = trainer.state.log_history, trainer.progress
+    losses = [(line["loss"], line["step"]) for line in history if "loss" in line]
+    earlier = before.total_seconds if before and before.total_seconds else 0.0
+    named = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
+    return Metrics(
+        status="finished",
+        steps=trainer.state.global_step,
+        epochs=trainer.state.epoch,
+        train_loss=_mean_loss(losses),
+        **{name: evaluated.get(name) for name in named},  # type: ignore[arg-type]
+        total_tokens=progress.total_tokens,
+        trained_tokens=progress.trained_tokens,
+        tokens_per_second=progress.tokens_per_second,
+        peak_memory_bytes=memory.peak_bytes(),
+        train_seconds=progress.train_seconds,
+        total_seconds=earlier + time.time() - started,
+        extra={key: value for key, value in evaluated.items() if key not in named},
+    )
+
+
+def _mean_loss(losses: list[tuple[float, int]]) -> float | None:
+    """The mean over all steps: each logged value is the mean of the steps since the one before."""
+    total, last = 0.0, 0
+    for value, step in losses:
+        total += value * (step - last)
+        last = step
+    return total / last if last else None
+
+
+def _save_merged(job: Job, inputs: Inputs) -> None:
+    from sft.model.merge import merge
+
+    merge(
+        inputs.model, job.run.adapter, job.run.merged, tokenizer=inputs.tokenizer, chat_template=inputs.template.text
+    )

@@ -1,0 +1,79 @@
+"""From a config to rows: the tokenizer, the chat template that fits the rows, the encoder, and the prepared data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft.config.build import build
+from sft.data.labels import Encoder
+from sft.data.pipeline import Prepared, prepare, sample_conversations
+from sft.data.spec import Dataset
+from sft.model.facts import family_of
+from sft.model.load import load_config, load_tokenizer
+from sft.model.spec import Model
+from sft.model.tokens import add_control_tokens
+from sft.template.bind import BoundTemplate, bind
+from sft.template.families import Family
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Inputs:
+    """All that training knows before there are weights.
+
+    Attributes:
+        model: the model's spec.
+        model_config: the model's own config.
+        family: what is known of its family.
+        dataset: the dataset's spec.
+        tokenizer: with the template's control tokens added.
+        template: the chat template, bound.
+        encoder: conversations to labels.
+        data: training and evaluation rows with their report.
+    """
+
+    model: Model
+    model_config: Any
+    family: Family
+    dataset: Dataset
+    tokenizer: Any
+    template: BoundTemplate
+    encoder: Encoder
+    data: Prepared
+
+
+def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
+    """Load the tokenizer, choose the template and prepare the rows of a resolved config.
+
+    Raises:
+        UserError: anything in model, template, dataset or rows that must not train.
+    """
+    allowed = config.get("allow_targets") or []
+    model: Model = build(config["model"], where="model", allowed=allowed)
+    dataset: Dataset = build(config["dataset"], where="dataset", allowed=allowed)
+    template = build(config["template"], where="template", allowed=allowed)
+    model_config = load_config(model)
+    family = family_of(model, model_config)
+    tokenizer = load_tokenizer(model, model_config)
+    sample, formats = sample_conversations(dataset)
+    bound = bind(template, tokenizer, family, sample, formats)
+    for warning in bound.warnings:
+        log.warning("%s", warning)
+    added = add_control_tokens(tokenizer, bound.missing_tokens, bound.stop_tokens)
+    if added:
+        log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
+    encoder = Encoder(
+        bound,
+        tokenizer,
+        train_on=dataset.train_on,
+        masking=dataset.masking,
+        history=dataset.history,
+        response_template=dataset.response_template,
+        instruction_template=dataset.instruction_template,
+    )
+    data = prepare(dataset, encoder, seed=config["seed"])
+    return Inputs(model, model_config, family, dataset, tokenizer, bound, encoder, data)

@@ -1,0 +1,76 @@
+"""What a door was asked to do: the resolved config, the run directory, and where both came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sft.config.errors import UserError
+from sft.run.directory import RunDirectory
+from sft.run.lock import holder
+
+
+@dataclass
+class Job:
+    """One run to make.
+
+    Attributes:
+        config: resolved, plain containers, without Hydra's node.
+        run: its directory.
+        unresolved: the composed config as YAML.
+        hydra: Hydra's own node, plain; {} where Hydra did not start it.
+    """
+
+    config: dict[str, Any]
+    run: RunDirectory
+    unresolved: str
+    hydra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Job:
+        """From a door's config (Hydra knows the directory) or from `sft.api.compose`'s (it is in the config)."""
+        import copy
+
+        task = copy.deepcopy(config)
+        OmegaConf.set_struct(task, False)
+        hydra = task.pop("hydra", None) or _hydra_node()
+        plain = OmegaConf.to_container(task, resolve=True)
+        assert isinstance(plain, dict)
+        node = OmegaConf.to_container(hydra, resolve=False, enum_to_str=True) if hydra is not None else {}
+        directory = _directory(hydra, str(plain.get("name", "sft")))
+        return cls(plain, RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
+
+    @property
+    def group(self) -> str | None:
+        """The sweep this job is of, which a tracker shows as one group; None for a single run."""
+        return self.run.path.parent.name if str(self.hydra.get("mode", "")).endswith("MULTIRUN") else None
+
+
+def _hydra_node() -> Any:
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get() if HydraConfig.initialized() else None
+
+
+def _directory(hydra: Any, name: str) -> Path:
+    """The run directory; one that only the clock chose and that another run has got gets a number behind it."""
+    runtime = OmegaConf.select(hydra, "runtime.output_dir", default=None) if hydra is not None else None
+    chosen = runtime or (OmegaConf.select(hydra, "run.dir", default=None) if hydra is not None else None)
+    if chosen is None:
+        from datetime import datetime
+
+        chosen = f"outputs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    path = Path(str(chosen)).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError("is a file", where=str(path), remedy="hydra.run.dir=ANOTHER")
+    given = [str(o) for o in (OmegaConf.select(hydra, "overrides.hydra", default=None) or [])] if hydra is not None else ["hydra.run.dir="]
+    if any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.")) or o == "hydra.mode=MULTIRUN" for o in given):
+        return path
+    free, number = path, 1
+    while holder(free) or (free / "config.resolved.yaml").exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

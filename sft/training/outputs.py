@@ -1,0 +1,105 @@
+"""What a finished training leaves in the run directory: weights, what inference needs, figures, pictures, a card."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft import __version__
+from sft.data.preview import preview_rows, to_html, to_jsonl
+from sft.model.save import save_adapter, save_model
+from sft.run.card import Card
+from sft.run.directory import RunDirectory
+from sft.run.info import TrainingInfo
+from sft.run.metrics import Metrics
+from sft.training.inputs import Inputs
+
+log = logging.getLogger(__name__)
+
+PREVIEWED = 20  # rows in a run directory's preview
+
+
+def write_data(run: RunDirectory, inputs: Inputs) -> None:
+    """data_report.json, preview.html, preview.jsonl and the picture of the lengths."""
+    from sft.data.length import plot_lengths
+
+    run.write_json(run.data_report, inputs.data.report)
+    previews = preview_rows(inputs.data.train, inputs.tokenizer, PREVIEWED)
+    run.write_text(run.preview_html, to_html(previews, run.path.name))
+    run.write_text("preview.jsonl", to_jsonl(previews))
+    run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, Path(path)))
+
+
+def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> TrainingInfo:
+    """What inference, merging and evaluation need to know."""
+    spec, report = inputs.model, inputs.data.report
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapter = getattr(model, "peft_config", {}).get("default")
+    return TrainingInfo(
+        model_name=spec.name or str(config["model"]["_target_"]).rpartition(".")[2],
+        model_path=base.name_or_path,
+        model_kind=_kind(config, base.name_or_path),
+        model_revision=spec.revision,
+        model_type=getattr(inputs.model_config, "model_type", None),
+        family=inputs.family.name,
+        method="full" if adapter is None else "qlora" if config.get("quant") else "lora",
+        stop_tokens=list(inputs.template.stop_tokens),
+        system=inputs.template.system,
+        template=inputs.template.text,
+        template_name=inputs.template.reason,
+        template_kwargs=dict(inputs.template.kwargs),
+        lora={} if adapter is None else _plain(adapter.to_dict()),
+        quant=dict(config.get("quant") or {}),
+        dtype=str(base.dtype).removeprefix("torch."),
+        tokenizer={
+            "name": inputs.tokenizer.name_or_path,
+            "size": len(inputs.tokenizer),
+            "pad_token": inputs.tokenizer.pad_token,
+            "eos_token": inputs.tokenizer.eos_token,
+        },
+        dataset={
+            "sources": sorted(report["sources"]),
+            "fingerprint": inputs.data.fingerprint,
+            "max_length": inputs.dataset.max_length,
+            "packing": inputs.dataset.packing,
+        },
+        sft_version=__version__,
+    )
+
+
+def write_weights(run: RunDirectory, model: Any, inputs: Inputs) -> Path:
+    """adapter/, or model/ after a full fine-tune."""
+    if hasattr(model, "peft_config"):
+        return save_adapter(model, run.adapter, inputs.tokenizer, inputs.template.text)
+    with run.replacing_directory(run.model) as directory:
+        save_model(model, directory, inputs.tokenizer, inputs.template.text)
+    return run.model
+
+
+def write_card(run: RunDirectory, config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path) -> None:
+    """The model card beside the weights."""
+    trainer = config["trainer"]
+    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "optim")
+    settings = {"seed": config["seed"], **{name: trainer[name] for name in names if name in trainer}}
+    library = "transformers" if info.method == "full" else "peft"
+    Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
+
+
+def _kind(config: Mapping[str, Any], path: str) -> str:
+    target = str(config["model"].get("_target_", ""))
+    if not config["model"].get("name"):
+        return {"OfflineModel": "embedded", "TinyModel": "tiny"}.get(target.rpartition(".")[2], "hub")
+    return "local" if Path(path).is_dir() else "hub"
+
+
+def _plain(value: Any) -> Any:
+    """peft's settings as JSON: sets as sorted lists, enumerations as their values."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)

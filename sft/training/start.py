@@ -1,0 +1,74 @@
+"""The start of a run: whether it goes on from a checkpoint, its snapshot, its record, its seeds."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from sft.config.errors import UserError
+from sft.run import checkpoint
+from sft.run.record import RunRecord
+from sft.run.resume import refuse_changes
+from sft.run.snapshot import write_snapshot
+from sft.training.job import Job
+
+log = logging.getLogger(__name__)
+
+
+def begin(job: Job, record: RunRecord) -> str | None:
+    """Check that the directory may be written by this config, and begin.
+
+    Returns:
+        The checkpoint to go on from; None to start at the first step. A finished run is left as it is.
+
+    Raises:
+        UserError: the directory belongs to another config, or `resume` names no run.
+    """
+    run, resume = job.run, str(job.config["resume"])
+    if resume == "never":
+        _start_over(job)
+        record.content.clear()
+    else:
+        refuse_changes(run, job.config, job.config.get("allow_changes") or [])
+        if record.content.get("status") == "finished":
+            return None
+    write_snapshot(run, job.config, job.unresolved, job.hydra)
+    root = run.checkpoints if resume in ("auto", "never") else _checkpoints_of(resume)
+    checkpoint.recover(root)
+    found = checkpoint.latest_good(root)
+    if found is not None:
+        log.info("going on from %s", found)
+    record.start(seed=job.config["seed"], resumed_from=found.name if found else None, name=job.config["name"])
+    return str(found) if found else None
+
+
+def explicit_keys(job: Job) -> list[str]:
+    """The trainer keys that the command line gave itself."""
+    overrides = (job.hydra.get("overrides") or {}).get("task") or []
+    keys = [str(o).lstrip("+").partition("=")[0] for o in overrides]
+    return [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch; the hub's libraries draw from these."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def _start_over(job: Job) -> None:
+    """With resume=never what an earlier run left in the directory is removed, but for the user's own files."""
+    run = job.run
+    for path in (run.checkpoints, run.adapter, run.model, run.merged, run.path / ".hydra"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run.config, run.metrics_jsonl, run.metrics_json, run.run_json, run.training_info, run.tracker_json):
+        path.unlink(missing_ok=True)
+
+
+def _checkpoints_of(resume: str) -> Path:
+    """The checkpoints of another run directory."""
+    root = Path(resume).expanduser()
+    if not root.is_dir():
+        raise UserError("no such directory", where=f"resume={resume}", remedy="resume=auto, never, or a run directory")
+    return root if checkpoint.listed(root) else root / "checkpoints"

@@ -1,0 +1,74 @@
+"""SIGTERM, SIGINT and Slurm's requeue signal: finish the step, write a checkpoint, leave with the signal's code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft.config.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopping(TrainerCallback):
+    """Stops training at the end of the step in which a signal came; a second signal ends the process at once.
+
+    Attributes:
+        signal: the signal that came, None so far.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for the time of the block; nothing outside the main thread, where Python delivers none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        os.write(2, f"\n{signal.Signals(number).name}: a checkpoint is written at the end of this step; again to stop at once\n".encode())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint and the end."""
+        if self.signal is not None:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A signal from before the first step: nothing has been trained, nothing is to be saved."""
+        self.check(state.global_step, None)
+
+    def check(self, step: int, last: int | None) -> None:
+        """Raise where a signal has come.
+
+        Args:
+            step: the optimizer step reached.
+            last: the last step of the run; one that was reached is no interruption. None: not known yet.
+
+        Raises:
+            Interrupted: with the signal's exit code, 128 + its number.
+        """
+        if self.signal is None or (last is not None and step >= last):
+            return
+        name = signal.Signals(self.signal).name
+        raise Interrupted(f"stopped by {name} at step {step}; the same command in the same directory goes on", 128 + self.signal)

@@ -1,0 +1,112 @@
+"""Merged and whole models: the same logits, tied or untied as they have to be, written whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from sft.config.errors import UserError
+from sft.model import merge as merging
+from sft.model.adapter import attach
+from sft.model.embeddings import is_tied
+from sft.model.load import load_model, load_tokenizer
+from sft.model.merge import merge
+from sft.model.reload import logits_of
+from sft.model.save import save_adapter, save_model, save_tokenizer
+
+IDS = torch.arange(40).reshape(2, 20) * 7 + 300
+
+
+def adapter(built, path, *overrides):
+    """A saved adapter whose weights are far from where they started."""
+    spec, quant, lora = built(*overrides)
+    model, _ = attach(load_model(spec, quant), lora, spec, seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    save_adapter(model, path)
+    return spec, model
+
+
+@pytest.mark.parametrize("overrides", [("lora=r8",), ("lora=dora",), ("lora=rslora",), ("model.architecture=gpt2",)])
+def test_a_merged_model_gives_the_adapters_logits(built, tmp_path, overrides):
+    spec, model = adapter(built, tmp_path / "adapter", *overrides)
+    difference = merge(spec, tmp_path / "adapter", tmp_path / "merged", tokenizer=load_tokenizer(spec))
+    assert difference < 1e-5
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged, IDS), logits_of(model, IDS), rtol=1e-4, atol=1e-4)
+    assert merged.config.use_cache and is_tied(merged)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == load_tokenizer(spec).get_vocab()
+
+
+def test_an_adapter_on_a_tied_output_layer_unties_it(built, tmp_path):
+    spec, model = adapter(built, tmp_path / "adapter", "lora.target_modules=[lm_head,q_proj]")
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged") < 1e-5
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not is_tied(merged)
+    torch.testing.assert_close(logits_of(merged, IDS), logits_of(model, IDS), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_trained_over_4_bits_is_merged_into_full_precision(built, tmp_path):
+    spec, _ = adapter(built, tmp_path / "adapter", "quant=nf4")
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged") < 1e-5
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
+def test_a_merge_that_changes_the_logits_is_refused(built, tmp_path, monkeypatch):
+    spec, _ = adapter(built, tmp_path / "adapter")
+    monkeypatch.setattr(merging, "unload_merged", lambda adapted: adapted.unload())
+    with pytest.raises(UserError, match="more than rounding"):
+        merge(spec, tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_saving_replaces_what_was_there_and_leaves_nothing_beside(built, tmp_path):
+    spec, model = adapter(built, tmp_path / "adapter")
+    (tmp_path / "adapter" / "stale").write_text("")
+    save_adapter(model, tmp_path / "adapter", load_tokenizer(spec), chat_template="{{ messages }}")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    names = {p.name for p in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "stale" not in names
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template == "{{ messages }}"
+
+
+def test_a_failed_save_keeps_what_was_there(built, tmp_path, monkeypatch):
+    _, model = adapter(built, tmp_path / "adapter")
+    before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(model, "save_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_adapter(model, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_model_can_be_saved_over_the_directory_it_was_loaded_from(built, tmp_path):
+    spec, _, _ = built()
+    save_model(load_model(spec), tmp_path / "model", load_tokenizer(spec))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    save_model(again, tmp_path / "model")
+    assert torch.equal(logits_of(again, IDS), logits_of(load_model(spec), IDS))
+
+
+def test_sampling_settings_without_sampling_do_not_stop_the_save(built, tmp_path):
+    spec, _, _ = built()
+    model = load_model(spec)
+    model.generation_config = GenerationConfig(temperature=0.6, top_p=0.9)
+    save_model(model, tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").temperature == 0.6
+
+
+def test_a_tokenizer_is_saved_without_notes_of_this_machine(built, tmp_path):
+    spec, _, _ = built()
+    tokenizer = load_tokenizer(spec)
+    save_tokenizer(tokenizer, tmp_path, chat_template="x")
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & saved.keys()
+    assert spec.locate() not in (tmp_path / "tokenizer_config.json").read_text()
+    assert tokenizer.chat_template is None
