@@ -10,8 +10,8 @@ class SftSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         from sft.config.paths import conf_dir, user_conf_dirs
 
-        main = [item.path for item in search_path.get_path() if item.provider == "main"]
-        if main != [f"file://{conf_dir()}"]:
+        main = [str(item.path).removeprefix("file://") for item in search_path.get_path() if item.provider == "main"]
+        if main != [str(conf_dir())]:
             return
         for directory in reversed(user_conf_dirs()):
             search_path.prepend("user", f"file://{directory}", anchor=SearchPathQuery(provider="main"))

@@ -48,6 +48,8 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
     from sft.config.resolvers import register, set_swept_keys
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving by itself
+    # threads that spin while they wait stall small models whenever a core is busy; read when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     read_dotenv()
     line = parse_command_line(argv)
     if line.config_dirs:

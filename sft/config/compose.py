@@ -48,12 +48,20 @@ def config_loader() -> ConfigLoaderImpl:
     return ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
 
 
-def compose_job(loader: ConfigLoaderImpl, name: str, overrides: list[str], command: str, multirun: bool = False) -> Composed:
+def compose_job(
+    loader: ConfigLoaderImpl,
+    name: str,
+    overrides: list[str],
+    command: str,
+    multirun: bool = False,
+    overlay: DictConfig | None = None,
+) -> Composed:
     """Compose one job (no sweeps in its overrides) and check it.
 
     Args:
         name: the primary config ("train", or a registered base).
         command: whose keys it must have ("train", "preview").
+        overlay: keys laid over what the groups give, below the overrides.
     """
     from hydra.types import RunMode
 
@@ -73,6 +81,8 @@ def compose_job(loader: ConfigLoaderImpl, name: str, overrides: list[str], comma
         run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
     )
     with open_dict(config):
+        if overlay is not None:
+            config.merge_with(overlay)
         config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra.")]
     composed = Composed(config, errors)
     for override in values:
@@ -81,6 +91,8 @@ def compose_job(loader: ConfigLoaderImpl, name: str, overrides: list[str], comma
     if plain is not None:
         hydra_node = plain.pop("hydra", {})
         composed.errors += _hydra_targets(hydra_node) + check(plain, command)
+        if not composed.errors:
+            composed.errors += _refused_by_specs(plain)
     return composed
 
 
@@ -202,6 +214,21 @@ def _resolved(composed: Composed) -> dict[str, Any] | None:
             where = getattr(error, "full_key", None) or key
             composed.errors.append(UserError(" ".join(str(error).split("\n")[0].split()), where=str(where)))
     return result
+
+
+def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
+    """What sft's own specs say of their values (ranges, what goes with what); building them imports nothing heavy."""
+    from sft.config.build import build
+
+    errors = []
+    for key in ("model", "dataset", "template", "evaluation"):
+        node = config.get(key)
+        if isinstance(node, dict) and str(node.get("_target_", "")).startswith("sft.") and ".spec." in node["_target_"]:
+            try:
+                build({**node, "_recursive_": False}, where=key, allowed=config.get("allow_targets") or [])
+            except UserError as error:
+                errors.append(error)
+    return errors
 
 
 def _hydra_targets(node: dict[str, Any]) -> list[UserError]:

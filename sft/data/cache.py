@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -108,11 +108,12 @@ class Cache:
             yield
             return
         with (self.root / f"{key}.lock").open("w") as handle:
+            _held.add(handle)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks: the entry may be made twice, the rename stays safe
-                log.debug("no locks in %s", self.root)
-            yield
+                _lock(handle)
+                yield
+            finally:
+                _held.discard(handle)
 
     def writer(self, key: str) -> Writer:
         """A writer of this key's entry; with the cache off, of one that disappears with its columns."""
@@ -207,6 +208,29 @@ class Writer:
         except OSError:  # another process stored the same entry first
             shutil.rmtree(self.folder, ignore_errors=True)
         return _read(self.final)
+
+
+_held: set[IO[str]] = set()  # locks of this process
+
+
+def _lock(handle: IO[str]) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another run is making the same rows; waiting for them")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks: the entry may be made twice, the rename stays safe
+        log.debug("no locks for %s", handle.name)
+
+
+def _close_locks() -> None:
+    """In a forked child: or it would hold its parent's locks after the parent was killed."""
+    for handle in _held:
+        handle.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def _read(folder: Path) -> Entry:

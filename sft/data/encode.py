@@ -6,15 +6,18 @@ import gc
 import hashlib
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import current_process
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sft.config.errors import UserError
 from sft.data.documents import IGNORE
 from sft.data.formats.errors import RowError
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from sft.data.formats.converter import Converter
-    from sft.data.labels import Encoded, Encoder
+    from sft.data.labels import Encoder
+    from sft.data.labels import Row as LabelledRow
     from sft.data.readers.rows import Where
 
 CHUNK = 500  # conversations encoded at once
@@ -80,11 +84,13 @@ class Work:
                 places.append(index)
             except RowError as error:
                 failures.append(Failure(index, error.kind, error.reason, error.broken))
-        encoded = self.encoder.encode(conversations)
-        for index, one in zip(places, encoded, strict=True):
-            if one["problem"] is not None:
-                failures.append(Failure(index, _kind(one["problem"]), one["problem"], True))
-        return Chunk(_columns(encoded, places), sorted(failures))
+        rows: list[tuple[LabelledRow, int]] = []
+        for index, one in zip(places, self.encoder.encode(conversations), strict=True):
+            if one["problem"] is None:
+                rows += [(row, index) for row in one["rows"]]
+            else:  # with rows it is not broken: they are masked whole, and so nothing is lost without them
+                failures.append(Failure(index, _kind(one["problem"]), one["problem"], not one["rows"]))
+        return Chunk(_columns(rows), sorted(failures))
 
     def conversation(self, item: Any) -> dict[str, Any]:
         """The conversation that a row holds. Raises RowError where it holds none."""
@@ -128,10 +134,11 @@ def _in_processes(
 ) -> Iterator[tuple[list[Where], Chunk]]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     forks = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if forks else "spawn")
-    executor = ProcessPoolExecutor(processes, context, _start, (work,))
+    executor = ProcessPoolExecutor(processes, context, _start, (work, os.getpid()))
     waiting: deque[tuple[list[Where], Future[Chunk]]] = deque()
     try:
         for places, items in chunks:
@@ -142,6 +149,12 @@ def _in_processes(
         while waiting:
             done, future = waiting.popleft()
             yield done, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that tokenizes rows was killed, perhaps for want of memory",
+            where="dataset.num_proc",
+            remedy="dataset.num_proc=1",
+        ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -149,13 +162,21 @@ def _in_processes(
 _work: Work | None = None  # a worker process's own
 
 
-def _start(work: Work) -> None:
+def _start(work: Work, parent: int) -> None:
     global _work
     _work = work
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
-    gc.disable()  # a worker makes lists of numbers, no cycles
+    gc.freeze()  # what came from the parent is never garbage
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed parent cannot tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _one_chunk(items: list[Any]) -> Chunk:
@@ -163,8 +184,8 @@ def _one_chunk(items: list[Any]) -> Chunk:
     return _work(items)
 
 
-def _columns(encoded: Sequence[Encoded], places: Sequence[int]) -> dict[str, np.ndarray]:
-    rows = [(row, place) for one, place in zip(encoded, places, strict=True) for row in one["rows"]]
+def _columns(rows: Sequence[tuple[LabelledRow, int]]) -> dict[str, np.ndarray]:
+    """The columns of rows, each given with the place of its conversation in the chunk."""
     ids = [np.array(row["input_ids"], np.int32) for row, _ in rows]
     lengths = np.array([len(each) for each in ids], np.int64)
     starts = np.cumsum(lengths) - lengths

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import logging
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
     from sft.data.labels import Encoder
     from sft.data.readers.rows import Where
 
+log = logging.getLogger(__name__)
+
 HEAD = 5000  # rows over which a source's format is recognised
+SAY_EVERY = 10  # seconds between two lines about a long tokenization
 REASONS_KEPT = 1000  # failures whose reason is kept in full, of each source
 
 
@@ -51,7 +58,7 @@ class Loaded:
         read: rows read.
         failed: those that became no conversation or could not be labelled.
         checked: rows whose mask was found twice.
-        key: digest of everything the tokens follow from.
+        fingerprint: digest of the tokens and of which are trained, wherever they come from.
         cached: whether they come from the cache.
     """
 
@@ -64,7 +71,7 @@ class Loaded:
     read: int
     failed: list[Failed]
     checked: int
-    key: str
+    fingerprint: str
     cached: bool
 
 
@@ -94,7 +101,7 @@ def load(name: str, source: Source, encoder: Encoder, options: Options, cache: C
             if rows is None:
                 rows = read_source(source, name, where)
             entry = _encode(rows, converter, source, encoder, options, cache, key, where)
-    return _loaded(name, source, entry, key, cached)
+    return _loaded(name, source, entry, cached)
 
 
 def _converted(
@@ -134,7 +141,7 @@ def _encode(
     else:
         work = Work(None, encoder, converter.as_text)  # rows are conversations already
     checked = _check(work, [row for _, row in head], options.check_rows, where)
-    counts = {"read": 0, "failed": 0}
+    read, said = 0, time.monotonic()
     files: dict[str, int] = {}
     failures: list[list[Any]] = []
     with cache.writer(key) as writer:
@@ -146,7 +153,7 @@ def _encode(
             writer.append(
                 {
                     **chunk.columns,
-                    "conversation": local + counts["read"],
+                    "conversation": local + read,
                     "file": np.array(file, np.int32)[local],
                     "row": np.array(number, np.int64)[local],
                 }
@@ -154,8 +161,11 @@ def _encode(
             for failure in chunk.failures:
                 full = failure.reason if len(failures) < REASONS_KEPT else failure.kind
                 failures.append([file[failure.place], number[failure.place], failure.kind, full, failure.broken])
-            counts["read"] += len(places)
-        meta = {"files": list(files), "failures": failures, "read": counts["read"], "checked": checked}
+            read += len(places)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                log.info("%s: %s rows tokenized so far", where, f"{read:,}")
+        meta = {"files": list(files), "failures": failures, "read": read, "checked": checked}
         return writer.commit({**meta, "format": converter.format})
 
 
@@ -186,7 +196,7 @@ def _rejoined(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _loaded(name: str, source: Source, entry: Entry, key: str, cached: bool) -> Loaded:
+def _loaded(name: str, source: Source, entry: Entry, cached: bool) -> Loaded:
     columns, meta = entry.columns, entry.meta
     length = np.asarray(columns["length"])
     documents = Documents(
@@ -210,6 +220,14 @@ def _loaded(name: str, source: Source, entry: Entry, key: str, cached: bool) -> 
         read=meta["read"],
         failed=failed,
         checked=meta["checked"],
-        key=key,
+        fingerprint=_fingerprint(columns),
         cached=cached,
     )
+
+
+def _fingerprint(columns: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in ("digest", "row", "file"):
+        digest.update(columns[name].data)
+    digest.update(zlib.crc32(columns["trained"].data).to_bytes(4, "big"))
+    return digest.hexdigest()[:32]

@@ -28,7 +28,7 @@ def refuse_losses(parts: Sequence[Part], dataset: Dataset) -> None:
     errors = []
     for part in parts:
         broken = [each for each in part.loaded.failed if each.broken]
-        if len(broken) > dataset.max_dropped * part.loaded.read:
+        if len(broken) > dataset.max_dropped * part.loaded.read + 1e-9:
             errors.append(_too_many_broken(part, broken, dataset))
         long = part.fitted.dropped if dataset.on_long == "error" else {}
         errors += [_too_long(part, documents, reason, dataset) for reason, documents in long.items()]
@@ -41,7 +41,9 @@ def refuse_losses(parts: Sequence[Part], dataset: Dataset) -> None:
 
 def _too_many_broken(part: Part, broken: list[Failed], dataset: Dataset) -> UserError:
     share = np.ceil(1000 * len(broken) / part.loaded.read) / 1000
-    allowed = f"dataset.max_dropped={dataset.max_dropped:g} allows fewer"
+    allowed = (
+        f"dataset.max_dropped={dataset.max_dropped:g} allows {int(dataset.max_dropped * part.loaded.read) or 'none'}"
+    )
     return UserError(
         f"{_broken_text(part, broken)}\n  {allowed}",
         where=part.where,

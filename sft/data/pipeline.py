@@ -90,6 +90,8 @@ def prepare(dataset: Dataset, encoder: Encoder, *, seed: int, cache_root: Path |
     if not evaluated:
         for part in train:
             _hold_out(part, dataset.eval_fraction, seed)
+            if dataset.eval_fraction and not len(part.eval):
+                log.warning("%s: too few different rows to hold some out; nothing of it is evaluated", part.where)
     _drop_leaked(train, evaluated)
     refuse_empty(train, evaluated)
     weights = {part.name: part.weight for part in train}
@@ -196,4 +198,6 @@ def _rows(parts: list[Part], documents: Documents, capacity: int | None, seed: i
 def _fingerprint(parts: list[Part], dataset: Dataset, seed: int) -> str:
     names = ("eval_fraction", "max_length", "on_long", "packing", "eval_packing", "size", "shuffle")
     facts: dict[str, Any] = {name: getattr(dataset, name) for name in names}
-    return key_of({**facts, "seed": seed, "parts": [(part.where, part.weight, part.loaded.key) for part in parts]})
+    return key_of(
+        {**facts, "seed": seed, "parts": [(part.where, part.weight, part.loaded.fingerprint) for part in parts]}
+    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from sft.data.documents import Documents, Rows
 from sft.data.length import statistics
+from sft.data.preview import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,7 @@ def build_report(
     """The content of data_report.json.
 
     Per source: read; converted; broken and skipped (no conversation, or no labels, could be made; skipped: left out by
-    the user's function); rows, which the converted ones made (several of one with history=expand); dropped by reason,
+    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many of them equal another; dropped by reason,
     with the rows named; truncated; train and eval, between which the rows that fit were split; used, what the mixture
     drew; weight, as shares asked for and got.
     """
@@ -135,16 +136,15 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="data", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("source", overflow="fold")
-    columns = ("read", "dropped", "cut", "trained on", "evaluated", "tokens", "trained", "weight", "tokens a row")
-    for column in columns:
+    for column in ("read", "dropped", "cut", "train", "eval", "tokens", "trained", "weight", "median", "longest"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, source in {**report["sources"], **report["eval_sources"]}.items():
-        table.add_row(Text(name), *_cells(source))
+        table.add_row(Text(visible(name)), *_cells(source))
     console.print(table)
     for line in summary(report):
-        console.print(Text(f"  {line}"), style="yellow")
+        console.print(Text(visible(f"  {line}")), style="yellow")
     console.print(Text(_total(report)))
 
 
@@ -163,7 +163,7 @@ def _source(part: Part) -> dict[str, Any]:
     return {
         "description": loaded.described,
         "format": loaded.format,
-        "fingerprint": loaded.key,
+        "fingerprint": loaded.fingerprint,
         "cached": loaded.cached,
         "checked": loaded.checked,
         "read": loaded.read,
@@ -171,6 +171,7 @@ def _source(part: Part) -> dict[str, Any]:
         "broken": broken,
         "skipped": len(loaded.failed) - broken,
         "rows": len(loaded.documents),
+        "duplicates": len(loaded.documents) - len(np.unique(loaded.documents.digest)),
         "too_long": sum(map(len, long.values())),
         "in_evaluation": len(part.leaked),
         "dropped": {reason: len(places) for reason, places in by_reason.items()},
@@ -198,7 +199,7 @@ def _amount(documents: Documents) -> dict[str, int]:
 
 
 def _cells(source: Mapping[str, Any]) -> Sequence[str]:
-    weight, length, used = source.get("weight"), source["length"], source.get("used")
+    length, used = source["length"], source.get("used")
     part = used or source["eval"]
     return (
         f"{source['read']:,}",
@@ -206,11 +207,29 @@ def _cells(source: Mapping[str, Any]) -> Sequence[str]:
         f"{source['truncated']:,}",
         f"{used['rows']:,}" if used else "-",
         f"{source['eval']['rows']:,}",
-        f"{part['tokens']:,}",
-        f"{part['trained_tokens']:,}",
-        f"{weight['asked']:.1%} > {weight['got']:.1%}" if weight else "-",
-        f"{length['median']:,} ({length['max']:,} at most)",
+        _rounded(part["tokens"]),
+        _rounded(part["trained_tokens"]),
+        _weight(source.get("weight")),
+        f"{length['median']:,}",
+        f"{length['max']:,}",
     )
+
+
+def _weight(weight: Mapping[str, float] | None) -> str:
+    """The share that a source got, and the one asked for where rounding to whole rows makes it another."""
+    if weight is None:
+        return "-"
+    got, asked = f"{weight['got']:.1%}", f"{weight['asked']:.1%}"
+    return got if got == asked else f"{got} of {asked}"
+
+
+def _rounded(count: int) -> str:
+    """A count in at most five characters."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if count >= size:
+            scale = 10**3 if unit == "k" else size
+            return f"{count / scale:.0f}{unit}" if count >= 100 * scale else f"{count / scale:.1f}{unit}"
+    return f"{count:,}"
 
 
 def _total(report: Mapping[str, Any]) -> str:

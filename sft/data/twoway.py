@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
+from sft.template.conversation import Conversation
 from sft.template.messages import Marked
 from sft.template.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError
 from sft.template.spans import Rendered, is_on
@@ -52,7 +53,7 @@ def other_ways(
     if not row.spliced:
         if blocks := by_generation(bound, messages, tools, row):
             found.append(("generation blocks", blocks))
-        marked = bound.marked(messages, tools)
+        marked = Conversation(bound, messages, tools).marked()
         if marked is not None and row.text.startswith(marked.text):
             found.append(("marks", by_marks(bound, messages, row, marked, closings)))
     known = {turn for _, spans in found for turn in spans}
@@ -94,6 +95,8 @@ def _same(bound: BoundTemplate, text: str, first: tuple[int, int], other: tuple[
     if first == other:
         return True
     if method == "response marker":
+        if text[first[0] : other[0]] == bound.response_marker:
+            return first[1] == other[1]  # a header that the generation prompt leaves to the model
         return not text[min(first[0], other[0]) : max(first[0], other[0])].strip() and other[1] <= first[1]
     if method != "generation blocks":
         return False
@@ -119,7 +122,7 @@ def measured_closings(bound: BoundTemplate) -> dict[str, str]:
     question, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": "zqanswer"}
     found = {}
     for role, more in (("user", [{"role": "user", "content": "zqnext"}]), ("", [])):
-        marked = bound.marked([question, answer, *more])
+        marked = Conversation(bound, [question, answer, *more]).marked()
         at = marked.text.rfind("zqanswer") + len("zqanswer") if marked is not None else -1
         if marked is not None and at >= len("zqanswer"):
             found[role] = marked.text[at : marked.after(1)]
@@ -127,7 +130,11 @@ def measured_closings(bound: BoundTemplate) -> dict[str, str]:
 
 
 def by_marks(
-    bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], row: Rendered, marked: Marked, closings: Mapping[str, str]
+    bound: BoundTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    row: Rendered,
+    marked: Marked,
+    closings: Mapping[str, str],
 ) -> Spans:
     """Spans between the contents of other roles: without the header before and the closing after.
 
@@ -137,8 +144,9 @@ def by_marks(
     for turn in row.turns:
         before = messages[turn - 1] if turn else None
         after = messages[turn + 1] if turn + 1 < len(messages) else None
-        if before is None or before["role"] == "assistant" or (after is not None and after["role"] == "assistant"):
-            continue  # no content on both sides to tell the turn by
+        around = {turn - 1, turn + 1} if after is not None else {turn - 1}
+        if before is None or not around <= marked.seen():
+            continue  # no content of others on both sides to tell the turn by
         begin, limit = marked.before(turn), marked.after(turn)
         limit = len(row.text) if after is None else limit
         region = row.text[begin:limit]
@@ -159,8 +167,8 @@ def by_marks(
 def _holds_earlier_words(messages: Sequence[Mapping[str, Any]], turn: int, region: str) -> bool:
     """Whether a template put the words beside a call after the call's result, where this turn's region is."""
     calling = next((message for message in reversed(messages[:turn]) if message["role"] == "assistant"), None)
-    words = (calling.get("content") or "").strip() if calling is not None else ""
-    return bool(words) and words in region
+    words = (calling.get("content") or "") if calling is not None else ""
+    return bool(words) and words.strip() in region
 
 
 def _measured_header(bound: BoundTemplate, role: str) -> str | None:
@@ -168,10 +176,13 @@ def _measured_header(bound: BoundTemplate, role: str) -> str | None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "zquser"}]
     if role == "tool":
         call = {"type": "function", "function": {"name": "zqname", "arguments": {}}}
-        messages += [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "zqresult"}]
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "zqresult"},
+        ]
     elif role != "user":
         return None
-    prompt = bound.marked(messages, add_generation_prompt=True)
+    prompt = Conversation(bound, messages).marked(add_generation_prompt=True)
     return prompt.text[prompt.before(len(messages)) :] if prompt is not None else None
 
 
@@ -185,12 +196,10 @@ def _closing_at(bound: BoundTemplate, region: str, start: int, closing: str | No
     return max(ends, default=None)
 
 
-def by_generation(
-    bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, row: Rendered
-) -> Spans:
+def by_generation(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, row: Rendered) -> Spans:
     """Spans by the template's `{% generation %}` blocks, one for each assistant message; empty without them."""
     try:
-        text = bound.draw(messages, tools, generation_marks=True)
+        text = bound.draw(bound.plain(messages), tools, generation_marks=True)
     except RenderError:
         return {}
     blocks, plain = [], ""

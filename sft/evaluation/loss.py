@@ -85,19 +85,24 @@ def evaluate_loss(
     return figures
 
 
-def split_documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (input_ids, labels) of each document; packed rows fall apart by their `lengths`."""
+def split_documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Yield (input_ids, labels) of each document, arrays [tokens]; packed rows fall apart by their `lengths`."""
+    import numpy
+
     for row in rows:
-        ids, labels = list(row["input_ids"]), list(row["labels"])
+        ids, labels = (
+            numpy.asarray(row[key], dtype=numpy.int32) for key in ("input_ids", "labels")
+        )  # a tenth of lists
         start = 0
-        for length in row.get("lengths") or [len(ids)]:
+        lengths = row.get("lengths")
+        for length in [len(ids)] if lengths is None else lengths:
             yield ids[start : start + length], labels[start : start + length]
             start += length
 
 
 def measure(
     model: Any,
-    documents: Sequence[tuple[Sequence[int], Sequence[int]]],
+    documents: Sequence[tuple[Any, Any]],
     *,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -115,7 +120,7 @@ def measure(
     return totals
 
 
-def _measure_batch(model: Any, documents: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TokenTotals]:
+def _measure_batch(model: Any, documents: Sequence[tuple[Any, Any]]) -> list[TokenTotals]:
     """Total documents padded side by side on the right, with logits at predicted positions alone."""
     import torch
 
@@ -124,9 +129,9 @@ def _measure_batch(model: Any, documents: Sequence[tuple[Sequence[int], Sequence
     attention_mask = torch.zeros_like(input_ids)
     targets = torch.full_like(input_ids, IGNORE)  # targets[b, t] is what position t has to predict
     for row, (ids, labels) in enumerate(documents):
-        input_ids[row, : len(ids)] = torch.tensor(list(ids))
+        input_ids[row, : len(ids)] = torch.as_tensor(ids)
         attention_mask[row, : len(ids)] = 1
-        targets[row, : max(len(ids) - 1, 0)] = torch.tensor(list(labels[1:]), dtype=torch.long)
+        targets[row, : max(len(ids) - 1, 0)] = torch.as_tensor(labels[1:], dtype=torch.long)
     wanted = targets != IGNORE
     if not wanted.any():
         return [TokenTotals()] * len(documents)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 
 from sft.config.errors import UserError
-from sft.model.coverage import Coverage, adaptable_modules, candidates, coverage_of
+from sft.model.coverage import NOT_TEXT, Coverage, adaptable_modules, candidates, coverage_of
 from sft.model.embeddings import embedding_names, is_tied
+from sft.model.existing import check_adapter, load_adapter, quiet, read_adapter_config, stored_rows
 from sft.model.initial import MUTATING, keep_initial, loftq_start
+from sft.model.load import set_use_cache
 from sft.model.quant import quantized_modules
 from sft.model.spec import Model
 
-# Parts of a multimodal model that text never reaches.
-_NOT_TEXT = r".*(vision_tower|vision_model|visual|image_newline|audio_tower|audio_encoder|multi_modal_projector|mm_projector|embed_vision|embed_audio).*"
+log = logging.getLogger(__name__)
 
 
 def attach(
@@ -52,10 +52,12 @@ def attach(
     if seed is not None:
         torch.manual_seed(seed)
     if spec.adapter:
-        return _continue(model, spec)
+        return _continue(model, spec, new_rows)
     if lora is None:
         if quantized_modules(model):
-            raise UserError("quantized weights cannot be trained themselves", where="lora", remedy="lora=r16, or quant=none")
+            raise UserError(
+                "quantized weights cannot be trained themselves", where="lora", remedy="lora=r16, or quant=none"
+            )
         model.requires_grad_(True)
         return model, coverage_of(model)
     config = _complete(copy.deepcopy(lora), model, spec, target_modules, new_rows)
@@ -64,7 +66,7 @@ def attach(
     loftq = config.init_lora_weights == "loftq"
     if loftq:
         config.init_lora_weights, config.loftq_config = True, {}
-    with _peft_errors(model), _quiet():
+    with _peft_errors(model), quiet():
         adapted = peft.get_peft_model(model, config)
     if loftq:
         loftq_start(adapted, spec)
@@ -77,52 +79,48 @@ def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
     if lora is None or new_rows or spec.adapter:
         return True
     start = str(lora.init_lora_weights)
-    return start.startswith(MUTATING) or lora.bias != "none" or bool(lora.modules_to_save) or bool(lora.layer_replication)
+    return (
+        start.startswith(MUTATING) or lora.bias != "none" or bool(lora.modules_to_save) or bool(lora.layer_replication)
+    )
 
 
-def _continue(model: Any, spec: Model) -> tuple[Any, Coverage]:
+def _continue(model: Any, spec: Model, new_rows: Sequence[int]) -> tuple[Any, Coverage]:
     """Go on training an existing adapter, in fp32, whatever it was stored in."""
     path = check_adapter(spec.adapter or "")
-    with _peft_errors(model), _quiet():
+    trained = read_adapter_config(path)
+    if trained.get("base_model_name_or_path") != model.name_or_path:
+        log.warning(
+            "the adapter was trained on %s, and goes on on %s",
+            trained.get("base_model_name_or_path"),
+            model.name_or_path,
+        )
+    if lacking := sorted(set(new_rows) - set(stored_rows(trained))):
+        raise UserError(
+            f"the adapter trains no embedding rows for the new tokens with ids {lacking}",
+            where="model.adapter",
+            remedy="keep the tokens and the template it was trained with, or start a fresh adapter",
+        )
+    with _peft_errors(model), quiet():
         adapted = load_adapter(model, path, trainable=True)
     keep_initial(adapted, adapted.peft_config["default"])
     return adapted, coverage_of(adapted)
 
 
-def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
-    """An adapter over its base, whose embeddings grow to what the adapter was trained with.
-
-    Raises:
-        UserError: the adapter does not belong to this base.
-    """
-    rows = _adapter_rows(Path(path))
-    if rows > model.get_input_embeddings().weight.shape[0]:
-        with torch.random.fork_rng(devices=[]):
-            model.resize_token_embeddings(rows, mean_resizing=False)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            adapted = peft.PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
-        except RuntimeError as error:
-            raise _wrong_base(path, model, str(error)) from error
-    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
-    if missing:
-        raise _wrong_base(path, model, missing[0])
-    return adapted
-
-
-def check_adapter(path: str) -> Path:
-    """The directory of an adapter in safetensors.
-
-    Raises:
-        UserError: there is none; a run's directory is answered with the adapter in it.
-    """
-    directory = Path(path).expanduser()
-    if (directory / "adapter_model.safetensors").is_file() and (directory / "adapter_config.json").is_file():
-        return directory.resolve()
-    inner = directory / "adapter"
-    remedy = f"model.adapter={inner}" if inner.is_dir() else "a directory with adapter_config.json and adapter_model.safetensors"
-    raise UserError(f"{path} holds no adapter in safetensors", where="model.adapter", remedy=remedy)
+def detach(adapted: Any) -> Any:
+    """The base of a PeftModel as it was before `attach`, ready for another adapter; for those that share one base."""
+    base = adapted.unload()
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(name, None)
+    for module in base.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    if base.is_gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+    set_use_cache(base, False)
+    return base.eval()
 
 
 def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequence[str], rows: Sequence[int]) -> Any:
@@ -132,8 +130,8 @@ def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequen
     config.inference_mode = False
     if config.target_modules is None and not config.target_parameters:
         config.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
-    if config.exclude_modules is None and any(re.fullmatch(_NOT_TEXT, name) for name, _ in model.named_modules()):
-        config.exclude_modules = _NOT_TEXT
+    if config.exclude_modules is None and any(re.fullmatch(NOT_TEXT, name) for name, _ in model.named_modules()):
+        config.exclude_modules = NOT_TEXT
     names = [name for name, _ in adaptable_modules(model)]
     config.fan_in_fan_out = bool(names) and all(type(m).__name__ == "Conv1D" for _, m in adaptable_modules(model))
     if rows:
@@ -221,36 +219,3 @@ def _peft_errors(model: Any) -> Iterator[None]:
             found = re.search(r"(?:arget modules )(.*?)(?: not found|$)", text)
             raise no_match([found.group(1).strip(" '\"{}") if found else "that"], model) from error
         raise UserError(text, where="lora", remedy="see the keys with: --cfg job --package lora") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """peft warns of what is handled here: fused layers stored transposed, and tied weights."""
-    with warnings.catch_warnings():
-        for text in (".*fan_in_fan_out.*", ".*ensure_weight_tying.*", ".*tie_word_embeddings.*", ".*rank_pattern.*"):
-            warnings.filterwarnings("ignore", message=text)
-        yield
-
-
-def _adapter_rows(path: Path) -> int:
-    """Embedding rows an adapter was trained with, from the rows it stores; 0 where it stores none."""
-    import json
-
-    stored = json.loads((path / "adapter_config.json").read_text()).get("trainable_token_indices") or {}
-    lists = stored.values() if isinstance(stored, dict) else [stored]
-    rows = max((max(ids) + 1 for ids in lists if ids), default=0)
-    from safetensors import safe_open
-
-    with safe_open(path / "adapter_model.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-            if re.search(r"(embed_tokens|wte|lm_head|embed_out)\.(modules_to_save\.)?weight$", key):
-                rows = max(rows, file.get_slice(key).get_shape()[0])
-    return rows
-
-
-def _wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
-    return UserError(
-        f"the adapter {path} does not belong to {model.name_or_path}: {' '.join(detail.split())[:200]}",
-        where="model.adapter",
-        remedy="give the base its adapter_config.json names as model.name",
-    )

@@ -34,7 +34,9 @@ def cached_model(name: str, build: Callable[[Path], None]) -> Path:
         beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
     except OSError as error:
         raise UserError(
-            f"the model cache cannot be written: {error}", where=str(target.parent), remedy="set SFT_CACHE to another directory"
+            f"the model cache cannot be written: {error}",
+            where=str(target.parent),
+            remedy="set SFT_CACHE to another directory",
         ) from error
     try:
         build(beside)
@@ -45,7 +47,9 @@ def cached_model(name: str, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         if not target.is_dir():
             raise UserError(
-                f"{name} could not be written: {error}", where=str(target.parent), remedy="free space there, or set SFT_CACHE"
+                f"{name} could not be written: {error}",
+                where=str(target.parent),
+                remedy="free space there, or set SFT_CACHE",
             ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -10,6 +10,11 @@ from typing import Any
 
 from sft.model.facts import count_parameters
 
+# Parts of a multimodal model that text never reaches.
+NOT_TEXT = (
+    r".*(vision_tower|vision_model|visual|image_newline|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
+    r"|embed_vision|embed_audio).*"
+)
 _LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
@@ -65,8 +70,8 @@ def coverage_of(model: Any) -> Coverage:
         return found
     found.rank = config.r
     base = model.base_model.model
-    adapted = {name for name, module in base.named_modules() if _has_adapter(module)}
-    found.modules = dict(sorted(Counter(_last(name) for name in adapted).items()))
+    adapted = {name: _label(name, module) for name, module in base.named_modules() if _has_adapter(module)}
+    found.modules = dict(sorted(Counter(adapted.values()).items()))
     found.layers = dict.fromkeys(_layers(base), 0)
     for name in adapted:
         layer = _layer(name)
@@ -79,10 +84,10 @@ def coverage_of(model: Any) -> Coverage:
 
 
 def adaptable_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """The linear layers of a model, its output layer left out."""
+    """The linear layers that text goes through, the output layer left out."""
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if type(module).__name__ in _LINEAR and module is not output:
+        if type(module).__name__ in _LINEAR and module is not output and not re.fullmatch(NOT_TEXT, name):
             yield name, module
 
 
@@ -95,10 +100,15 @@ def _uncovered(base: Any) -> Iterator[str]:
     """Linear layers without adapter, and weights of more than two dimensions (fused experts) without one."""
     for name, module in base.named_modules():
         inside = ".lora_" in name or ".base_layer" in name or "modules_to_save" in name or "original_module" in name
-        if type(module).__name__ in _LINEAR and not inside and not _has_adapter(module):
+        bare = type(module).__name__ in _LINEAR and not inside and not _has_adapter(module)
+        if bare and not re.fullmatch(NOT_TEXT, name):
             yield name
+    wrapped = {getattr(module, "parameter_name", None) for module in base.modules()}
     for name, parameter in base.named_parameters():
-        if parameter.dim() > 2 and not parameter.requires_grad and ".lora_" not in name and ".parametrizations" not in name:
+        fused = (
+            parameter.dim() > 2 and not parameter.requires_grad and ".lora_" not in name and _last(name) not in wrapped
+        )
+        if fused and not re.fullmatch(NOT_TEXT, name):
             yield name
 
 
@@ -109,12 +119,18 @@ def _has_adapter(module: Any) -> bool:
 
 
 def _layers(base: Any) -> list[int]:
-    return sorted({layer for name, _ in base.named_modules() if (layer := _layer(f"{name}.")) is not None})
+    names = (name for name, _ in base.named_modules() if not re.fullmatch(NOT_TEXT, name))
+    return sorted({layer for name in names if (layer := _layer(f"{name}.")) is not None})
 
 
 def _layer(name: str) -> int | None:
     found = _LAYER.search(f".{name}")
     return int(found.group(1)) if found else None
+
+
+def _label(name: str, module: Any) -> str:
+    """How an adapted module is called: by its own name, or by that of the one parameter of it that is adapted."""
+    return getattr(module, "parameter_name", None) or _last(name)
 
 
 def _last(name: str) -> str:

@@ -10,7 +10,15 @@ from sft.model.spec import Model
 from sft.template.families import FAMILIES, Family, detect
 
 # Fields of Family that a model's YAML may give itself.
-_FACTS = ("template", "stop_tokens", "control_tokens", "target_modules", "system", "response_marker", "instruction_marker")
+_FACTS = (
+    "template",
+    "stop_tokens",
+    "control_tokens",
+    "target_modules",
+    "system",
+    "response_marker",
+    "instruction_marker",
+)
 
 
 def family_of(model: Model, config: Any = None) -> Family:

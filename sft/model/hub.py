@@ -8,8 +8,17 @@ from pathlib import Path
 
 from sft.config.errors import UserError
 
-OFFLINE_REMEDY = "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or take model=smollm2_offline, which needs no hub"
-_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError"}
+OFFLINE_REMEDY = (
+    "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or take model=smollm2_offline, which needs no hub"
+)
+_UNREACHABLE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ProxyError",
+}
 
 
 @contextmanager
@@ -27,7 +36,9 @@ def loading(name: str, where: str = "model.name") -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise explain(error, name, where) from error
     except Exception as error:
-        if type(error).__name__ == "SafetensorError" or "mismatch" in str(error):  # a torn file, another model's weights
+        if type(error).__name__ == "SafetensorError" or "mismatch" in str(
+            error
+        ):  # a torn file, another model's weights
             raise explain(error, name, where) from error
         raise
 
@@ -53,7 +64,9 @@ def explain(error: BaseException, name: str, where: str = "model.name") -> UserE
             remedy="check the spelling; for a private one log in (hf auth login) or set HF_TOKEN",
         )
     if kinds & _UNREACHABLE or "couldn't connect" in text or "offline mode" in text.lower():
-        return UserError(f"{name} is not on this machine, and the hub cannot be reached", where=where, remedy=OFFLINE_REMEDY)
+        return UserError(
+            f"{name} is not on this machine, and the hub cannot be reached", where=where, remedy=OFFLINE_REMEDY
+        )
     if "trust_remote_code" in text:
         return UserError(
             f"{name} brings its own code, which is not run unasked",

@@ -45,7 +45,9 @@ def convert_saved(adapted: Any, directory: Path) -> None:
     state = load_file(path)
     for name, start in initial.items():
         start = start.to(state[name])
-        joined = torch.cat([state[name], start], dim=0) if ".lora_A." in name else torch.cat([state[name], -start], dim=1)
+        joined = (
+            torch.cat([state[name], start], dim=0) if ".lora_A." in name else torch.cat([state[name], -start], dim=1)
+        )
         state[name] = joined.contiguous()
     beside = path.with_suffix(".converted")  # what load_file gave is the old file itself, mapped into memory
     save_file(state, beside, metadata={"format": "pt"})
@@ -69,18 +71,23 @@ def loftq_start(adapted: Any, spec: Model) -> None:
     from transformers import AutoModelForCausalLM
 
     name = spec.locate()
-    full = AutoModelForCausalLM.from_pretrained(name, revision=spec.revision or "main", trust_remote_code=spec.trust_remote_code)
+    full = AutoModelForCausalLM.from_pretrained(
+        name, revision=spec.revision or "main", trust_remote_code=spec.trust_remote_code
+    )
     for path, module in adapted.base_model.model.named_modules():
         if not hasattr(module, "lora_A") or "default" not in module.lora_A:
             continue
-        source = full.get_submodule(path)
+        source: Any = full.get_submodule(path)
         weight = source.weight.T if type(source).__name__ == "Conv1D" else source.weight
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         residual = weight.to(a.device, torch.float32) - dequantize(module.get_base_layer()).to(a.device)
-        u, s, v = torch.linalg.svd(residual, full_matrices=False)
-        root = (s[: a.shape[0]] / module.scaling["default"]).sqrt()
-        a.copy_(root[:, None] * v[: a.shape[0]])
-        b.copy_(u[:, : a.shape[0]] * root)
+        rank = a.shape[0]
+        u, s, v = torch.svd_lowrank(
+            residual, q=min(2 * rank, *residual.shape), niter=8
+        )  # a tenth of the exact one's time
+        root = (s[:rank] / module.scaling["default"]).sqrt()
+        a.copy_(root[:, None] * v.T[:rank])
+        b.copy_(u[:, :rank] * root)
 
 
 def dequantize(layer: Any) -> torch.Tensor:

@@ -28,7 +28,9 @@ def load_config(model: Model) -> Any:
     """
     name = model.locate()
     with loading(name):
-        return AutoConfig.from_pretrained(name, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(
+            name, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
 
 
 def load_tokenizer(model: Model, config: Any = None) -> Any:
@@ -86,13 +88,14 @@ def load_model(
     if config is not None:
         options["config"] = config
     with loading(name):
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
             **options,
         )
+    loaded, found = both
     _check_complete(found["missing_keys"], name)
     loaded.name_or_path = name  # what an adapter's base_model_name_or_path will say
     set_use_cache(loaded, model.use_cache)
@@ -153,7 +156,9 @@ def _check_quantizable(quant: Any) -> None:
     import importlib.util
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("quantization needs bitsandbytes", where="quant", remedy="pip install bitsandbytes, or quant=none")
+        raise UserError(
+            "quantization needs bitsandbytes", where="quant", remedy="pip install bitsandbytes, or quant=none"
+        )
     if not (getattr(quant, "load_in_4bit", False) or getattr(quant, "load_in_8bit", False)):
         raise UserError(
             "neither load_in_4bit nor load_in_8bit is set", where="quant", remedy="quant=nf4, quant=int8 or quant=none"

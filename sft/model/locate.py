@@ -19,7 +19,9 @@ def locate_name(name: str) -> str:
         return str(path.resolve())
     if path.is_file() or _looks_like_a_path(name):
         problem = "is a file, not a model's directory" if path.is_file() else "there is no such directory"
-        raise UserError(f"{name}: {problem}", where="model.name", remedy="give a directory with config.json, or a hub id")
+        raise UserError(
+            f"{name}: {problem}", where="model.name", remedy="give a directory with config.json, or a hub id"
+        )
     return name
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sft.config.errors import UserError
-from sft.model.adapter import check_adapter, load_adapter
 from sft.model.dtype import resolve_dtype
 from sft.model.embeddings import is_tied
+from sft.model.existing import check_adapter, load_adapter
 from sft.model.load import load_model
 from sft.model.reload import logits_of
 from sft.model.save import save_model

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sft.config.errors import UserError
 from sft.model.cache import cached_model
@@ -49,6 +50,7 @@ def _write(gguf: Path, directory: Path) -> None:
 
     if importlib.util.find_spec("gguf") is None:
         raise UserError("the package gguf, which reads the embedded model, is missing", remedy="pip install gguf")
+    model: Any
     with _parse_once():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -79,7 +81,8 @@ def _parse_once() -> Iterator[None]:
         """Slicing a memory map builds a memory map each time; a plain view of it is what is needed."""
 
         def _get(self, offset, dtype, count=1, override_order=None):  # type: ignore[no-untyped-def]
-            mapped, self.data = self.data, np.asarray(self.data)
+            mapped: Any = self.data
+            self.data = np.asarray(mapped)
             try:
                 return super()._get(offset, dtype, count, override_order)
             finally:

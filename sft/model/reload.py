@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sft.model.adapter import load_adapter
+from sft.model.existing import load_adapter
 from sft.model.load import load_model
 from sft.model.spec import Model
 
@@ -35,7 +35,9 @@ def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
         model.train(training)
 
 
-def verify_reload(trained: Any, directory: str | Path, spec: Model, input_ids: torch.Tensor, quant: Any = None) -> float:
+def verify_reload(
+    trained: Any, directory: str | Path, spec: Model, input_ids: torch.Tensor, quant: Any = None
+) -> float:
     """The largest difference between the logits of a trained model and of its saved adapter over a fresh base.
 
     Args:

@@ -74,7 +74,9 @@ class Model:
             UserError: no name, or a directory that holds no model.
         """
         if not self.name:
-            raise UserError("no model is named", where="model.name", remedy="model.name=HUB_ID_OR_DIRECTORY, or another model=")
+            raise UserError(
+                "no model is named", where="model.name", remedy="model.name=HUB_ID_OR_DIRECTORY, or another model="
+            )
         from sft.model.locate import locate_name
 
         return locate_name(self.name)

@@ -55,8 +55,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "eos": "</s>",
         "pad": "<pad>",
         "unk": "<unk>",
-        "others": ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
-        + ["[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"],
+        "others": [
+            "[INST]",
+            "[/INST]",
+            "[SYSTEM_PROMPT]",
+            "[/SYSTEM_PROMPT]",
+            "[AVAILABLE_TOOLS]",
+            "[/AVAILABLE_TOOLS]",
+            "[TOOL_CALLS]",
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+        ],
         "adds_bos": True,
     },
     "gemma3": {
@@ -80,8 +89,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "sizes": {"sliding_window": 64, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 4096},
         "eos": "<|endoftext|>",
         "pad": "<|endoftext|>",
-        "others": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>"]
-        + ["<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"],
+        "others": [
+            "<|system|>",
+            "<|user|>",
+            "<|assistant|>",
+            "<|end|>",
+            "<|tool|>",
+            "<|/tool|>",
+            "<|tool_call|>",
+            "<|/tool_call|>",
+            "<|tool_response|>",
+        ],
         "stop": "<|end|>",
     },
     "gpt2": {
@@ -144,7 +162,10 @@ def build_tokenizer(facts: dict[str, Any]) -> Any:
     core.post_processor = processor
     roles = {f"{role}_token": facts[role] for role in ("bos", "eos", "pad", "unk") if role in facts}
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=_SIZES["max_position_embeddings"], clean_up_tokenization_spaces=False, **roles
+        tokenizer_object=core,
+        model_max_length=_SIZES["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+        **roles,
     )
 
 
@@ -152,9 +173,19 @@ def _build_model(facts: dict[str, Any], tokenizer: Any) -> Any:
     import torch
     import transformers
 
-    ids = {f"{role}_token_id": tokenizer.convert_tokens_to_ids(facts[role]) for role in ("bos", "eos", "pad") if role in facts}
+    ids = {
+        f"{role}_token_id": tokenizer.convert_tokens_to_ids(facts[role])
+        for role in ("bos", "eos", "pad")
+        if role in facts
+    }
     ids.setdefault("bos_token_id", None)
-    options = {**_SIZES, **ids, "vocab_size": VOCABULARY, **facts["sizes"], **dict.fromkeys(facts.get("dropouts", ()), 0.0)}
+    options = {
+        **_SIZES,
+        **ids,
+        "vocab_size": VOCABULARY,
+        **facts["sizes"],
+        **dict.fromkeys(facts.get("dropouts", ()), 0.0),
+    }
     config = getattr(transformers, facts["config"])(**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -166,7 +197,11 @@ def _build_model(facts: dict[str, Any], tokenizer: Any) -> Any:
 
 def _recipe(architecture: str) -> str:
     """A hash of everything that decides what is written."""
-    parts = [json.dumps([_SIZES, ARCHITECTURES[architecture], VOCABULARY, SEED]), _corpus(), metadata.version("transformers")]
+    parts = [
+        json.dumps([_SIZES, ARCHITECTURES[architecture], VOCABULARY, SEED]),
+        _corpus(),
+        metadata.version("transformers"),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
 
 

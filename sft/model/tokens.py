@@ -7,7 +7,15 @@ from typing import Any
 
 from sft.config.errors import UserError
 
-_PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|end_of_text|>", "<unk>")
+_PAD_CANDIDATES = (
+    "<pad>",
+    "<|pad|>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<unk>",
+)
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -19,9 +27,14 @@ def added_rows(tokenizer: Any) -> dict[int, int | None]:
 def is_single(tokenizer: Any, token: str) -> bool:
     """Whether a text is read as one token, and not as the unknown one."""
     ids = tokenizer(token, add_special_tokens=False).input_ids
-    return len(ids) == 1 and ids == [tokenizer.convert_tokens_to_ids(token)] and token in (
-        tokenizer.unk_token,
-        *tokenizer.convert_ids_to_tokens(ids),
+    return (
+        len(ids) == 1
+        and ids == [tokenizer.convert_tokens_to_ids(token)]
+        and token
+        in (
+            tokenizer.unk_token,
+            *tokenizer.convert_ids_to_tokens(ids),
+        )
     )
 
 
@@ -78,7 +91,7 @@ def set_pad_token(tokenizer: Any) -> None:
         raise UserError(
             "the tokenizer has neither a pad nor an end token",
             where="model.tokenizer",
-            remedy="'model.tokenizer.special_tokens={pad_token: \"<pad>\", eos_token: \"</s>\"}'",
+            remedy='\'model.tokenizer.special_tokens={pad_token: "<pad>", eos_token: "</s>"}\'',
         )
     tokenizer.pad_token = found
 

@@ -56,7 +56,7 @@ class RunLock:
         self.descriptor: int | None = None
         self.owner = 0
 
-    def acquire(self) -> RunLock:
+    def acquire(self) -> Self:
         """Take the lock, or say who has it."""
         if not self.main or self.descriptor is not None:
             return self

@@ -50,7 +50,7 @@ class RunLog:
         self._undo: list[tuple[Any, ...]] = []
         self._seen: set[str] = set()
 
-    def open(self) -> RunLog:
+    def open(self) -> Self:
         """Attach the handlers; libraries imported later are attached with their first message or by :meth:`adopt`."""
         if self.handlers:
             return self
@@ -168,6 +168,12 @@ class RunLog:
             self.adopt()
 
 
+def adopt() -> None:
+    """Let the open logs take over the loggers of libraries imported since; for when the heavy imports are done."""
+    for log in list(_open_logs):
+        log.adopt()
+
+
 class _FileHandler(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if not _already(record, self):
@@ -192,7 +198,7 @@ class _StderrHandler(logging.Handler):
             with _bars_aside():
                 sys.stderr.write(self.format(record) + "\n")
                 sys.stderr.flush()
-        except Exception:  # noqa: BLE001 (a logger never takes the run down)
+        except Exception:  # a logger never takes the run down
             self.handleError(record)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,16 +43,15 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Begin a new measurement, so that each job of a sweep in one process has its own peak."""
+    """Begin a new measurement: at the start of a job, before its model is loaded, so that each has its own peak."""
     cuda = _cuda()
     if cuda:
         cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM back to VmRSS
-    except OSError:
-        pass
 
 
+@functools.cache
 def total_bytes() -> int:
     """The memory of the machine, or what the container may use of it if that is less; 0 where it cannot be told."""
     found = []

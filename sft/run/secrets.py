@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ _SHORTEST = 8
 _SWITCHES = {"disabled", "anonymous", "undefined"}
 
 
+@functools.cache
 def is_secret_variable(name: str) -> bool:
     """Whether an environment variable of this name holds a secret (HF_TOKEN, WANDB_API_KEY, *_SECRET, *PASSWORD*)."""
     return bool(_SECRET_VARIABLE.search(name)) or "password" in name.lower()
@@ -39,7 +41,7 @@ def is_secret_key(name: str) -> bool:
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     """The values to hide, longest first so that a secret that contains another is hidden whole."""
     environment = os.environ if environment is None else environment
-    found = {value.strip() for name, value in environment.items() if is_secret_variable(name)}
+    found = {environment[name].strip() for name in list(environment) if is_secret_variable(name)}
     return sorted((v for v in found if len(v) >= _SHORTEST and v.lower() not in _SWITCHES), key=len, reverse=True)
 
 

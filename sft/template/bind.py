@@ -15,7 +15,7 @@ from sft.template.messages import reasoning_of
 from sft.template.probe import features, find_stop, find_style, renderer
 from sft.template.render import RenderError, compiled
 from sft.template.spec import Template
-from sft.template.tokens import adds_bos, control_tokens, special_variables
+from sft.template.tokens import adds_bos, control_tokens, is_single, special_variables
 
 __all__ = ["BoundTemplate", "bind", "packaged_templates"]
 
@@ -177,10 +177,9 @@ def _set_missing(bound: BoundTemplate, tokenizer: Any, family: Family | None) ->
         family: for a packaged template the family whose control tokens it writes; None for one from elsewhere, of
             which the token that ends a turn alone is known.
     """
-    vocabulary = tokenizer.get_vocab()
     needed = [token for token in family.control_tokens if token in bound.text] if family else []
     needed += [token for token in bound.stop_tokens[:1] if token not in needed]
-    bound.missing_tokens = [token for token in needed if token not in vocabulary]
+    bound.missing_tokens = [token for token in needed if not is_single(tokenizer, token)]
 
 
 def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
@@ -195,6 +194,7 @@ def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
         if bound.name != "file" and not _begins_with(bound, bos):
             lines.append("{% if true %}{{ bos_token }}{% endif %}")
             bound.warnings.append(f"the chat template does not write {bos}, with which the tokenizer begins: added")
+    begins = len(lines)
     for name, value in bound.kwargs.items():
         if not name.isidentifier():
             raise UserError(f"{name!r} is no name of a variable", where="template.kwargs")
@@ -207,13 +207,14 @@ def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
             f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
         )
     # each line ends with a block, after which the newline is trimmed: nothing is added to the text
+    bound.core = "".join(line + "\n" for line in lines[:begins]) + bound.text
     bound.text = "".join(line + "\n" for line in lines) + bound.text
 
 
 def _begins_with(bound: BoundTemplate, token: str) -> bool:
     """Whether the template itself writes this token first; True where it cannot be rendered."""
     try:
-        return bound.draw([{"role": "user", "content": "zquser"}]).startswith(token)
+        return bound.render({"messages": [{"role": "user", "content": "zquser"}]}).startswith(token)
     except RenderError:
         return True
 

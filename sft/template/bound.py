@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft.template.messages import Marked, Style, holds_marks, plain_messages, read_marks
-from sft.template.render import RenderError, render
+from sft.template.messages import Style, plain_messages
+from sft.template.render import day, render, template_errors
+from sft.template.stepwise import Stepwise, stepwise
 
 
 @dataclass
@@ -33,6 +34,7 @@ class BoundTemplate:
         instruction_marker: the text right before a user's message.
         date: the day that a template which prints it was rendered with; None for the others.
         warnings: what the user should know.
+        core: `text` without the run's system message and variables, which rendering is given anyway.
     """
 
     name: str
@@ -52,6 +54,8 @@ class BoundTemplate:
     instruction_marker: str | None = None
     date: str | None = None
     warnings: list[str] = field(default_factory=list)
+    core: str = ""
+    _prompt: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def render(self, conversation: Mapping[str, Any], add_generation_prompt: bool = False) -> str:
         """The conversation's text, as generation sees it with `add_generation_prompt`.
@@ -59,38 +63,35 @@ class BoundTemplate:
         Raises:
             RenderError: the template refuses the conversation or fails on it; the message says why.
         """
-        return self.draw(conversation["messages"], conversation.get("tools"), add_generation_prompt)
+        return self.draw(self.plain(conversation["messages"]), conversation.get("tools"), add_generation_prompt)
+
+    def plain(self, messages: Sequence[Mapping[str, Any]], marks: bool = False) -> list[dict[str, Any]]:
+        """The messages as this template wants them, the run's system message included; see `plain_messages`."""
+        return plain_messages(messages, self.style, self.system, marks)
 
     def draw(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        plain: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         *,
-        marks: bool = False,
         generation_marks: bool = False,
     ) -> str:
-        """Messages as text; with `marks` around other roles' contents, with `generation_marks` around answers."""
-        return render(
-            self.text,
-            plain_messages(messages, self.style, self.system, marks),
-            tools=tools or None,
-            add_generation_prompt=add_generation_prompt,
-            variables=self.variables,
-            date=self.date,
-            generation_marks=generation_marks,
-        )
+        """Messages that `plain` gave as text; with `generation_marks` around what `{% generation %}` blocks hold."""
+        context = self.context(tools)
+        return render(self.text, plain, context, add_generation_prompt, generation_marks=generation_marks)
 
-    def marked(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> Marked | None:
-        """The text and where other roles' contents stand in it; None where marks cannot tell."""
-        if holds_marks(messages):
-            return None
-        try:
-            return read_marks(self.draw(messages, tools, add_generation_prompt, marks=True))
-        except RenderError:
-            return None
+    def context(self, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+        """What the template sees beside the messages."""
+        return {**self.variables, **day(self.date), "tools": tools or None, "documents": None}
+
+    def stepwise(self) -> Stepwise | None:
+        """The template with its messages told apart, if its source proves that its text only grows."""
+        return stepwise(self.core or self.text)
+
+    def generation_prompt(self) -> str | None:
+        """What the template writes before every answer, where its source proves that it is always the same."""
+        if self._prompt is None and (steps := self.stepwise()) is not None:
+            with template_errors():
+                self._prompt = steps.generation_prompt(self.context(None))
+        return self._prompt

@@ -153,9 +153,9 @@ def _name_result(result: dict[str, Any], open_calls: list[tuple[str, str]]) -> N
 
 
 def _mark(content: str, index: int) -> str:
-    """The content with this message's marks at its stripped edges; as it is where it is blank."""
+    """The content with this message's marks at its stripped edges; as it is where it is empty."""
     core = content.strip()
-    if not core or index >= _LIMIT:
+    if not content or index >= _LIMIT:
         return content
     start = content.index(core)
     end = start + len(core)

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from sft.template.messages import Style, plain_messages
-from sft.template.render import RenderError, render
+from sft.template.render import RenderError, day, render
 
 # What a conversation may ask of a template beyond user and assistant turns, with how a sentence names it.
 FEATURES = {
@@ -91,12 +91,11 @@ Renderer = Callable[[Mapping[str, Any], Style, bool], str]  # conversation, styl
 def renderer(text: str, variables: Mapping[str, Any], date: str | None = None) -> Renderer:
     """Render conversations with one template, as probing needs it."""
 
+    context = {**variables, **day(date), "documents": None}
+
     def draw(conversation: Mapping[str, Any], style: Style, add_generation_prompt: bool = False) -> str:
         messages = plain_messages(conversation["messages"], style)
-        tools = conversation.get("tools")
-        return render(
-            text, messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables, date=date
-        )
+        return render(text, messages, {**context, "tools": conversation.get("tools")}, add_generation_prompt)
 
     return draw
 

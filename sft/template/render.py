@@ -7,7 +7,8 @@ a `tojson` that does not escape, and the `{% generation %}` block, whose edges c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date as Date
 from datetime import datetime
 from functools import lru_cache
@@ -86,7 +87,7 @@ def _to_json(
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
+def environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -106,19 +107,22 @@ def compiled(text: str) -> jinja2.Template:
         RenderError: the text is not a Jinja template.
     """
     try:
-        return _environment().from_string(text)
+        return environment().from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from None
+
+
+def day(date: str | None) -> dict[str, Any]:
+    """The variable that makes `strftime_now` tell this day (YYYY-MM-DD); nothing for None, which is today."""
+    return {} if date is None else {"strftime_now": Date.fromisoformat(date).strftime}
 
 
 def render(
     text: str,
     messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    context: Mapping[str, Any],
     add_generation_prompt: bool = False,
-    variables: Mapping[str, Any] | None = None,
-    date: str | None = None,
+    *,
     generation_marks: bool = False,
 ) -> str:
     """The text of a conversation.
@@ -126,34 +130,29 @@ def render(
     Args:
         text: the chat template.
         messages: plain dicts, as the template expects them (see `messages.plain_messages`).
-        tools: tool signatures, or None.
+        context: what else the template sees: special tokens, `tools`, `enable_thinking`.
         add_generation_prompt: whether the header of the next answer follows.
-        variables: what else the template sees: special tokens, `enable_thinking`.
-        date: the day (YYYY-MM-DD) that `strftime_now` tells; today if None.
         generation_marks: put GENERATION_OPEN and GENERATION_CLOSE around what `{% generation %}` blocks hold.
 
     Raises:
         RenderError: the template raised, or failed on these messages.
     """
-    context: dict[str, Any] = {
-        **(variables or {}),
-        "messages": messages,
-        "tools": tools,
-        "documents": None,
-        "add_generation_prompt": add_generation_prompt,
-    }
-    if date is not None:
-        day = Date.fromisoformat(date)
-        context["strftime_now"] = day.strftime
+    variables = {**context, "messages": messages, "add_generation_prompt": add_generation_prompt}
     if generation_marks:
-        context[_ASKS_FOR_GENERATION] = True
+        variables[_ASKS_FOR_GENERATION] = True
+    template = compiled(text)
+    with template_errors():
+        return template.render(variables)
+
+
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """Whatever a template raises becomes a RenderError: it is code from elsewhere, about this conversation."""
     try:
-        return compiled(text).render(context)
-    except RenderError:
-        raise
+        yield
     except jinja2.UndefinedError as error:
         raise RenderError(f"the chat template fails: {error}") from None
     except jinja2.TemplateError as error:
         raise RenderError(f"the chat template refuses it: {error}") from None
-    except Exception as error:  # a template is code from elsewhere: whatever it raises is about this conversation
+    except Exception as error:
         raise RenderError(f"the chat template fails: {type(error).__name__}: {error}") from None

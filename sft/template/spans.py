@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.template.bound import BoundTemplate
+from sft.template.conversation import Conversation
 from sft.template.messages import Marked
 from sft.template.render import RenderError
-from sft.template.turns import Conversation, Turn, Unlabelable, as_generated, as_history, stop_of
+from sft.template.turns import Turn, Unlabelable, as_generated, as_history, check_turn, end_of, stop_of
 
 __all__ = ["Rendered", "Unlabelable", "is_on", "render_rows", "trained_turns"]
 
@@ -83,6 +84,8 @@ def _rows(conversation: Conversation, train_on: str, history: str) -> list[Rende
     turns = trained_turns(conversation.messages, train_on)
     if not turns:
         raise Unlabelable("no assistant turn is trained")
+    if train_on != "all" and (row := _at_once(conversation, turns)) is not None:
+        return [row]
     whole = conversation.text()
     _check_nothing_dropped(conversation, whole)
     if train_on == "all":
@@ -106,6 +109,32 @@ def _rows(conversation: Conversation, train_on: str, history: str) -> list[Rende
         rows.append(Rendered(seen.text, upto=turn + 1, spliced=seen.spliced))
         left = _place(rows[-1], left, alone)
     return [row for row in rows if row.spans]
+
+
+def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | None:
+    """The row of a conversation whose template proves that no turn looks other than when it is generated.
+
+    None where that is not proven, or where anything is unusual: rendering turn by turn then decides.
+    """
+    steps = conversation.steps()
+    if steps is None:
+        return None
+    prompt = conversation.bound.generation_prompt() or ""
+    row = Rendered(steps.text, upto=len(conversation.messages))
+    for index, message in enumerate(conversation.messages):
+        start, end = steps.starts[index], steps.end_of(index)
+        if index in turns:
+            begin = start + len(prompt)
+            stop = end_of(conversation.bound, steps.text, begin, message, end)
+            if not index or not steps.text.startswith(prompt, start) or stop is None:
+                return None
+            check_turn(steps.text[begin:stop], message, index)
+            row.add(index, begin, stop)
+        elif message.get("role") != "assistant":
+            words = (message.get("content") or "").strip()
+            if words and steps.text.find(words, start if index else 0, end) < 0:
+                return None
+    return row
 
 
 def _alone(conversation: Conversation, turn: int, whole: str, history: str) -> Turn | None:

@@ -7,14 +7,16 @@ is what the text of the messages up to the turn adds, to the stop token.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sft.template.bound import BoundTemplate
+from sft.template.conversation import Conversation
 from sft.template.messages import Marked, reasoning_of
 
 _PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|\s+|.", re.DOTALL)
+_TAGS = re.compile(r"(?:<[^<>\s]*>|\s)*")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
@@ -44,27 +46,6 @@ class Turn:
         return self.text[: self.end]
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Messages and tools with the template that renders them."""
-
-    bound: BoundTemplate
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
-
-    def text(self, upto: int | None = None) -> str:
-        """The first `upto` messages as text; all of them if None."""
-        return self.bound.draw(self.messages[:upto], self.tools)
-
-    def prompt(self, turn: int) -> str:
-        """What generation sees before a turn."""
-        return self.bound.draw(self.messages[:turn], self.tools, True)
-
-    def marked(self, upto: int | None = None, add_generation_prompt: bool = False) -> Marked | None:
-        """The text with the places of the other roles' contents; None where marks cannot tell."""
-        return self.bound.marked(self.messages[:upto], self.tools, add_generation_prompt)
-
-
 def as_generated(conversation: Conversation, turn: int, full: str, splice: bool = True) -> Turn | None:
     """A turn as generation sees it; None where only splicing could show it and `splice` is False.
 
@@ -77,8 +58,7 @@ def as_generated(conversation: Conversation, turn: int, full: str, splice: bool 
         RenderError: the template cannot render the messages before it.
     """
     message = conversation.messages[turn]
-    if not said(message, with_reasoning=False):
-        raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
+    check_not_empty(message, turn)
     prompt = conversation.prompt(turn)
     spliced = not full.startswith(prompt)
     if spliced:
@@ -104,10 +84,12 @@ def as_history(conversation: Conversation, turn: int, text: str, marked: Marked)
     Raises:
         Unlabelable: the turn cannot be found there.
     """
-    begin, limit = marked.before(turn), marked.after(turn)
-    limit = len(text) if limit == len(marked.text) else limit
+    message, count = conversation.messages[turn], len(conversation.messages)
+    around = [index for index in (turn - 1, turn + 1) if 0 <= index < count]
+    if turn == 0 or not marked.seen().issuperset(around):
+        raise Unlabelable(f"a turn that is rendered as history cannot be found: message {turn + 1}")
+    begin, limit = marked.before(turn), marked.after(turn) if turn + 1 < count else len(text)
     start = begin + _header(conversation, turn, text[begin:limit])
-    message = conversation.messages[turn]
     end = end_of(conversation.bound, text, start, message, limit)
     if end is None:
         raise Unlabelable(f"a turn has no stop token where it is rendered as history: message {turn + 1}")
@@ -153,6 +135,18 @@ def said(message: Mapping[str, Any], with_reasoning: bool) -> list[str]:
     return [piece for piece in words if piece]
 
 
+def check_not_empty(message: Mapping[str, Any], turn: int) -> None:
+    """Refuse a turn that neither says nor calls anything. Raises Unlabelable."""
+    if not said(message, with_reasoning=False):
+        raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
+
+
+def check_turn(span: str, message: Mapping[str, Any], turn: int) -> None:
+    """Refuse an empty turn, and one of which not all reached the text. Raises Unlabelable."""
+    check_not_empty(message, turn)
+    check_whole(span, message, turn, with_reasoning=True)
+
+
 def check_whole(span: str, message: Mapping[str, Any], turn: int, with_reasoning: bool) -> None:
     """Refuse a turn of which not all reached the text.
 
@@ -172,11 +166,13 @@ def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> st
     close is closed here, after the turn's own reasoning or empty: that is what the model has to produce before its
     answer, where the template drops reasoning (DeepSeek R1).
     """
-    marked = conversation.marked(turn + 1)
-    if marked is None or marked.text != full:
-        raise Unlabelable(f"a turn does not follow the generation prompt and cannot be marked: message {turn + 1}")
-    region = full[marked.before(turn) :]
-    rest = region[_header(conversation, turn, region) :]
+    rest = _after_shared(prompt, full)
+    if rest is None:
+        marked = conversation.marked(turn + 1)
+        if marked is None or marked.text != full or turn - 1 not in marked.seen():
+            raise Unlabelable(f"a turn does not follow the generation prompt: message {turn + 1}")
+        region = full[marked.before(turn) :]
+        rest = region[_header(conversation, turn, region) :]
     reasoning = reasoning_of(conversation.messages[turn]).strip()
     if opens_thinking(prompt):
         if THINK_CLOSE not in rest:
@@ -184,6 +180,14 @@ def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> st
     elif reasoning and reasoning in rest:
         raise Unlabelable(f"the generation prompt leaves no room for a turn's reasoning: message {turn + 1}")
     return prompt + rest
+
+
+def _after_shared(prompt: str, full: str) -> str | None:
+    """The turn's text without what it shares with the prompt, where they part in the prompt's last tags alone."""
+    shared = next((at for at, (one, other) in enumerate(zip(prompt, full, strict=False)) if one != other), 0)
+    tail = max(0, shared - 60)
+    shared = tail + common_header(prompt[tail:], full[tail:])
+    return full[shared:] if _TAGS.fullmatch(prompt, shared) else None
 
 
 def opens_thinking(prompt: str) -> bool:

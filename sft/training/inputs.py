@@ -54,7 +54,7 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
     """
     allowed = config.get("allow_targets") or []
     model: Model = build(config["model"], where="model", allowed=allowed)
-    dataset: Dataset = build(config["dataset"], where="dataset", allowed=allowed)
+    dataset: Dataset = build(config["dataset"], where="dataset", allowed=allowed, _recursive_=False)
     template = build(config["template"], where="template", allowed=allowed)
     model_config = load_config(model)
     family = family_of(model, model_config)

@@ -249,7 +249,9 @@ def test_a_mapped_column_that_is_nowhere_is_refused() -> None:
         converter({"question": "hi", "answer": "hello"}, columns={"instruction": "questions"})
     assert "dataset.sources.local.columns.instruction: no row has a column questions" in str(caught.value)
     assert "did you mean question?" in str(caught.value)
-    with pytest.raises(UserError, match="instructon is no column that a format reads\n  -> did you mean instruction?"):
+    with pytest.raises(
+        UserError, match=r"instructon is no column that a format reads\n  -> did you mean instruction\?"
+    ):
         converter({"question": "hi"}, columns={"instructon": "question"})
 
 

@@ -24,7 +24,9 @@ WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"])
 CHAT = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3).map(
     lambda pairs: {
         "messages": [
-            {"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)
+            {"role": role, "content": text}
+            for pair in pairs
+            for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
     }
 )
@@ -121,7 +123,7 @@ def check_rows(prepared, files: dict, encoder, options: dict) -> None:
             assert packed or len(row["lengths"]) == 1
             starts = np.cumsum([0, *row["lengths"][:-1]])
             assert all(row["labels"][start] == -100 for start in starts)
-            assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"]))
+            assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
             names, numbers = (row["source"], row["row"]) if packed else ([row["source"]], [row["row"]])
             for document, name, number in zip(tuples([row]), names, numbers, strict=True):
                 made = [tuple(each["input_ids"]) for each in encoder.one(files[name][number - 1])["rows"]]

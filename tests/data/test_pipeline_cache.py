@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +183,33 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(word_encoder, set
     for thread in threads:
         thread.join()
     assert sorted(len(each.encoded) for each in encoders) == [0, 10]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = """
+import sys, time
+from sft.data.pipeline import prepare
+from sft.data.spec import Dataset
+
+class Slow:
+    fingerprint = "slow"
+    def encode(self, conversations):
+        print("encoding", flush=True)
+        time.sleep(60)
+
+prepare(Dataset(path=sys.argv[1], num_proc=2, check_rows=0), Slow(), seed=0)
+"""
+
+
+def test_a_killed_run_leaves_no_lock_and_no_half_entry(run, write, rows, tmp_path):
+    path = write("rows.jsonl", rows * 120)
+    environment = {**os.environ, "SFT_CACHE": str(tmp_path / "sft-cache"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", SLOW, path], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "encoding\n"
+    process.kill()  # its workers cannot be told, and sleep on for a while
+    process.wait()
+    (lock,) = (tmp_path / "sft-cache" / "data").glob("*.lock")
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.stdout.close()
+    assert run({"a": {"path": path}}, num_proc=1)[1] == 1200

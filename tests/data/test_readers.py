@@ -169,7 +169,7 @@ def test_a_directory_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None
     assert names(split="test") == ["test.jsonl"]
     assert names(split="validation") == names(split="dev") == ["dev/part.jsonl"]
     with pytest.raises(
-        UserError, match="no file of .* is of the split gold\n  -> splits there: test, train, validation"
+        UserError, match=r"no file of .* is of the split gold\n  -> splits there: test, train, validation"
     ):
         names(split="gold")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sft.config.errors import UserError
 from sft.data.tickets import PARTS, SYSTEM, generate
 from sft.data.tickets.names import HELD_OUT_NAMES, HELD_OUT_SURNAMES, TRAIN_NAMES, TRAIN_SURNAMES
-from sft.data.tickets.phrases import CLOSINGS, DISTRACTORS, ISSUES, OPENINGS, PRODUCTS, URGENCIES
+from sft.data.tickets.phrases import CLOSINGS, DISTRACTORS, ISSUES, OPENINGS, PRODUCTS, UNNAMED, URGENCIES
 from sft.data.tickets.typos import misspell
 
 
@@ -45,7 +45,7 @@ def test_another_seed_gives_other_rows() -> None:
 
 
 def test_rows_are_conversations_with_a_strict_record() -> None:
-    products, issues, urgencies = set(PRODUCTS), set(ISSUES), {*URGENCIES, None}
+    products, issues, urgencies = {*PRODUCTS, None}, set(ISSUES), {*URGENCIES, None}
     for part in PARTS:
         for row in generate(part, 300):
             system, user, assistant = row["messages"]
@@ -75,7 +75,7 @@ def _spoken(templates: tuple[str, ...], text: str) -> bool:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_text_alone_decides_the_record(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0.0)
+    monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0)
     column = "unseen" if part == "unseen" else "known"
     for row in generate(part, 400):
         text, record = text_of(row), record_of(row)
@@ -86,7 +86,7 @@ def test_the_text_alone_decides_the_record(part: str, monkeypatch: pytest.Monkey
             assert not named
         said = [issue for issue, phrases in ISSUES.items() if _spoken(getattr(phrases, column), text)]
         assert said == [record["issue"]]
-        called = getattr(PRODUCTS[record["product"]], column)
+        called = getattr(PRODUCTS.get(record["product"], UNNAMED), column)
         assert any(
             phrase.format(p=word).lower() in text.lower()
             for word in called
@@ -107,7 +107,7 @@ def test_thousands_of_varied_rows() -> None:
     rows = list(generate("train", 4000))
     assert len({text_of(row) for row in rows}) == 4000
     values = [{record_of(row)[name] for row in rows} for name in ("product", "issue", "urgency")]
-    assert [len(column) for column in values] == [len(PRODUCTS), len(ISSUES), len(URGENCIES) + 1]
+    assert [len(column) for column in values] == [len(PRODUCTS) + 1, len(ISSUES), len(URGENCIES) + 1]
     assert len({record_of(row)["customer"] for row in rows}) > 500
 
 
@@ -124,24 +124,25 @@ def test_parts_share_no_row_and_no_customer() -> None:
 
 
 def test_known_part_has_known_phrasings_in_unseen_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0.0)
+    monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0)
 
-    def pairs(part: str) -> set[tuple[str | None, str]]:
+    def pairs(part: str) -> set[tuple[str, str]]:
         found = set()
         for row in generate(part, 3000):
             record, text = record_of(row), text_of(row)
             phrase = next(p for p in ISSUES[record["issue"]].known if _spoken((p,), text))
-            found.add((record["product"], phrase))
+            unnamed = [word for word in UNNAMED.known if phrase.format(p=word).lower() in text.lower()]
+            found.add((record["product"] or unnamed[0], phrase))
         return found
 
     train, known = pairs("train"), pairs("known")
     assert not train & known
     assert {phrase for _, phrase in train} == {phrase for _, phrase in known}
-    assert {product for product, _ in train} == {product for product, _ in known} == set(PRODUCTS)
+    assert {product for product, _ in train} == {product for product, _ in known} == {*PRODUCTS, *UNNAMED.known}
 
 
 def test_unseen_phrasings_are_not_known_ones() -> None:
-    for phrases in (*ISSUES.values(), *URGENCIES.values(), OPENINGS, CLOSINGS, DISTRACTORS):
+    for phrases in (*ISSUES.values(), *URGENCIES.values(), UNNAMED, OPENINGS, CLOSINGS, DISTRACTORS):
         assert phrases.known
         assert phrases.unseen
         for phrase in phrases.unseen:

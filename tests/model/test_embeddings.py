@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft.config.errors import UserError
 from sft.model.adapter import attach
 from sft.model.embeddings import embedding_names, fit_embeddings, is_tied
 from sft.model.load import load_model, load_tokenizer
@@ -39,7 +40,9 @@ def prepared(built, *overrides):
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2"])  # tied, untied, scaled, another name
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 def test_new_rows_train_are_saved_and_load_again(built, tmp_path, architecture, quant):
-    spec, bits, tokenizer, model, coverage, rows, ids = prepared(built, f"model.architecture={architecture}", f"quant={quant}")
+    spec, bits, tokenizer, model, coverage, rows, ids = prepared(
+        built, f"model.architecture={architecture}", f"quant={quant}"
+    )
     assert rows == [1536, 1537] and coverage.rows == 2
     assert "2 new embedding rows" in coverage.line()
     hidden, matrices = 64, 2 if architecture == "mistral" else 1
@@ -88,6 +91,8 @@ def test_going_on_from_an_adapter_with_new_rows(built, tmp_path):
     again, coverage = attach(base, lora, spec, new_rows=fit_embeddings(base, tokenizer))
     assert coverage.rows == 2
     assert torch.equal(logits_of(again, ids), logits_of(model, ids))
+    with pytest.raises(UserError, match=r"\[1538\]"):
+        attach(load_model(spec), lora, spec, new_rows=[1537, 1538])
 
 
 def test_full_fine_tuning_with_new_tokens(built, tmp_path):
@@ -144,7 +149,9 @@ def test_rows_that_were_reserved_and_never_trained_count_as_new(built):
     with torch.no_grad():
         model.get_input_embeddings().weight[row] = 0.0
     assert fit_embeddings(model, tokenizer, ["<|eot_id|>", "<|eom_id|>"]) == [row]
-    assert torch.equal(model.get_input_embeddings().weight[row], model.get_input_embeddings().weight[tokenizer.eos_token_id])
+    assert torch.equal(
+        model.get_input_embeddings().weight[row], model.get_input_embeddings().weight[tokenizer.eos_token_id]
+    )
 
 
 def test_embedding_names_follow_tying(built):
@@ -153,7 +160,9 @@ def test_embedding_names_follow_tying(built):
 
 
 def test_special_tokens_of_the_config_are_set_and_added(built):
-    spec, _, _ = built("+model.tokenizer.special_tokens.pad_token='<mypad>'", "+model.tokenizer.special_tokens.unk_token='<|eom_id|>'")
+    spec, _, _ = built(
+        "+model.tokenizer.special_tokens.pad_token='<mypad>'", "+model.tokenizer.special_tokens.unk_token='<|eom_id|>'"
+    )
     tokenizer = load_tokenizer(spec)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.unk_token) == ("<mypad>", 1536, "<|eom_id|>")
     assert added_rows(tokenizer) == {1536: None}

@@ -48,7 +48,7 @@ def test_every_model_of_the_hub_composes_to_its_name(built, option):
 
 def test_any_hub_model_has_to_be_named(compose):
     assert compose("model=hub")["model"]["name"] == "???"
-    with pytest.raises(UserError, match="model.name"):
+    with pytest.raises(UserError, match=r"model\.name"):
         Model().locate()
 
 
@@ -139,9 +139,16 @@ def test_the_models_own_config_decides_its_family_before_its_name(directory):
 
 
 def test_a_models_yaml_may_carry_its_familys_facts(directory):
-    spec = Model(name=str(directory), family="gemma", stop_tokens=["<end>"], target_modules=["q_proj"], system="Be brief.")
+    spec = Model(
+        name=str(directory), family="gemma", stop_tokens=["<end>"], target_modules=["q_proj"], system="Be brief."
+    )
     family = family_of(spec, load_config(spec))
-    assert (family.name, family.stop_tokens, family.target_modules, family.system) == ("gemma", ("<end>",), ["q_proj"], "Be brief.")
+    assert (family.name, family.stop_tokens, family.target_modules, family.system) == (
+        "gemma",
+        ("<end>",),
+        ["q_proj"],
+        "Be brief.",
+    )
     assert family.response_marker == "<start_of_turn>model\n"
     with pytest.raises(UserError, match="gemma"):
         family_of(Model(name="x/y", family="gemmma"))
@@ -296,7 +303,9 @@ def test_two_processes_building_at_once_agree(tmp_path):
     code = "from sft.model.cache import cached_model as c; import time; "
     code += "print(c('m', lambda d: (time.sleep(0.5), (d / 'x').write_text('whole'))))"
     env = {"SFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, text=True) for _ in range(2)
+    ]
     found = {process.communicate()[0].strip() for process in both}
     assert found == {str(tmp_path / "models" / "m")} and [process.returncode for process in both] == [0, 0]
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["m"]  # no half-built one is left

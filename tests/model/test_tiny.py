@@ -18,7 +18,14 @@ from sft.model.spec import TinyModel
 from sft.model.tiny import ARCHITECTURES, VOCABULARY, build_tiny, locate_tiny
 from sft.model.tokens import is_single
 
-FAMILIES = {"llama": "llama3", "qwen3": "qwen3", "mistral": "mistral", "gemma3": "gemma", "phi3": "phi3", "gpt2": "gpt2"}
+FAMILIES = {
+    "llama": "llama3",
+    "qwen3": "qwen3",
+    "mistral": "mistral",
+    "gemma3": "gemma",
+    "phi3": "phi3",
+    "gpt2": "gpt2",
+}
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -36,7 +43,11 @@ def test_the_family_and_its_chat_tokens(architecture):
 def test_the_same_bytes_each_time(architecture, tmp_path):
     build_tiny(architecture, tmp_path)
     cached = locate_tiny(architecture)
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in cached.iterdir()} >= {"model.safetensors", "tokenizer.json"}
+    assert (
+        {p.name for p in tmp_path.iterdir()}
+        == {p.name for p in cached.iterdir()}
+        >= {"model.safetensors", "tokenizer.json"}
+    )
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (cached / path.name).read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -56,7 +57,17 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def events(directory: Path) -> list[Any]:
-    """What an offline run has written: the records of wandb's file, which is framed like a LevelDB log."""
+    """What an offline run has written. wandb's service closes the file a moment after `finish` has returned."""
+    for _ in range(500):
+        found = scan(directory)
+        if any(record.HasField("exit") for record in found):
+            break
+        time.sleep(0.02)
+    return found
+
+
+def scan(directory: Path) -> list[Any]:
+    """The records of wandb's file, which is framed like a LevelDB log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")

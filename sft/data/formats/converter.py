@@ -144,9 +144,8 @@ def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_t
         found.format = _majority(mapped, source, where)
     keys = Counter(key for row in mapped for key, value in row.items() if value not in (None, "", []))
     found.unused = [str(key) for key in keys if key not in FORMATS[found.format].columns()]
-    log.info(
-        "%s: format %s%s", where, found.format, f"; columns not used: {', '.join(found.unused)}" if found.unused else ""
-    )
+    if found.unused:
+        log.info("%s: format %s; columns not used: %s", where, found.format, ", ".join(found.unused))
 
 
 def format_named(name: str, where: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sft.data.formats.calls import calls_of, is_call
 from sft.data.formats.errors import RowError
-from sft.data.formats.values import as_json, is_blank, kind_of, list_of, refuse_media, text_of
+from sft.data.formats.values import as_json, is_blank, is_unicode, kind_of, list_of, refuse_media, text_of
 
 ROLES = {
     "user": "user",
@@ -15,6 +15,8 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "system": "system",
@@ -49,7 +51,9 @@ def _plain(raw: Any) -> Message | None:
     if type(raw) is not dict or len(raw) != 2:
         return None
     role, content = raw.get("role") or raw.get("from"), raw.get("content") or raw.get("value")
-    if type(role) is not str or type(content) is not str or not content.isascii() or "\0" in content:
+    if type(role) is not str or type(content) is not str or "\0" in content:
+        return None
+    if not content.isascii() and not is_unicode(content):
         return None
     known = ROLES.get(role)
     return {"role": known, "content": content} if known in _SPOKEN else None

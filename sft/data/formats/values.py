@@ -42,6 +42,15 @@ def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; one with half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def optional_text(value: Any, what: str) -> str | None:
     """Text, or None where the value is null or empty."""
     if value is None or value == "":
@@ -140,7 +149,5 @@ def _part(part: Any, what: str) -> str:
 
 
 def _check_unicode(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("invalid Unicode", f": half a surrogate pair in the {what}") from None
+    if not is_unicode(text):
+        raise RowError("invalid Unicode", f": half a surrogate pair in the {what}")

@@ -110,11 +110,7 @@ def _broken(error: Exception, text: str) -> Broken:
         note = " (two rows in one line?)" if text[error.pos :].startswith("{") else ""
     elif text.startswith("{'"):
         note = " (JSON's quotes are double)"
-    elif (
-        error.msg.startswith(("Unterminated", "Expecting"))
-        and error.pos >= len(text) - 1
-        or "Unterminated" in error.msg
-    ):
+    elif "Unterminated" in error.msg or (error.msg.startswith("Expecting") and error.pos >= len(text) - 1):
         note = " (cut off?)"
     return Broken("broken JSON", f": {error.msg.removesuffix(' at')} at character {error.pos + 1}{note}")
 

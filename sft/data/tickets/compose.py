@@ -10,15 +10,26 @@ from typing import Literal
 
 from sft.config.errors import UserError
 from sft.data.tickets import names
-from sft.data.tickets.phrases import CLOSINGS, DISTRACTORS, FITS, GREETINGS, ISSUES, OPENINGS, PRODUCTS, URGENCIES
+from sft.data.tickets.deck import Deck, chance
+from sft.data.tickets.phrases import (
+    CLOSINGS,
+    DISTRACTORS,
+    FITS,
+    GREETINGS,
+    ISSUES,
+    OPENINGS,
+    PRODUCTS,
+    UNNAMED,
+    URGENCIES,
+)
 from sft.data.tickets.typos import misspell
 
 PARTS = ("train", "known", "unseen")
 SYSTEM = "Extract customer, product, issue and urgency as JSON."
 
-# How often a message names its field, and how often it carries noise.
-NAMED, PRODUCT_GIVEN, ISSUE_GIVEN, URGENCY_GIVEN = 0.8, 0.85, 0.9, 0.75
-DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 0.3, 0.15, 0.1, 0.2
+# In twentieths of the rows: how often a message gives a field, and how often it carries noise.
+NAMED, PRODUCT_GIVEN, URGENCY_GIVEN = 16, 17, 15
+DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 6, 3, 2, 4
 
 # Every fourth pair of product and phrasing is kept for evaluation.
 HELD_OUT_EVERY = 4
@@ -37,11 +48,11 @@ class Tickets:
         return self.rows
 
     def __iter__(self) -> Iterator[dict]:
-        rng = Random(f"tickets {self.part} {self.seed}")
+        writer = _Writer(Random(f"tickets {self.part} {self.seed}"), self.part)
         opening = [{"role": "system", "content": self.system}] if self.system else []
         seen: set[str] = set()
         while len(seen) < self.rows:
-            text, record = _ticket(rng, self.part)
+            text, record = writer.ticket()
             if text not in seen:
                 seen.add(text)
                 turns = [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps(record)}]
@@ -70,72 +81,95 @@ def generate(part: Literal["train", "known", "unseen"], rows: int, seed: int = 0
     return Tickets(part, rows, seed, system)
 
 
-def _ticket(rng: Random, part: str) -> tuple[str, dict[str, str | None]]:
-    """Draw one message and its record."""
-    column = "unseen" if part == "unseen" else "known"
-    name = _name(rng, part) if rng.random() < NAMED else None
-    product, issue, complaint = _complaint(rng, part, column)
-    urgency = rng.choice(list(URGENCIES)) if rng.random() < URGENCY_GIVEN else None
-    sentences = [complaint]
-    if urgency:
-        sentences.insert(rng.choice((0, 1, 1)), rng.choice(getattr(URGENCIES[urgency], column)))
-    if rng.random() < DISTRACTED:
-        sentences.insert(rng.randrange(len(sentences) + 1), _distractor(rng, part, column, product))
-    if rng.random() < MISSPELLED:
-        spoiled = rng.randrange(len(sentences))
-        sentences[spoiled] = misspell(rng, sentences[spoiled])
-    body = _punctuate(rng, sentences)
-    text = _frame(rng, column, name, body)
-    return text, {"customer": name, "product": product, "issue": issue, "urgency": urgency}
+class _Writer:
+    """Draws one ticket after the other. Everything comes off shuffled decks, so a few rows show all there is."""
 
+    def __init__(self, rng: Random, part: str) -> None:
+        self.rng, self.part = rng, part
+        self.column = "unseen" if part == "unseen" else "known"
+        self.named, self.product_given = chance(rng, NAMED), chance(rng, PRODUCT_GIVEN)
+        self.distracted, self.misspelled = chance(rng, DISTRACTED), chance(rng, MISSPELLED)
+        self.lower_case, self.surname = chance(rng, LOWER_CASE), chance(rng, SURNAME)
+        self.openings = Deck(rng, self._phrases(OPENINGS))
+        self.closings = Deck(rng, self._phrases(CLOSINGS))
+        self.greetings = Deck(rng, self._phrases(GREETINGS))
+        self.distractors = Deck(rng, self._phrases(DISTRACTORS))
+        self.complaints = Deck(rng, self._complaints())
+        self.urgency_given = chance(rng, URGENCY_GIVEN)
+        self.urgencies = {level: Deck(rng, self._phrases(phrases)) for level, phrases in URGENCIES.items()}
+        self.levels = Deck(rng, list(URGENCIES))
+        trained = part == "train"
+        self.first_names = Deck(rng, names.TRAIN_NAMES if trained else names.HELD_OUT_NAMES)
+        self.surnames = Deck(rng, names.TRAIN_SURNAMES if trained else names.HELD_OUT_SURNAMES)
 
-def _complaint(rng: Random, part: str, column: str) -> tuple[str | None, str | None, str]:
-    """Draw product, issue and a sentence for both, out of the pairs that the part may use."""
-    while True:
-        issue = rng.choice([issue for issue in ISSUES if issue]) if rng.random() < ISSUE_GIVEN else None
-        products = FITS.get(issue, tuple(p for p in PRODUCTS if p))
-        place = rng.randrange(len(products)) if rng.random() < PRODUCT_GIVEN else len(products)
-        product = (*products, None)[place]
-        phrasings = getattr(ISSUES[issue], column)
-        number = rng.randrange(len(phrasings))
-        if part == "unseen" or (part == "known") == _held_out(place, issue, number):
-            called = rng.choice(getattr(PRODUCTS[product], column))
-            return product, issue, phrasings[number].format(p=called)
+    def ticket(self) -> tuple[str, dict[str, str | None]]:
+        """Draw one message and its record."""
+        name = self._name() if self.named.draw() else None
+        product, issue, complaint = self._complaint()
+        urgency = self.levels.draw() if self.urgency_given.draw() else None
+        sentences = [complaint]
+        if urgency:
+            sentences.insert(self.rng.choice((0, 1, 1)), self.urgencies[urgency].draw())
+        if self.distracted.draw():
+            sentences.insert(self.rng.randrange(len(sentences) + 1), self._distractor(product))
+        if self.misspelled.draw():
+            spoiled = self.rng.randrange(len(sentences))
+            sentences[spoiled] = misspell(self.rng, sentences[spoiled])
+        text = self._frame(name, self._punctuate(sentences))
+        return text, {"customer": name, "product": product, "issue": issue, "urgency": urgency}
+
+    def _phrases(self, phrases: tuple) -> tuple[str, ...]:
+        return getattr(phrases, self.column)
+
+    def _complaints(self) -> list[tuple[str | None, int]]:
+        """Each phrasing by issue and number; those without an issue twice, to be a tenth of all."""
+        times = {issue: 1 if issue else 2 for issue in ISSUES}
+        return [(i, n) for i in ISSUES for n in range(len(self._phrases(ISSUES[i]))) for _ in range(times[i])]
+
+    def _complaint(self) -> tuple[str | None, str | None, str]:
+        """Draw product, issue and a sentence for both; the pair must be one that the part may use."""
+        issue, number = self.complaints.draw()
+        products, unnamed = FITS.get(issue, tuple(PRODUCTS)), self._phrases(UNNAMED)
+        allowed = [
+            place
+            for place in range(len(products) + len(unnamed))
+            if self.part == "unseen" or (self.part == "known") == _held_out(place, issue, number)
+        ]
+        given = self.product_given.draw()
+        place = self.rng.choice([place for place in allowed if (place < len(products)) == given])
+        product = products[place] if given else None
+        called = self.rng.choice(self._phrases(PRODUCTS[product])) if product else unnamed[place - len(products)]
+        return product, issue, self._phrases(ISSUES[issue])[number].format(p=called)
+
+    def _name(self) -> str:
+        first = self.first_names.draw()
+        return f"{first} {self.surnames.draw()}" if self.surname.draw() else first
+
+    def _distractor(self, product: str | None) -> str:
+        """Draw a sentence that decides nothing: another person, another product, a number."""
+        other = self.rng.choice([p for p in PRODUCTS if p != product])
+        number = self.rng.randrange(1000, 100000)
+        return self.distractors.draw().format(other=self.first_names.draw(), q=other, n=number)
+
+    def _punctuate(self, sentences: list[str]) -> str:
+        """Join sentences: some typed without capitals, some with exclamation marks."""
+        lower = self.lower_case.draw()
+        ends = [self.rng.choice((".", ".", ".", "!")) for _ in sentences]
+        return " ".join((s if lower else s[0].upper() + s[1:]) + end for s, end in zip(sentences, ends, strict=True))
+
+    def _frame(self, name: str | None, body: str) -> str:
+        """Put the writer's name before or after the body, or greet without one."""
+        if name is None:
+            return f"{self.greetings.draw()} {body}".strip()
+        if self.rng.random() < 0.6:
+            return f"{self.openings.draw().format(name=name)} {body}"
+        return f"{body} {self.closings.draw().format(name=name)}"
 
 
 def _held_out(place: int, issue: str | None, number: int) -> bool:
-    """Whether a pair is kept from training: the place of a product among those that can have the issue, and the
-    numbered known phrasing. Places run on, so that every phrasing has pairs on both sides."""
+    """Whether a pair is kept from training: a known phrasing by its number, and what it is said of by its place.
+
+    Places count the products that the issue fits and then the unnamed words; four or more of each leave every phrasing
+    pairs on both sides.
+    """
     return (place + list(ISSUES).index(issue) + number) % HELD_OUT_EVERY == 0
-
-
-def _name(rng: Random, part: str) -> str:
-    trained = part == "train"
-    first = rng.choice(names.TRAIN_NAMES if trained else names.HELD_OUT_NAMES)
-    if rng.random() >= SURNAME:
-        return first
-    return f"{first} {rng.choice(names.TRAIN_SURNAMES if trained else names.HELD_OUT_SURNAMES)}"
-
-
-def _distractor(rng: Random, part: str, column: str, product: str | None) -> str:
-    """Draw a sentence that decides nothing: another person, another product, a number."""
-    sentence = rng.choice(getattr(DISTRACTORS, column))
-    other = rng.choice([p for p in PRODUCTS if p and p != product])
-    return sentence.format(other=_name(rng, part).split()[0], q=other, n=rng.randrange(1000, 100000))
-
-
-def _punctuate(rng: Random, sentences: list[str]) -> str:
-    """Join sentences: some typed without capitals, some with exclamation marks."""
-    lower = rng.random() < LOWER_CASE
-    ends = [rng.choice((".", ".", ".", "!")) for _ in sentences]
-    return " ".join((s if lower else s[0].upper() + s[1:]) + end for s, end in zip(sentences, ends, strict=True))
-
-
-def _frame(rng: Random, column: str, name: str | None, body: str) -> str:
-    """Put the writer's name before or after the body, or greet without one."""
-    if name is None:
-        greeting = rng.choice(getattr(GREETINGS, column))
-        return f"{greeting} {body}".strip()
-    if rng.random() < 0.6:
-        return f"{rng.choice(getattr(OPENINGS, column)).format(name=name)} {body}"
-    return f"{body} {rng.choice(getattr(CLOSINGS, column)).format(name=name)}"

@@ -16,8 +16,7 @@ class Phrases(NamedTuple):
     unseen: tuple[str, ...]
 
 
-# A word for no product in particular: the record's product is null.
-PRODUCTS: dict[str | None, Phrases] = {
+PRODUCTS: dict[str, Phrases] = {
     "laptop": Phrases(("laptop", "notebook"), ("laptop", "portable computer")),
     "phone": Phrases(("phone", "mobile"), ("phone", "cell phone")),
     "tablet": Phrases(("tablet",), ("tablet",)),
@@ -28,8 +27,10 @@ PRODUCTS: dict[str | None, Phrases] = {
     "monitor": Phrases(("monitor",), ("monitor", "computer monitor")),
     "printer": Phrases(("printer",), ("printer", "laser printer")),
     "router": Phrases(("router",), ("router", "wifi router")),
-    None: Phrases(("device", "gadget", "item"), ("machine", "new toy")),
 }
+
+# Words for no product in particular: the record's product is null.
+UNNAMED = Phrases(("device", "gadget", "item", "unit"), ("machine", "product"))
 
 # Which products can have an issue; every other issue (and none at all) fits all of them.
 FITS: dict[str | None, tuple[str, ...]] = {
@@ -44,7 +45,6 @@ ISSUES: dict[str | None, Phrases] = {
         (
             "the battery of my {p} is empty by noon",
             "my {p} does not hold a charge",
-            "my {p} lasts only two hours on battery",
             "I have to charge my {p} three times a day",
             "my {p}'s battery drains overnight",
             "the battery in my {p} is swollen",
@@ -60,7 +60,6 @@ ISSUES: dict[str | None, Phrases] = {
             "the screen of my {p} is cracked",
             "my {p}'s display flickers",
             "there are lines across the screen of my {p}",
-            "the picture on my {p} has turned green",
             "half of my {p}'s screen is dark",
             "the touch screen of my {p} does not react",
         ),
@@ -77,7 +76,6 @@ ISSUES: dict[str | None, Phrases] = {
             "I only hear the left side of my {p}",
             "the volume of my {p} is far too low",
             "my {p} buzzes when I play music",
-            "voices on my {p} are muffled",
         ),
         (
             "my {p} has gone silent",
@@ -91,7 +89,6 @@ ISSUES: dict[str | None, Phrases] = {
             "my {p} does not pair over bluetooth",
             "my {p} cannot find the network",
             "the connection of my {p} drops every few minutes",
-            "my {p} says there is no internet",
             "my {p} refuses to connect",
         ),
         (
@@ -107,7 +104,6 @@ ISSUES: dict[str | None, Phrases] = {
             "the power button of my {p} does nothing",
             "my {p} switches itself off",
             "my {p} won't start",
-            "my {p} restarts over and over",
         ),
         (
             "no light comes on when I plug in my {p}",
@@ -122,7 +118,6 @@ ISSUES: dict[str | None, Phrases] = {
             "my {p} is too hot to touch",
             "my {p} smells of burning",
             "I burned my hand on my {p}",
-            "my {p} shows a temperature warning",
         ),
         (
             "you could fry an egg on my {p}",
@@ -137,7 +132,6 @@ ISSUES: dict[str | None, Phrases] = {
             "I am still waiting for my {p}",
             "the parcel with my {p} is late",
             "my {p} went to the wrong address",
-            "the tracking of my {p} has stopped",
         ),
         (
             "nobody has brought my {p} yet",
@@ -152,7 +146,6 @@ ISSUES: dict[str | None, Phrases] = {
             "I returned my {p} and was not paid back",
             "I was charged twice for my {p}",
             "the refund for my {p} is missing",
-            "I paid too much for my {p}",
         ),
         (
             "kindly reimburse me for my {p}",

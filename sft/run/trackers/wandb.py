@@ -79,7 +79,8 @@ class WandbTracker(Tracker):
                 remedy="set WANDB_API_KEY (in .env or by `wandb login`), or use tracker.mode=offline or tracker=none",
             ) from error
         remember(run, "wandb", self._run.id)
-        log.info("wandb: %s", self._run.url or f"offline in {self._run.dir}; send it with `wandb sync`")
+        offline = f"offline in {directory / 'wandb'}; send it with `wandb sync`"
+        log.info("wandb: %s", self._run.url if self.mode == "online" else offline)
 
     def _settings(self, wandb: Any) -> Any:
         """Quiet, and without what could carry a secret: the command line is in run.json, with secrets removed."""

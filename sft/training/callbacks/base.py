@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sft.config.errors import UserError
+from sft.run import log as run_log
 from sft.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class RunCallback(TrainerCallback):
 
 def bind_all(callbacks: Iterable[TrainerCallback], run: RunDirectory | None, **context: Any) -> None:
     """Bind those callbacks that can be bound; transformers' own and a user's plain ones are left alone."""
+    run_log.adopt()  # all libraries are imported by now: their messages belong in train.log
     for callback in callbacks:
         if isinstance(callback, RunCallback):
             callback.bind(run, **context)

@@ -64,7 +64,11 @@ class Display(RunCallback):
             if self._bar is not None:
                 self._bar.describe(parts)
             elif self._due(state):
-                _print(f"step {state.global_step}/{state.max_steps}  " + "  ".join([*parts, self._clock.left(state)]))
+                _print(
+                    "  ".join(
+                        filter(None, [f"step {state.global_step}/{state.max_steps}", *parts, self._clock.left(state)])
+                    )
+                )
         elif evaluation := _evaluation(logs):
             _print(f"step {state.global_step}/{state.max_steps}  evaluation: {evaluation}")
 
@@ -123,11 +127,12 @@ class _Clock:
         self.began = now()
 
     def left(self, state: TrainerState) -> str:
-        """The time to the last step at the speed so far, "" before the first step."""
+        """The time to the last step at the speed so far, "" before the first step and after the last."""
         made = state.global_step - self.step
-        if made <= 0 or state.max_steps <= 0:
+        ahead = state.max_steps - state.global_step
+        if made <= 0 or ahead <= 0:
             return ""
-        seconds = (self.now() - self.began) / made * max(0, state.max_steps - state.global_step)
+        seconds = (self.now() - self.began) / made * ahead
         return f"{duration(seconds)} left"
 
     def tokens(self, state: TrainerState) -> float:

