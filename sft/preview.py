@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from sft.config.app import command
+from sft.config.app import command, logs_to_stderr
 
 
 @command("preview")
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
 
     job = Job.of(config)
     run = job.run
-    with holding(run):
+    with logs_to_stderr(), holding(run):
         inputs = prepare_inputs(job.config)
         rows = preview_rows(inputs.data.train, inputs.tokenizer, job.config["preview"]["rows"])
         run.write_json(run.data_report, inputs.data.report)

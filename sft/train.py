@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from sft.config.app import command
+from sft.config.app import command, logs_to_stderr
 
 if TYPE_CHECKING:
     from sft.run.record import RunRecord
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Train one composed run, print its directory, and return its objective to the sweeper."""
-    result = train(config)
+    with logs_to_stderr():
+        result = train(config)
     print(result)
     return result.value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -85,6 +86,11 @@ def _swept_keys(overrides: list[str]) -> list[str]:
 
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [p.key_or_group for p in parsed if p.is_sweep_override()]
+
+
+def logs_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """For the time of the block, what libraries print goes to stderr: a door's stdout carries its answer alone."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def read_dotenv() -> None:

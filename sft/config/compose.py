@@ -225,7 +225,7 @@ def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
         node = config.get(key)
         if isinstance(node, dict) and str(node.get("_target_", "")).startswith("sft.") and ".spec." in node["_target_"]:
             try:
-                build({**node, "_recursive_": False}, where=key, allowed=config.get("allow_targets") or [])
+                build({**node, "_recursive_": key != "dataset"}, where=key, allowed=config.get("allow_targets") or [])
             except UserError as error:
                 errors.append(error)
     return errors

@@ -140,7 +140,9 @@ def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, 
             text = draw(plain, style, False)
         except RenderError:
             continue
-        if "zquser" not in text or "zqanswer" not in text:
+        if "zquser" not in text or "zqanswer" not in text or "'type'" in text or '"type"' in text:
+            continue  # parts that are written as they are were not understood
+        if null_content and _writes_none(draw, style):
             continue
         missing = lost(draw, style, wanted)
         if "reasoning" in missing:
@@ -153,6 +155,14 @@ def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, 
         if not missing:
             break
     return best or (Style(), lost(draw, Style(), ["turns", *wanted]))
+
+
+def _writes_none(draw: Renderer, style: Style) -> bool:
+    """Whether a template writes the content of a turn that has none."""
+    try:
+        return "None" in draw(_trial("calls")[0], style, False)
+    except RenderError:
+        return False
 
 
 def first_control(text: str, known: Sequence[str]) -> str | None:

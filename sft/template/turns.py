@@ -176,7 +176,8 @@ def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> st
     reasoning = reasoning_of(conversation.messages[turn]).strip()
     if opens_thinking(prompt):
         if THINK_CLOSE not in rest:
-            rest = (f"{reasoning}\n" if reasoning else "") + f"{THINK_CLOSE}\n\n{rest}"
+            closing = f"{THINK_CLOSE}\n\n" + rest.lstrip("\n")
+            rest = f"{reasoning}\n{closing}" if reasoning else closing
     elif reasoning and reasoning in rest:
         raise Unlabelable(f"the generation prompt leaves no room for a turn's reasoning: message {turn + 1}")
     return prompt + rest

@@ -130,6 +130,12 @@ class SftTrainer(Trainer):
         loss = torch.nn.functional.cross_entropy(logits[wanted].float(), batch["shift_labels"][wanted])
         return (loss, None, None) if prediction_loss_only else (loss, logits, batch["labels"])
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line, training lines with the speed so far."""
+        if "loss" in logs and self.progress.tokens_per_second:
+            logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
+        super().log(logs, start_time)
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
