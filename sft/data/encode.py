@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sft.data.labels import Row as LabelledRow
     from sft.data.readers.rows import Where
 
-CHUNK = 500  # conversations encoded at once
+CHUNK = 250  # conversations encoded at once
 AHEAD = 3  # chunks waiting for each process
 PROCESSES = 8  # at most, unless more are asked for
 ROWS_FOR_PROCESSES = 3000  # fewer are encoded before other processes have started

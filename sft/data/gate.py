@@ -24,6 +24,7 @@ class Gate:
         self.bos, self.bos_id = bound.bos, tokenizer.bos_token_id if bound.bos else None
         ends = [*bound.stop_tokens, *([bound.tool_stop] if bound.tool_stop else [])]
         self.stops = tuple(tuple(tokenizer.encode(stop, add_special_tokens=False)) for stop in ends)
+        self.stop_ids = frozenset(stop[0] for stop in self.stops if len(stop) == 1)
         self.stop = bound.stop_tokens[0] if bound.stop_tokens else "none"
         self.turns, self.masking = train_on != "all", masking
 

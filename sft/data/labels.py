@@ -173,10 +173,13 @@ class Encoder:
         """(first token, last token, start, end) of what is trained, in tokens and in characters."""
         if self.markers is not None:
             offsets = encoding.offsets
+
+            def elsewhere(at: int) -> bool:
+                return any(start < offsets[at][1] and offsets[at][0] < stop for start, stop in row.others)
+
             found = [
                 (first, self._cut(encoding.ids, first, end))
-                for first, end in self.markers.spans(encoding.ids)
-                if not any(start < offsets[first][1] and offsets[first][0] < stop for start, stop in row.others)
+                for first, end in self.markers.spans(encoding.ids, elsewhere)
             ]
             found = found[-1:] if self.train_on == "last" else found
             return [(first, end - 1, offsets[first - 1][1], offsets[end - 1][1]) for first, end in found]

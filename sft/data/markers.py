@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft.config.errors import UserError
@@ -36,15 +36,19 @@ class Markers:
                 remedy="dataset.response_template='### Response:'",
             )
         self.response = variants(tokenizer, response_template)
-        self.instruction = variants(tokenizer, instruction_template) if instruction_template else ()
+        self.instruction = variants(tokenizer, instruction_template) if instruction_template else []
 
-    def spans(self, input_ids: Sequence[int]) -> list[tuple[int, int]]:
-        """(first, after the last) token positions of each answer; empty where the row has no match."""
-        starts = [end for _, end in find_all(input_ids, self.response)]
+    def spans(self, input_ids: Sequence[int], elsewhere: Callable[[int], bool] | None = None) -> list[tuple[int, int]]:
+        """(first, after the last) token positions of each answer; empty where the row has no match.
+
+        Args:
+            elsewhere: tells of a position that it is in what somebody else said; a match that ends there is no answer.
+        """
+        starts = [end for _, end in _first_found(input_ids, self.response) if not (elsewhere and elsewhere(end - 1))]
         if not self.instruction:
             return [(starts[-1], len(input_ids))] if starts and starts[-1] < len(input_ids) else []
-        stops = [begin for begin, _ in find_all(input_ids, self.instruction)]
-        out = []
+        stops = [begin for begin, _ in _first_found(input_ids, self.instruction)]
+        out: list[tuple[int, int]] = []
         for start in starts:
             if out and start < out[-1][1]:
                 continue  # the response template stands inside the answer before
@@ -54,24 +58,35 @@ class Markers:
         return out
 
 
-def variants(tokenizer: Any, template: str | Sequence[int]) -> Variants:
-    """The token sequences that a text may become in a row: what stands before it can change its first tokens.
+def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
+    """The token sequences that a text may become in a row: what stands around it can change its first and last tokens.
 
     Tokenizers that merge or mark the start of a text give a sequence of its own to a text alone, after a newline and
-    after a space; the row is searched for each of them.
+    after a space.
+
+    Returns:
+        Groups of sequences to search for, one group after the other: the text with the whitespace at its end first.
     """
     if not isinstance(template, str):
-        return (tuple(template),)
-    found: list[tuple[int, ...]] = []
-    bare = template.strip()
-    for text in (template, template.lstrip("\n"), "\n" + bare, " " + bare, bare):
-        for lead in ("", "\n", "x"):
-            whole = tokenizer.encode(lead + text, add_special_tokens=False)
-            before = tokenizer.encode(lead, add_special_tokens=False) if lead else []
-            if whole[: len(before)] == before and len(whole) > len(before):
-                found.append(tuple(whole[len(before) :]))
-    # the longest first, so that of two that match at one place the whole text is taken
-    return tuple(sorted(dict.fromkeys(found), key=len, reverse=True))
+        return [(tuple(template),)]
+    groups = []
+    for text in dict.fromkeys((template, template.rstrip())):
+        found: list[tuple[int, ...]] = []
+        bare = text.lstrip()
+        for form in (text, bare, "\n" + bare, " " + bare):
+            for lead in ("", "\n", "x"):
+                whole = tokenizer.encode(lead + form, add_special_tokens=False)
+                before = tokenizer.encode(lead, add_special_tokens=False) if lead else []
+                if whole[: len(before)] == before and len(whole) > len(before):
+                    found.append(tuple(whole[len(before) :]))
+        # the longest first, so that of two that match at one place the whole text is taken
+        groups.append(tuple(sorted(dict.fromkeys(found), key=len, reverse=True)))
+    return groups
+
+
+def _first_found(input_ids: Sequence[int], groups: Sequence[Variants]) -> list[tuple[int, int]]:
+    """The places of the first group of sequences that is in the row at all."""
+    return next((found for group in groups if (found := find_all(input_ids, group))), [])
 
 
 def find_all(input_ids: Sequence[int], sequences: Variants) -> list[tuple[int, int]]:

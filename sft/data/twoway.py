@@ -222,6 +222,8 @@ def by_generation(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], t
 def by_marker(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], row: Rendered) -> Spans:
     """Spans from each response marker to the first stop token; empty where markers and turns do not pair up."""
     marker = bound.response_marker or ""
+    if any(marker in (message.get("content") or "") for message in messages):
+        return {}
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     starts, at = [], row.text.find(marker)
     while marker and at >= 0:

@@ -22,6 +22,7 @@ from sft.model.quant import quantized_modules
 from sft.model.spec import Model
 
 log = logging.getLogger(__name__)
+_EMBEDDINGS = {"embed_tokens", "wte", "lm_head"}
 
 
 def attach(
@@ -134,7 +135,12 @@ def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequen
         config.exclude_modules = NOT_TEXT
     names = [name for name, _ in adaptable_modules(model)]
     config.fan_in_fan_out = bool(names) and all(type(m).__name__ == "Conv1D" for _, m in adaptable_modules(model))
-    if rows:
+    whole = set(config.modules_to_save or ())
+    if is_tied(model) and whole & _EMBEDDINGS:
+        # trained apart, tied input and output would merge into one another: train the one, and tie the other to it
+        config.modules_to_save = sorted(whole - _EMBEDDINGS | {embedding_names(model)[0].rpartition(".")[2]})
+        config.ensure_weight_tying = True
+    elif rows:
         _train_rows(config, model, list(rows))
     return config
 
@@ -155,8 +161,6 @@ def _train_rows(config: Any, model: Any, rows: list[int]) -> None:
     config.modules_to_save = sorted(whole) or None
     if indices:
         config.trainable_token_indices = {**indices, **(config.trainable_token_indices or {})}
-    if is_tied(model):
-        config.ensure_weight_tying = True
 
 
 def _check_start(config: Any, model: Any) -> None:

@@ -81,7 +81,7 @@ def _parse_once() -> Iterator[None]:
         """Slicing a memory map builds a memory map each time; a plain view of it is what is needed."""
 
         def _get(self, offset, dtype, count=1, override_order=None):  # type: ignore[no-untyped-def]
-            mapped: Any = self.data
+            mapped: Any = self.__dict__["data"]
             self.data = np.asarray(mapped)
             try:
                 return super()._get(offset, dtype, count, override_order)

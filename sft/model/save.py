@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,20 @@ def _mend_generation_config(model: Any) -> None:
         generation.do_sample = True
 
 
+def stop_at(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> list[int]:
+    """Have generation stop at these tokens too, the first one first; it is saved with a whole model.
+
+    Returns:
+        All ids that generation stops at.
+    """
+    ids = [i for i in (tokenizer.convert_tokens_to_ids(token) for token in stop_tokens) if i is not None]
+    known = model.generation_config.eos_token_id
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    found = list(dict.fromkeys([*ids, *known]))
+    model.generation_config.eos_token_id = found or None
+    return found
+
+
 def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:
     """Write an adapter so that plain `peft.PeftModel.from_pretrained` loads it over its base.
 
@@ -80,19 +94,11 @@ def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, cha
     from sft.model.initial import convert_saved
 
     with _written_whole(Path(directory)) as beside:
-        adapted.save_pretrained(str(beside), save_embedding_layers=_embeddings_changed(adapted))
+        adapted.save_pretrained(str(beside), save_embedding_layers=False)
         convert_saved(adapted, beside)
         if tokenizer is not None:
             save_tokenizer(tokenizer, beside, chat_template)
     return Path(directory)
-
-
-def _embeddings_changed(adapted: Any) -> bool:
-    """Whether new rows could not be trained one by one, so that the whole embedding has to be saved."""
-    config = adapted.peft_config["default"]
-    targets = config.target_modules if isinstance(config.target_modules, (set, list)) else ()
-    names = {"embed_tokens", "wte", "lm_head"}
-    return bool(config.trainable_token_indices) and any(t.rpartition(".")[2] in names for t in targets)
 
 
 @contextmanager

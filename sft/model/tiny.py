@@ -6,6 +6,7 @@ projections, tied embeddings, beginning-of-text tokens, chat tokens that are one
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from importlib import metadata
@@ -195,6 +196,7 @@ def _build_model(facts: dict[str, Any], tokenizer: Any) -> Any:
     return model
 
 
+@functools.cache
 def _recipe(architecture: str) -> str:
     """A hash of everything that decides what is written."""
     parts = [

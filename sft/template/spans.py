@@ -10,7 +10,7 @@ from sft.template.bound import BoundTemplate
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked
 from sft.template.render import RenderError
-from sft.template.turns import Turn, Unlabelable, as_generated, as_history, check_turn, end_of, stop_of
+from sft.template.turns import Turn, Unlabelable, as_generated, as_history, end_of, stop_of
 
 __all__ = ["Rendered", "Unlabelable", "is_on", "render_rows", "trained_turns"]
 
@@ -125,10 +125,14 @@ def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | Non
         start, end = steps.starts[index], steps.end_of(index)
         if index in turns:
             begin = start + len(prompt)
-            stop = end_of(conversation.bound, steps.text, begin, message, end)
-            if not index or not steps.text.startswith(prompt, start) or stop is None:
+            if not index or not steps.text.startswith(prompt, start):
                 return None
-            check_turn(steps.text[begin:stop], message, index)
+            try:
+                stop = end_of(conversation.bound, steps.text, begin, message, index, end)
+            except Unlabelable:
+                stop = None
+            if stop is None:
+                return None
             row.add(index, begin, stop)
         elif message.get("role") != "assistant":
             words = (message.get("content") or "").strip()

@@ -6,9 +6,11 @@ is what the text of the messages up to the turn adds, to the stop token.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sft.template.bound import BoundTemplate
@@ -58,7 +60,6 @@ def as_generated(conversation: Conversation, turn: int, full: str, splice: bool 
         RenderError: the template cannot render the messages before it.
     """
     message = conversation.messages[turn]
-    check_not_empty(message, turn)
     prompt = conversation.prompt(turn)
     spliced = not full.startswith(prompt)
     if spliced:
@@ -66,11 +67,10 @@ def as_generated(conversation: Conversation, turn: int, full: str, splice: bool 
             return None
         full = _splice(conversation, turn, prompt, full)
     start = len(prompt)
-    end = end_of(conversation.bound, full, start, message)
+    end = end_of(conversation.bound, full, start, message, turn)
     if end is None:
         full += stop_of(conversation.bound, message)
         end = len(full)
-    check_whole(full[start:end], message, turn, with_reasoning=True)
     return Turn(full, start, end, spliced)
 
 
@@ -90,30 +90,91 @@ def as_history(conversation: Conversation, turn: int, text: str, marked: Marked)
         raise Unlabelable(f"a turn that is rendered as history cannot be found: message {turn + 1}")
     begin, limit = marked.before(turn), marked.after(turn) if turn + 1 < count else len(text)
     start = begin + _header(conversation, turn, text[begin:limit])
-    end = end_of(conversation.bound, text, start, message, limit)
+    end = end_of(conversation.bound, text, start, message, turn, limit, with_reasoning=False)
     if end is None:
         raise Unlabelable(f"a turn has no stop token where it is rendered as history: message {turn + 1}")
-    check_whole(text[start:end], message, turn, with_reasoning=False)
     return start, end
 
 
 def end_of(
-    bound: BoundTemplate, text: str, start: int, message: Mapping[str, Any], limit: int | None = None
+    bound: BoundTemplate,
+    text: str,
+    start: int,
+    message: Mapping[str, Any],
+    turn: int,
+    limit: int | None = None,
+    with_reasoning: bool = True,
 ) -> int | None:
-    """Where a turn ends: after the first stop token that follows its words; None where there is none.
+    """Where a turn ends: after the first stop token that has all of its words before it.
+
+    Args:
+        start: where the turn begins.
+        limit: where the text after it begins; the end of the text if None.
+        with_reasoning: whether the turn's reasoning belongs to its words (history may leave it out).
+
+    Returns:
+        The place after the stop token; None where the template leaves the turn open.
 
     Raises:
-        Unlabelable: a stop token is part of the words, so that the model would learn to stop inside them.
+        Unlabelable: the turn is empty, a word is missing, or a stop token is part of the words, so that the model
+            would learn to stop inside them.
     """
     limit = len(text) if limit is None else limit
-    place = start
-    for words in said(message, with_reasoning=True):
-        if token := next((token for token in bound.stop_tokens if token in words), None):
-            raise Unlabelable(f"an assistant turn holds a stop token as text: {token}")
-        found = text.find(words, place, limit)
-        place = found + len(words) if found >= 0 else place
-    ends = [at + len(token) for token in bound.stop_tokens if (at := text.find(token, place, limit)) >= 0]
-    return min(ends, default=None)
+    orders = said(message, with_reasoning)
+    if not orders:
+        raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
+    if token := next((token for token in bound.stop_tokens if holds(message, token)), None):
+        raise Unlabelable(f"an assistant turn holds a stop token as text: {token}")
+    for stop in _either(tuple(bound.stop_tokens)).finditer(text, start, limit):
+        if any(_missing(words, text, start, stop.start()) is None for words in orders):
+            return stop.end()
+    missing = [_missing(words, text, start, limit) for words in orders]
+    if None in missing:
+        return None
+    short = missing[0] or ""
+    short = short if len(short) <= 60 else short[:57] + "…"
+    raise Unlabelable(f"the chat template drops or rewrites part of a turn: message {turn + 1}, {short!r}")
+
+
+@lru_cache(maxsize=64)
+def _either(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern of any of the tokens, the longest first; one that never matches where there are none."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _missing(words: list[str], text: str, start: int, limit: int) -> str | None:
+    """The first of the words that does not follow the ones before it; None where all do."""
+    for piece in words:
+        found = text.find(piece, start, limit)
+        if found < 0:
+            return piece
+        start = found + len(piece)
+    return None
+
+
+def said(message: Mapping[str, Any], with_reasoning: bool = True) -> list[list[str]]:
+    """What must be found of an assistant message: its words in each order in which templates write them.
+
+    Empty where it neither says nor calls anything.
+    """
+    content = (message.get("content") or "").strip().rpartition(THINK_CLOSE)[2].strip()
+    calls = [str((call.get("function") or call).get("name") or "") for call in message.get("tool_calls") or []]
+    calls = [name for name in calls if name]
+    spoken = [content] if content else []
+    if not spoken and not calls:
+        return []
+    thought = [reasoning_of(message).strip()] if with_reasoning else []
+    thought = [words for words in thought if words]
+    orders = [[*thought, *spoken, *calls]]
+    return [*orders, [*thought, *calls, *spoken]] if spoken and calls else orders
+
+
+def holds(message: Mapping[str, Any], token: str) -> bool:
+    """Whether an assistant message has this token anywhere in its words."""
+    if token in (message.get("content") or "") or token in reasoning_of(message):
+        return True
+    calls = message.get("tool_calls")
+    return bool(calls) and token in json.dumps(calls, ensure_ascii=False, default=str)
 
 
 def stop_of(bound: BoundTemplate, message: Mapping[str, Any]) -> str:
@@ -123,40 +184,6 @@ def stop_of(bound: BoundTemplate, message: Mapping[str, Any]) -> str:
     if not bound.stop_tokens:
         raise Unlabelable("the chat template ends no turn, and the tokenizer has no end-of-sentence token")
     return bound.stop_tokens[0]
-
-
-def said(message: Mapping[str, Any], with_reasoning: bool) -> list[str]:
-    """What must be found of an assistant message, in the order in which templates write it."""
-    content = (message.get("content") or "").strip()
-    words = [reasoning_of(message).strip()] if with_reasoning else []
-    words.append(content.rpartition(THINK_CLOSE)[2].strip())
-    for call in message.get("tool_calls") or []:
-        words.append(str((call.get("function") or call).get("name") or ""))
-    return [piece for piece in words if piece]
-
-
-def check_not_empty(message: Mapping[str, Any], turn: int) -> None:
-    """Refuse a turn that neither says nor calls anything. Raises Unlabelable."""
-    if not said(message, with_reasoning=False):
-        raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
-
-
-def check_turn(span: str, message: Mapping[str, Any], turn: int) -> None:
-    """Refuse an empty turn, and one of which not all reached the text. Raises Unlabelable."""
-    check_not_empty(message, turn)
-    check_whole(span, message, turn, with_reasoning=True)
-
-
-def check_whole(span: str, message: Mapping[str, Any], turn: int, with_reasoning: bool) -> None:
-    """Refuse a turn of which not all reached the text.
-
-    Raises:
-        Unlabelable: naming the words that are missing.
-    """
-    for words in said(message, with_reasoning):
-        if words not in span:
-            short = words if len(words) <= 60 else words[:57] + "…"
-            raise Unlabelable(f"the chat template drops or rewrites part of a turn: message {turn + 1}, {short!r}")
 
 
 def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from sft.config.build import build
 
@@ -15,28 +21,25 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., dict[str, Any]]:
-    """compose("model=tiny", "lora=r8") -> the groups as plain, resolved containers."""
-    import functools
-
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
+    """compose("model=tiny", "lora=r8", "lora.r=4") -> the groups as plain, resolved containers."""
 
     @functools.cache
-    def composed(*overrides: str) -> dict[str, Any]:
+    def composed(groups: tuple[str, ...]) -> Any:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose(overrides=list(groups))
+
+    def with_keys(*overrides: str) -> dict[str, Any]:
         groups = {"model": "tiny", "quant": "none", "lora": "r16"}
-        values = []
+        keys = {}
         for override in overrides:
             key, _, value = override.partition("=")
-            if key in groups:
-                groups[key] = value
-            else:
-                values.append(override)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose(overrides=[*(f"+{k}={v}" for k, v in groups.items()), *values])
-        return OmegaConf.to_container(config, resolve=True)
+            (groups if key in groups else keys)[key] = value
+        config = copy.deepcopy(composed(tuple(f"+{group}={option}" for group, option in groups.items())))
+        for key, value in keys.items():
+            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
-    return composed
+    return with_keys
 
 
 @pytest.fixture(scope="session")

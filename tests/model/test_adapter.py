@@ -88,7 +88,7 @@ def test_pissa_and_olora_are_saved_to_load_over_the_plain_base(built, tmp_path, 
 
 
 def test_pissa_with_rank_stabilized_scaling_keeps_it(built, tmp_path):
-    spec, _, model, _ = trained(built, "lora=pissa", "lora.r=4", "+lora.use_rslora=true")
+    spec, _, model, _ = trained(built, "lora=pissa", "lora.r=4", "lora.use_rslora=true")
     save_adapter(model, tmp_path / "adapter")
     assert verify_reload(model, tmp_path / "adapter", spec, IDS) < 1e-4 * logits_of(model, IDS).abs().max()
 
@@ -128,7 +128,7 @@ def test_coverage_is_counted_and_said(built):
 
 
 def test_partial_coverage_is_said(built):
-    spec, _, lora = built("lora.target_modules=[q_proj]", "+lora.layers_to_transform=[1]")
+    spec, _, lora = built("lora.target_modules=[q_proj]", "lora.layers_to_transform=[1]")
     _, coverage = attach(load_model(spec), lora, spec)
     assert coverage.layers == {0: 0, 1: 1}
     assert (
@@ -226,7 +226,7 @@ def test_the_adapter_does_not_depend_on_what_was_drawn_before(built):
         (("lora=pissa",), True),
         (("lora=none",), True),
         (("lora.bias=all",), True),
-        (("+lora.modules_to_save=[lm_head]",), True),
+        (("lora.modules_to_save=[lm_head]",), True),
     ],
 )
 def test_which_adapters_write_into_the_base(built, overrides, changes):

@@ -37,8 +37,10 @@ def prepared(built, *overrides):
     return spec, quant, tokenizer, model, coverage, rows, ids
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2"])  # tied, untied, scaled, another name
-@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize(  # tied, untied, scaled, another name
+    ("architecture", "quant"),
+    [("llama", "none"), ("mistral", "none"), ("mistral", "nf4"), ("gemma3", "none"), ("gpt2", "nf4")],
+)
 def test_new_rows_train_are_saved_and_load_again(built, tmp_path, architecture, quant):
     spec, bits, tokenizer, model, coverage, rows, ids = prepared(
         built, f"model.architecture={architecture}", f"quant={quant}"
@@ -161,10 +163,25 @@ def test_embedding_names_follow_tying(built):
 
 def test_special_tokens_of_the_config_are_set_and_added(built):
     spec, _, _ = built(
-        "+model.tokenizer.special_tokens.pad_token='<mypad>'", "+model.tokenizer.special_tokens.unk_token='<|eom_id|>'"
+        "model.tokenizer.special_tokens.pad_token='<mypad>'", "model.tokenizer.special_tokens.unk_token='<|eom_id|>'"
     )
     tokenizer = load_tokenizer(spec)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.unk_token) == ("<mypad>", 1536, "<|eom_id|>")
     assert added_rows(tokenizer) == {1536: None}
     set_special_tokens(tokenizer, {"additional_special_tokens": ["<note>", "<|eom_id|>"]})
     assert is_single(tokenizer, "<note>") and needed_rows(tokenizer) == 1538
+
+
+@pytest.mark.parametrize("whole", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_whole_embeddings_that_train_are_saved_and_tied_ones_stay_tied(built, tmp_path, architecture, whole):
+    overrides = (f"model.architecture={architecture}", f"lora.modules_to_save=[{whole}]")
+    spec, _, tokenizer, model, _, _, ids = prepared(built, *overrides)
+    save_adapter(model, tmp_path / "adapter", tokenizer)
+    assert verify_reload(model, tmp_path / "adapter", spec, ids) == 0.0
+    if architecture == "llama":
+        base = model.base_model.model
+        weights = [
+            m.modules_to_save["default"].weight for m in (base.get_input_embeddings(), base.get_output_embeddings())
+        ]
+        assert torch.equal(*weights)

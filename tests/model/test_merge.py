@@ -15,7 +15,7 @@ from sft.model.embeddings import is_tied
 from sft.model.load import load_model, load_tokenizer
 from sft.model.merge import merge
 from sft.model.reload import logits_of
-from sft.model.save import save_adapter, save_model, save_tokenizer
+from sft.model.save import save_adapter, save_model, save_tokenizer, stop_at
 
 IDS = torch.arange(40).reshape(2, 20) * 7 + 300
 
@@ -110,3 +110,12 @@ def test_a_tokenizer_is_saved_without_notes_of_this_machine(built, tmp_path):
     assert not {"is_local", "local_files_only", "name_or_path"} & saved.keys()
     assert spec.locate() not in (tmp_path / "tokenizer_config.json").read_text()
     assert tokenizer.chat_template is None
+
+
+def test_generation_stops_where_a_turn_ends(built, tmp_path):
+    spec, _, _ = built("model.architecture=gpt2")
+    model, tokenizer = load_model(spec), load_tokenizer(spec)
+    over, end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert stop_at(model, tokenizer, ["<|im_end|>", "<|nowhere|>"]) == [over, end]
+    save_model(model, tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == [over, end]

@@ -54,7 +54,7 @@ def test_auto_takes_chatml_where_the_own_one_drops_tools(tokenizer, conversation
 
 
 def test_a_named_template_that_drops_something_is_refused(tokenizer, conversations):
-    with pytest.raises(UserError, match="zephyr does not fit the rows.*tools"):
+    with pytest.raises(UserError, match=r"zephyr does not fit the rows.*tools"):
         bind(Template(name="zephyr"), tokenizer(), sample=[conversations["tools"]])
     with pytest.raises(UserError, match="the chat template drops tool calls"):
         bind(Template(name="file", text=OWN), tokenizer(IM), sample=[conversations["tools"]])
@@ -71,7 +71,9 @@ def test_a_template_that_refuses_most_rows_is_not_used(tokenizer, conversations)
 def test_one_bad_row_does_not_change_the_template(tokenizer, conversations):
     gemma = detect("gemma3")
     bad = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
-    bound = bind(Template(), tokenizer(gemma.control_tokens), gemma, [conversations["plain"], bad, conversations["plain"]])
+    bound = bind(
+        Template(), tokenizer(gemma.control_tokens), gemma, [conversations["plain"], bad, conversations["plain"]]
+    )
     assert bound.name == "gemma"
 
 
@@ -95,7 +97,7 @@ def test_a_file_of_the_users(tokenizer, tmp_path, conversations):
     with pytest.raises(UserError, match="UTF-8"):
         bind(Template(name="file", path=str(path)), tokenizer(IM))
     for wrong in (Template(name="file"), Template(name="file", path="a", text="b"), Template(path="a")):
-        with pytest.raises(UserError, match="template.path"):
+        with pytest.raises(UserError, match=r"template\.path"):
             bind(wrong, tokenizer(IM))
 
 
@@ -113,10 +115,10 @@ def test_the_runs_system_message_and_variables_are_in_the_saved_template(tokeniz
     for conversation in (conversations["plain"], conversations["system"]):
         assert as_transformers(tok, bound, conversation) == bound.render(conversation)
     text = bound.render(conversations["plain"])
-    assert text.startswith('a "b" {% c!<|im_start|>system\nSay {{ nothing }} \\n \'odd\'.\nEver.<|im_end|>\n')
+    assert text.startswith("a \"b\" {% c!<|im_start|>system\nSay {{ nothing }} \\n 'odd'.\nEver.<|im_end|>\n")
     assert "Be brief." in bound.render(conversations["system"])
     assert "Ever" not in bound.render(conversations["system"])
-    with pytest.raises(UserError, match="template.kwargs"):
+    with pytest.raises(UserError, match=r"template\.kwargs"):
         bind(replace(template, kwargs={"not a name": 1}), tok)
 
 
@@ -124,7 +126,9 @@ def test_every_saved_template_renders_the_same_in_plain_transformers(tokenizer, 
     for name, text in trl_templates.items():
         tok = tokenizer(template=text, adds_bos=name.startswith("qwen"))
         try:
-            bound = bind(Template(name="auto", system="Be kind.", date="2025-03-04"), tok, sample=[conversations["plain"]])
+            bound = bind(
+                Template(name="auto", system="Be kind.", date="2025-03-04"), tok, sample=[conversations["plain"]]
+            )
         except UserError:
             continue
         if bound.style.parts or bound.date:

@@ -54,7 +54,16 @@ def test_each_turn_begins_after_the_prompt_and_ends_with_the_stop_token(chatml, 
 
 def test_what_is_trained(chatml):
     off = assistant("b", train=False)
-    messages = [user("1"), assistant("a"), user("2"), off, user("3"), assistant("c", weight=0), user("4"), assistant("d")]
+    messages = [
+        user("1"),
+        assistant("a"),
+        user("2"),
+        off,
+        user("3"),
+        assistant("c", weight=0),
+        user("4"),
+        assistant("d"),
+    ]
     conversation = {"messages": messages}
     assert trained(render_rows(chatml, conversation)) == [["a<|im_end|>", "d<|im_end|>"]]
     assert trained(render_rows(chatml, conversation, train_on="last")) == [["d<|im_end|>"]]
@@ -91,7 +100,9 @@ def test_turns_that_history_keeps_share_a_row(own):
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
     calling = assistant("", tool_calls=[call], reasoning_content="first")
     tool = {"role": "tool", "content": "r"}
-    conversation = {"messages": [user("1"), calling, tool, assistant("a", reasoning_content="then"), user("2"), assistant("b")]}
+    conversation = {
+        "messages": [user("1"), calling, tool, assistant("a", reasoning_content="then"), user("2"), assistant("b")]
+    }
     rows = render_rows(qwen3, conversation)
     assert [row.turns for row in rows] == [[5], [1, 3]]
     assert rows[1].spans[0][0] == len(qwen3.render({"messages": conversation["messages"][:1]}, True))
@@ -101,7 +112,9 @@ def test_an_open_turn_gets_the_familys_stop_token(own, conversations):
     glm = own("glm4moe", "glm4_moe")
     (row,) = render_rows(glm, conversations["multi"])
     assert row.text.endswith("See.<|user|>")
-    assert trained([row]) == [["\n<think></think>\nIt is four.<|user|>", "\n<think></think>\nNo, less.\n\nSee.<|user|>"]]
+    assert trained([row]) == [
+        ["\n<think></think>\nIt is four.<|user|>", "\n<think></think>\nNo, less.\n\nSee.<|user|>"]
+    ]
     (row,) = render_rows(glm, conversations["tools"])
     assert trained([row])[0][0].endswith("</tool_call><|observation|>")
 

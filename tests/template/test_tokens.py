@@ -26,7 +26,9 @@ def field(number: int, value: int | bytes) -> bytes:
 def model(**ids: int) -> bytes:
     numbers = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
     piece = field(1, b"<unk>") + varint(2 << 3 | 5) + b"\x00\x00\x80\x3f" + field(3, 2)
-    return field(1, piece) + field(2, field(3, 2) + b"".join(field(numbers[role], value) for role, value in ids.items()))
+    return field(1, piece) + field(
+        2, field(3, 2) + b"".join(field(numbers[role], value) for role, value in ids.items())
+    )
 
 
 def test_the_ids_of_a_sentencepiece_model(tmp_path):
@@ -65,10 +67,10 @@ def test_a_tokenizer_that_does_not_fit(tokenizer):
     tok = tokenizer()
     with pytest.raises(UserError, match=f"ids up to {len(tok) - 1}, the model's embedding has {len(tok) - 1} rows"):
         check_tokenizer(tok, embeddings=len(tok) - 1)
-    with pytest.raises(UserError, match="the stop token <.im_end.> is no single token but"):
+    with pytest.raises(UserError, match=r"the stop token <.im_end.> is no single token but"):
         check_tokenizer(tok, stop_tokens=["<|im_end|>"])
     assert "<|im_start|> is no single token" in check_tokenizer(tok, chat_tokens=["<|im_start|>"])[0]
-    with pytest.raises(UserError, match="pad has id .*, 0 was asked for"):
+    with pytest.raises(UserError, match=r"pad has id .*, 0 was asked for"):
         check_tokenizer(tok, expected_ids={"pad": 0})
     assert check_tokenizer(tok, expected_ids={"eos": tok.eos_token_id}) == []
 

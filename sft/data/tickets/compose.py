@@ -29,7 +29,7 @@ SYSTEM = "Extract customer, product, issue and urgency as JSON."
 
 # In twentieths of the rows: how often a message gives a field, and how often it carries noise.
 NAMED, PRODUCT_GIVEN, URGENCY_GIVEN = 16, 17, 15
-DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 6, 3, 2, 4
+DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 6, 2, 2, 3
 
 # Every fourth pair of product and phrasing is kept for evaluation.
 HELD_OUT_EVERY = 4
@@ -122,7 +122,7 @@ class _Writer:
         return getattr(phrases, self.column)
 
     def _complaints(self) -> list[tuple[str | None, int]]:
-        """Each phrasing by issue and number; those without an issue twice, to be a tenth of all."""
+        """Each phrasing by issue and number; those without an issue twice, to be a sixth of all."""
         times = {issue: 1 if issue else 2 for issue in ISSUES}
         return [(i, n) for i in ISSUES for n in range(len(self._phrases(ISSUES[i]))) for _ in range(times[i])]
 

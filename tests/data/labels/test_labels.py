@@ -1,0 +1,191 @@
+"""From conversations to input_ids and labels."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from sft.config.errors import UserError
+from sft.data.labels import IGNORE, Encoder
+from sft.template.bind import bind
+from sft.template.spec import Template
+
+IM = ("<|im_start|>", "<|im_end|>")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+@pytest.fixture(scope="module")
+def tok(tokenizer):
+    return tokenizer(IM, eos="<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def encoder(tok):
+    """Builds an encoder for ChatML."""
+
+    def of(**options):
+        return Encoder(bind(Template(name="chatml"), tok), tok, **options)
+
+    return of
+
+
+def one(encoder, conversation):
+    (encoded,) = encoder.encode([conversation])
+    assert encoded["problem"] is None, encoded["problem"]
+    (row,) = encoded["rows"]
+    return row
+
+
+def decoded(tok, row):
+    return tok.decode([label for label in row["labels"] if label != IGNORE])
+
+
+def test_ids_are_the_texts_and_labels_are_ids_or_ignored(encoder, tok, conversations):
+    for name, conversation in conversations.items():
+        row = one(encoder(), conversation)
+        assert row["input_ids"] == tok(row["text"], add_special_tokens=False)["input_ids"], name
+        pairs = zip(row["input_ids"], row["labels"], strict=True)
+        assert all(label in (IGNORE, token) for token, label in pairs)
+        assert decoded(tok, row) == "".join(row["trained_text"])
+
+
+def test_the_answers_and_their_stop_tokens_are_trained(encoder, tok, conversations):
+    row = one(encoder(), conversations["multi"])
+    assert row["trained_text"] == ["It is four.<|im_end|>", "No, less.\n\nSee.<|im_end|>"]
+    stop = tok.convert_tokens_to_ids("<|im_end|>")
+    # the padding token is the stop token; those of user turns and the newline after it are not trained
+    assert tok.pad_token_id == stop
+    assert [label for label in row["labels"]].count(stop) == 2 and row["input_ids"].count(stop) == 4
+    assert row["labels"][-1] == IGNORE
+
+
+def test_several_conversations_keep_their_order(encoder, conversations):
+    shapes = ["plain", "multi", "system"]
+    bad = {"messages": [user("x")]}
+    encoded = encoder().encode([conversations["plain"], bad, conversations["multi"], bad, conversations["system"]])
+    assert [entry["problem"] for entry in encoded] == [None, *["no assistant turn is trained", None] * 2]
+    alone = [one(encoder(), conversations[shape]) for shape in shapes]
+    assert [entry["rows"][0] for entry in encoded if entry["rows"]] == alone
+    assert encoder().encode([]) == []
+
+
+def test_train_on(encoder, tok, conversations):
+    assert one(encoder(train_on="last"), conversations["multi"])["trained_text"] == ["No, less.\n\nSee.<|im_end|>"]
+    everything = one(encoder(train_on="all"), conversations["multi"])
+    assert everything["labels"] == everything["input_ids"]
+    assert everything["trained_text"] == [everything["text"]]
+
+
+def test_messages_that_are_off(encoder, tok):
+    off = {"messages": [user("1"), assistant("a", train=False), user("2"), assistant("b", weight=1)]}
+    assert one(encoder(), off)["trained_text"] == ["b<|im_end|>"]
+    row = one(encoder(train_on="all"), off)
+    assert "a<|im_end|>" not in row["trained_text"][0] and len(row["trained_text"]) == 2
+    assert decoded(tok, row) == "".join(row["trained_text"])
+    assert "".join(row["trained_text"]) == row["text"].replace("assistant\na<|im_end|>", "assistant\n", 1)
+
+
+def test_raw_text_is_trained_whole_and_closed(tokenizer):
+    tok = tokenizer(IM, adds_bos=True)
+    encoder = Encoder(bind(Template(name="chatml"), tok), tok)
+    row = one(encoder, {"text": "Once upon a time"})
+    assert row["text"] == "<s>Once upon a time</s>" and row["labels"] == row["input_ids"]
+    assert row["input_ids"][0] == tok.bos_token_id and row["input_ids"][-1] == tok.eos_token_id
+    assert one(encoder, {"text": "<s>It<|im_end|>\n"})["text"] == "<s>It<|im_end|>\n"
+    assert encoder.encode([{"text": " \n"}])[0]["problem"] == "the text is empty"
+
+
+def test_text_that_is_no_unicode_is_a_problem_of_its_row_alone(encoder, conversations):
+    bad = {"messages": [user("x \ud83d"), assistant("y")]}
+    first, second, third = encoder().encode([bad, conversations["plain"], {"text": "\udc00"}])
+    assert "surrogate" in first["problem"] and "surrogate" in third["problem"] and second["problem"] is None
+
+
+def test_a_token_that_the_prompt_has_a_part_of_is_not_trained(tokenizer):
+    tok = tokenizer(IM, eos="<|im_end|>")
+    encoder = Encoder(bind(Template(name="chatml"), tok), tok)
+    row = one(encoder, {"messages": [user("a"), assistant("\n\nb")]})
+    spans = encoder.render({"messages": [user("a"), assistant("\n\nb")]})[0].spans
+    start = spans[0][0]
+    offsets = encoder.tokenize([row["text"]])[0].offsets
+    straddling = [at for at, (begin, end) in enumerate(offsets) if begin < start < end]
+    assert all(row["labels"][at] == IGNORE for at in straddling)
+    assert row["trained_text"][0].endswith("b<|im_end|>")
+    assert decoded(tok, row) == "".join(row["trained_text"])
+
+
+def test_characters_of_several_tokens(encoder, tok):
+    row = one(encoder(), {"messages": [user("😀"), assistant("😀日本語é́")]})
+    assert row["trained_text"] == ["😀日本語é́<|im_end|>"] and decoded(tok, row) == "😀日本語é́<|im_end|>"
+
+
+def test_offsets_without_their_spaces(tokenizer):
+    from tokenizers import processors
+
+    tok = tokenizer(IM, eos="<|im_end|>")
+    tok.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    encoder = Encoder(bind(Template(name="instruct"), tok), tok)
+    row = one(encoder, {"messages": [user("a b"), assistant("one two\n\nthree  ")]})
+    assert row["trained_text"] == [" one two\n\nthree  <|im_end|>"] and decoded(tok, row) == row["trained_text"][0]
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_not_used(tok, encoder, conversations):
+    before = one(encoder(), conversations["multi"])
+    tok.backend_tokenizer.enable_truncation(5)
+    tok.backend_tokenizer.enable_padding(length=99)
+    assert one(encoder(), conversations["multi"]) == before
+
+
+def test_an_encoder_can_be_pickled(encoder, conversations):
+    made = encoder()
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy.encode([conversations["multi"]]) == made.encode([conversations["multi"]])
+    assert copy.fingerprint == made.fingerprint
+
+
+def test_the_fingerprint_follows_all_that_labels_depend_on(tok, tokenizer, encoder):
+    other = tokenizer((*IM, "<x>"), eos="<|im_end|>")
+    prints = [
+        encoder().fingerprint,
+        encoder(train_on="last").fingerprint,
+        encoder(history="allow").fingerprint,
+        encoder(masking="response_template", response_template="a").fingerprint,
+        encoder(masking="response_template", response_template="b").fingerprint,
+        Encoder(bind(Template(name="chatml", system="x"), tok), tok).fingerprint,
+        Encoder(bind(Template(name="chatml", kwargs={"a": 1}), tok), tok).fingerprint,
+        Encoder(bind(Template(name="zephyr"), tok), tok).fingerprint,
+        Encoder(bind(Template(name="chatml"), other), other).fingerprint,
+    ]
+    assert len(set(prints)) == len(prints)
+    assert encoder().fingerprint == prints[0] and len(prints[0]) == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"train_on": "users"}, "dataset.train_on"),
+        ({"masking": "none"}, "dataset.masking"),
+        ({"history": "forget"}, "dataset.history"),
+        ({"masking": "response_template"}, "dataset.response_template"),
+        ({"response_template": "x"}, "masking does not look for it"),
+    ],
+)
+def test_options_that_do_not_fit(encoder, options, where):
+    with pytest.raises(UserError, match=where):
+        encoder(**options)
+
+
+def test_a_slow_tokenizer_is_refused(tok):
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UserError, match="offsets"):
+        Encoder(bind(Template(name="chatml"), tok), Slow())

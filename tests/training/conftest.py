@@ -1,0 +1,28 @@
+"""Runs of a tiny model on a few tickets: a second or two each."""
+
+import pytest
+
+TINY = [
+    "model=tiny",
+    "lora=r8",
+    "dataset=tickets",
+    "dataset.sources.tickets.generator.rows=24",
+    "dataset.eval_sources.known.generator.rows=4",
+    "dataset.eval_sources.unseen.generator.rows=4",
+    "dataset.num_proc=0",
+    "model.dtype=float32",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.max_steps=4",
+    "callbacks=quiet",
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Overrides -> a finished run's Result; `to` names its directory."""
+    from sft.api import compose, train
+
+    def start(*overrides: str, to: str = "run", **kwargs):
+        return train(compose(*TINY, f"hydra.run.dir={tmp_path / to}", *overrides), **kwargs)
+
+    return start
