@@ -10,30 +10,6 @@ from typing import Any, Literal
 
 
 @dataclass
-class Sweep:
-    """How a sweep treats its jobs."""
-
-    retry_failed: bool
-    share_base: bool
-
-
-@dataclass
-class Estimate:
-    """Whether a run that cannot fit into memory is stopped before it starts."""
-
-    enforce: bool
-    measure: bool = False
-
-
-@dataclass
-class Hub:
-    """Where a finished run is pushed to."""
-
-    push: str | None
-    private: bool = True
-
-
-@dataclass
 class Train:
     """One run: the groups are checked by their own `_target_`s, these are the keys beside them."""
 
@@ -45,6 +21,7 @@ class Train:
     save_merged_model: bool
     on_nonfinite: Literal["stop", "skip"]
     allow_targets: list[str]
+    allow_changes: list[str]
     model: dict[str, Any]
     quant: dict[str, Any] | None
     lora: dict[str, Any] | None
@@ -71,20 +48,16 @@ class Preview(Train):
 
 
 @dataclass
-class Doctor:
-    """`python -m sft.doctor`."""
-
-
-@dataclass
 class Prepare:
     """`python -m sft.prepare source=dolly output=FILE`."""
 
-    source: str
-    output: str | None
-    input: str | None = None
-    split: str | None = None
-    mode: Literal["simple", "code_context"] = "simple"
-    limit: int | None = None
+    source: Literal["dolly", "oasst1", "alpaca", "all", "swe_synth", "swe"]
+    input: str | None
+    output: str
+    mode: Literal["simple", "code_context"]
+    context: Literal["auto", "file", "diff"]
+    lang: str
+    samples: int | None
 
 
-COMMANDS = {"train": Train, "preview": Preview, "doctor": Doctor, "prepare": Prepare}
+COMMANDS = {"train": Train, "preview": Preview, "prepare": Prepare}

@@ -42,7 +42,8 @@ def content_of(source: Source, cache: Cache, where: str) -> Any:
 
     split, _ = parse_split(source.split, f"{where}.split")
     data = load_hub(source, split or "train", where)
-    return [[cache.file_digest(Path(file["filename"])) for file in data.cache_files], len(data)]
+    files = [cache.file_digest(Path(file["filename"])) for file in data.cache_files]
+    return [files, len(data)] if files else None  # held in memory: only its rows can tell
 
 
 def facts_of(source: Source, options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sft.template.spec import Template
 FILES = Path(__file__).parent / "files"
 TOOL_TEMPLATE = "chatml"
 # the template that datasets of a format were usually trained with, for a model that has none
-USUAL = {"alpaca": "alpaca"}
+USUAL = {"instruction": "alpaca", "alpaca": "alpaca"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _OPEN, _CLOSE, _LIMIT = 0x100000, 0x108000, 0x7F00
 MARKS = re.compile("[\U00100000-\U0010ffff]")
@@ -28,12 +28,14 @@ class Style:
         null_content: None as the content of an empty turn that calls a tool.
         json_arguments: a call's arguments as JSON text.
         fold_reasoning: reasoning as a think block at the head of the content.
+        short_ids: ids of calls as nine digits, whatever they are in the data.
     """
 
     parts: bool = False
     null_content: bool = False
     json_arguments: bool = False
     fold_reasoning: bool = False
+    short_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class Marked:
         return {index for index, _, _ in self.regions}
 
 
+class _OpenCall(NamedTuple):
+    """A call that no result has answered yet: its id in the data, the one it is given, its function's name."""
+
+    given: str | None
+    id: str
+    name: str
+
+
 def plain_messages(
     messages: Sequence[Mapping[str, Any]], style: Style = Style(), system: str | None = None, marks: bool = False
 ) -> list[dict[str, Any]]:
@@ -75,14 +85,18 @@ def plain_messages(
     shift = 0
     if system is not None and not (messages and messages[0].get("role") == "system"):
         messages, shift = [{"role": "system", "content": system}, *messages], 1
-    open_calls: list[tuple[str, str]] = []
+    open_calls: list[_OpenCall] = []
     out = []
     for index, message in enumerate(messages):
         plain = {key: value for key, value in message.items() if value is not None and key not in _OURS}
         content = message.get("content") or ""
         if plain.get("tool_calls"):
+            given = [call.get("id") for call in plain["tool_calls"]]
             plain["tool_calls"] = _calls(plain["tool_calls"], index, style)
-            open_calls = [(call["id"], call["function"].get("name", "")) for call in plain["tool_calls"]]
+            open_calls = [
+                _OpenCall(own, call["id"], call["function"].get("name", ""))
+                for own, call in zip(given, plain["tool_calls"], strict=True)
+            ]
         else:
             plain.pop("tool_calls", None)
         if plain["role"] == "tool":
@@ -125,7 +139,8 @@ def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list
         function["arguments"] = arguments
         # nine letters or digits: some templates refuse ids of another length
         made = f"{index % 100000:05d}{place % 10000:04d}"
-        out.append({"id": call.get("id") or made, "type": call.get("type") or "function", "function": function})
+        own = None if style.short_ids else call.get("id")
+        out.append({"id": own or made, "type": call.get("type") or "function", "function": function})
     return out
 
 
@@ -138,16 +153,16 @@ def _parsed(arguments: str) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def _name_result(result: dict[str, Any], open_calls: list[tuple[str, str]]) -> None:
+def _name_result(result: dict[str, Any], open_calls: list[_OpenCall]) -> None:
     """Give a tool result the id and the name of its call: the one it names, else the first without a result."""
     known = result.get("tool_call_id")
-    match = next((call for call in open_calls if call[0] == known), None) if known else None
-    if match is None and not known and open_calls:
-        named = [call for call in open_calls if call[1] == result.get("name")]
+    match = next((call for call in open_calls if call.given == known), None) if known else None
+    if match is None and open_calls and not known:
+        named = [call for call in open_calls if call.name == result.get("name")]
         match = (named or open_calls)[0]
     if match is not None:
-        result.setdefault("tool_call_id", match[0])
-        result.setdefault("name", match[1])
+        result["tool_call_id"] = match.id
+        result.setdefault("name", match.name)
         if len(open_calls) > 1:
             open_calls.remove(match)
 

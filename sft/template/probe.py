@@ -28,7 +28,11 @@ _LISTED = {
     "function": {
         "name": "zqlisted",
         "description": "zqpurpose",
-        "parameters": {"type": "object", "properties": {"zqkey": {"type": "string", "description": "zqmeaning"}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"zqkey": {"type": "string", "description": "zqmeaning"}},
+            "required": ["zqkey"],
+        },
     },
 }
 _KNOWN_CONTROL = re.compile(r"<[|｜/]?[^<>\s]{1,40}?[|｜]?>|\[/?[A-Z_]{2,40}\]")
@@ -150,11 +154,26 @@ def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, 
             if not lost(draw, folded, ["reasoning"]):
                 style = folded
                 del missing["reasoning"]
+        if "calls" in wanted and "calls" not in missing and not _takes_long_ids(draw, style):
+            style = replace(style, short_ids=True)
         if best is None or len(missing) < len(best[1]):
             best = (style, missing)
         if not missing:
             break
     return best or (Style(), lost(draw, Style(), ["turns", *wanted]))
+
+
+def _takes_long_ids(draw: Renderer, style: Style) -> bool:
+    """Whether a template renders calls whose ids are as OpenAI's, not nine letters or digits as Mistral's."""
+    conversation, _ = _trial("calls")
+    user, calling, result, answer = conversation["messages"]
+    calling = {**calling, "tool_calls": [{**calling["tool_calls"][0], "id": "call_zq0123456789abcdef"}]}
+    result = {**result, "tool_call_id": "call_zq0123456789abcdef"}
+    try:
+        draw({"messages": [user, calling, result, answer]}, style, False)
+    except RenderError:
+        return False
+    return True
 
 
 def _writes_none(draw: Renderer, style: Style) -> bool:

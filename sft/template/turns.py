@@ -125,13 +125,18 @@ def end_of(
         raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
     if token := next((token for token in bound.stop_tokens if holds(message, token)), None):
         raise Unlabelable(f"an assistant turn holds a stop token as text: {token}")
+    last = start
     for stop in _either(tuple(bound.stop_tokens)).finditer(text, start, limit):
-        if any(_missing(words, text, start, stop.start()) is None for words in orders):
-            return stop.end()
-    missing = [_missing(words, text, start, limit) for words in orders]
-    if None in missing:
+        last = stop.end()
+        if any(_find(words, text, start, stop.start())[1] is None for words in orders):
+            return last
+    found = [_find(words, text, start, limit) for words in orders]
+    if any(
+        missing is None and place - len(words[-1]) >= last
+        for (place, missing), words in zip(found, orders, strict=True)
+    ):
         return None
-    short = missing[0] or ""
+    short = next((missing for _, missing in found if missing is not None), orders[0][-1])
     short = short if len(short) <= 60 else short[:57] + "…"
     raise Unlabelable(f"the chat template drops or rewrites part of a turn: message {turn + 1}, {short!r}")
 
@@ -142,14 +147,14 @@ def _either(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
-def _missing(words: list[str], text: str, start: int, limit: int) -> str | None:
-    """The first of the words that does not follow the ones before it; None where all do."""
+def _find(words: list[str], text: str, start: int, limit: int) -> tuple[int, str | None]:
+    """The place after words that follow each other in a text, and the first of them that does not."""
     for piece in words:
         found = text.find(piece, start, limit)
         if found < 0:
-            return piece
+            return start, piece
         start = found + len(piece)
-    return None
+    return start, None
 
 
 def said(message: Mapping[str, Any], with_reasoning: bool = True) -> list[list[str]]:

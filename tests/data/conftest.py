@@ -48,6 +48,9 @@ class WordEncoder:
         return [self.one(conversation) for conversation in conversations]
 
     def one(self, conversation: dict) -> dict:
+        if any("unmatched" in message["content"] for message in conversation.get("messages", [])):
+            messages = conversation["messages"]
+            return {"rows": [self.row(messages, [False] * len(messages))], "problem": "no match, masked whole"}
         if "text" in conversation:
             ids = [*self.ids(conversation["text"]), STOP]
             return {"rows": [{"input_ids": ids, "labels": list(ids), "text": "", "trained_text": []}], "problem": None}

@@ -255,6 +255,15 @@ def test_expanded_turns_of_one_conversation_stay_on_one_side(word_encoder, setti
     assert (source["read"], source["rows"], source["eval"]["rows"]) == (10, 20, 6)
 
 
+def test_rows_masked_whole_are_reported_and_not_broken(word_encoder, settings, write, chat):
+    path = write("rows.jsonl", [chat("q", "a"), chat("q", "unmatched a")])
+    prepared = prepare(settings({"a": {"path": path}}), word_encoder(), seed=0)
+    source = prepared.report["sources"]["a"]
+    assert len(prepared.train) == 1 and unaccounted(source) == (0, 0)
+    assert (source["broken"], source["skipped"]) == (0, 1)
+    assert source["dropped_rows"] == {"no match, masked whole": {"rows.jsonl": "2"}}
+
+
 def test_a_text_column_is_made_of_messages(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "a b")])
     encoder = word_encoder()

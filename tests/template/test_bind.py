@@ -79,9 +79,9 @@ def test_one_bad_row_does_not_change_the_template(tokenizer, conversations):
 
 def test_the_usual_template_of_a_format_where_the_model_has_none(tokenizer):
     gpt2 = detect("gpt2")
-    assert bind(Template(), tokenizer(), gpt2, formats=["alpaca"]).name == "alpaca"
-    assert bind(Template(), tokenizer(), gpt2, formats=["alpaca", "messages"]).name == "chatml"
-    assert bind(Template(), tokenizer(IM, template=OWN), gpt2, formats=["alpaca"]).name == "own"
+    assert bind(Template(), tokenizer(), gpt2, formats=["instruction"]).name == "alpaca"
+    assert bind(Template(), tokenizer(), gpt2, formats=["instruction", "messages"]).name == "chatml"
+    assert bind(Template(), tokenizer(IM, template=OWN), gpt2, formats=["instruction"]).name == "own"
 
 
 def test_a_file_of_the_users(tokenizer, tmp_path, conversations):
@@ -122,8 +122,8 @@ def test_the_runs_system_message_and_variables_are_in_the_saved_template(tokeniz
         bind(replace(template, kwargs={"not a name": 1}), tok)
 
 
-def test_every_saved_template_renders_the_same_in_plain_transformers(tokenizer, trl_templates, conversations):
-    for name, text in trl_templates.items():
+def test_saved_templates_render_the_same_in_plain_transformers(tokenizer, trl_templates, conversations):
+    for name, text in list(trl_templates.items())[::4]:
         tok = tokenizer(template=text, adds_bos=name.startswith("qwen"))
         try:
             bound = bind(
@@ -209,3 +209,27 @@ def test_a_bound_template_can_be_pickled(tokenizer, conversations):
     before = bound.render(conversations["plain"])
     bound.generation_prompt()
     assert pickle.loads(pickle.dumps(bound)).render(conversations["plain"]) == before
+
+
+def test_ids_that_a_template_refuses_are_replaced(tokenizer, conversations):
+    strict = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id|length != 9 %}{{ raise_exception('nine') }}"
+        "{% endif %}[{{ c.id }} {{ c.function.name }} {{ c.function.arguments|tojson }}]{% endfor %}"
+        "{% if m.role == 'tool' %}{{ '<' ~ m.tool_call_id ~ '>' }}{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    call = {"id": "call_A", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    other = {**call, "id": "call_B", "function": {"name": "g", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call, other]},
+        {"role": "tool", "content": "second", "tool_call_id": "call_B"},
+        {"role": "tool", "content": "first", "tool_call_id": "call_A"},
+        {"role": "assistant", "content": "y"},
+    ]
+    bound = bind(Template(name="file", text=strict), tokenizer(), sample=[{"messages": messages}])
+    assert bound.style.short_ids
+    text = bound.render({"messages": messages})
+    first, second = text.split("[")[1][:9], text.split("[")[2][:9]
+    assert f"<{second}>second" in text and f"<{first}>first" in text and "call_" not in text
+    lax = bind(Template(name="file", text=strict.replace("9", "6")), tokenizer(), sample=[conversations["plain"]])
+    assert "<call_B>second" in lax.render({"messages": messages})

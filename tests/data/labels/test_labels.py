@@ -189,3 +189,62 @@ def test_a_slow_tokenizer_is_refused(tok):
 
     with pytest.raises(UserError, match="offsets"):
         Encoder(bind(Template(name="chatml"), tok), Slow())
+
+
+def sentencepiece_like(kind):
+    """A tokenizer of the kind that SentencePiece models are converted to."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [
+        "▁It",
+        "▁is",
+        "▁four",
+        "It",
+        "▁",
+        "▁no",
+        "no",
+        "I",
+        "t",
+        "i",
+        "s",
+        "n",
+        "o",
+        "f",
+        "u",
+        "r",
+        ".",
+        ":",
+        "U",
+        "e",
+    ]
+    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], *words]
+    core = Tokenizer(
+        models.BPE({token: at for at, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    if kind == "normalizer":
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "metaspace"])
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("llama2", [" It is four 😀. </s>", " no </s>"]),
+        ("mistral", [" It is four 😀.</s>", " no</s>"]),
+        ("zephyr", ["It is four 😀.</s>", "no</s>"]),
+        ("instruct", [" It is four 😀.</s>", " no</s>"]),
+    ],
+)
+def test_tokenizers_that_came_from_sentencepiece(kind, name, answers):
+    tok = sentencepiece_like(kind)
+    encoder = Encoder(bind(Template(name=name), tok), tok)
+    row = one(encoder, {"messages": [user("It is"), assistant("It is four 😀."), user("no"), assistant("no")]})
+    assert row["trained_text"] == answers
+    trained = [label for label in row["labels"] if label != IGNORE]
+    assert trained.count(tok.eos_token_id) == 2 and trained[-1] == tok.eos_token_id

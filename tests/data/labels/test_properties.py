@@ -32,24 +32,28 @@ OWN = {
     "qwen3_5_think": "qwen3_5",
 }
 # what templates and data of other families write, so that contents are full of it
-ODD = st.sampled_from(
-    ("<|im_end|>", "<|im_start|>assistant\n", "</s>", "[/INST]", "<|eot_id|>", "<end_of_turn>\n", "<think>", "</think>")
-    + (
-        "<tool_response>",
-        "/nothink",
-        "{{ x }}",
-        "{% endfor %}",
-        "\n\n",
-        " ",
-        "\r\n",
-        "\t",
-        "😀",
-        "e",
-        "<",
-        "### Response:\n",
-    )
-    + ("Assistant:", "<|end|>", "<|user|>", "<｜Assistant｜>", "\u200b", "\x00", "again", "\U00100003", "<|start|>")
-)
+CONTROL = [
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "</s>",
+    "[/INST]",
+    "<|eot_id|>",
+    "<end_of_turn>\n",
+    "<|end|>",
+    "<|user|>",
+]
+WRITTEN = [
+    "<think>",
+    "</think>",
+    "<tool_response>",
+    "/nothink",
+    "### Response:\n",
+    "Assistant:",
+    "<｜Assistant｜>",
+    "<|start|>",
+]
+EDGES = ["\n\n", " ", "\r\n", "\t", "😀", "e", "<", "\u200b", "\x00", "again", "\U00100003", "{{ x }}", "{% endfor %}"]
+ODD = st.sampled_from([*CONTROL, *WRITTEN, *EDGES])
 TAME = st.sampled_from(
     ["again", "It is.", "\n", " ", "e", "<b>", "😀", "{{ x }}", "日本", "'q\"", "user", "\\n", "4", "ﬀ"]
 )
