@@ -39,6 +39,9 @@ class Signature:
     open: bool = False
     homes: dict[str, Path] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        self.parameters, self.required, self.open, self.homes = {}, set(), False, {}
+
     def add(self, name: str, annotation: ast.expr | None, required: bool, home: Path) -> None:
         self.parameters[name] = annotation
         self.homes[name] = home
@@ -146,7 +149,7 @@ def _read_class(node: ast.ClassDef, home: Path, signature: Signature) -> None:
     """Base classes first, then this class's dataclass fields or its __init__, as Python itself resolves them."""
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is not None:
-        signature.__init__()  # an explicit __init__ replaces what the bases took
+        signature.clear()  # an explicit __init__ replaces what the bases took
         _read_function(init, home, signature, skip_self=True)
         return
     for base in node.bases:
@@ -164,7 +167,8 @@ def _is_init_field(item: ast.AnnAssign) -> bool:
         return False
     if isinstance(item.value, ast.Call) and ast.unparse(item.value.func).endswith("field"):
         given = {k.arg: k.value for k in item.value.keywords}
-        return not (isinstance(given.get("init"), ast.Constant) and given["init"].value is False)
+        init = given.get("init")
+        return not (isinstance(init, ast.Constant) and init.value is False)
     return True
 
 

@@ -58,7 +58,9 @@ def facts_of(source: Source, options: Options) -> dict[str, Any]:
 
 
 def _ours(node: Any) -> bool:
-    return isinstance(node, Mapping) and str(node.get("_target_", "")).startswith("sft.")
+    """Whether what a node gives follows from the node and the package's code alone; makers read files and the hub."""
+    target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+    return target.startswith("sft.") and not target.startswith("sft.data.makers.")
 
 
 def _digest(path: Path, cache: Cache) -> Any:

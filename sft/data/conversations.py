@@ -43,7 +43,8 @@ def conversations_of(
     documents, files = rows.documents, rows.files[0]
     places = zip(documents.file.tolist(), documents.row.tolist(), strict=True)
     wanted = list(dict.fromkeys((files[file], row) for file, row in places))[:limit]
-    missing, found = set(wanted), {}
+    missing = set(wanted)
+    found: dict[Any, dict[str, Any]] = {}
     pending: list[tuple[Any, Any]] = []
     converter = None
     for place, row in read_source(source, name, where):

@@ -89,7 +89,7 @@ class Encoder:
                 [list(option) if isinstance(option, tuple) else option for option in self._options],
             ]
             digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False, default=str, sort_keys=True).encode())
-            digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            digest.update(self._backend().to_str().encode())
             self._fingerprint = digest.hexdigest()[:32]
         return self._fingerprint
 
@@ -143,15 +143,21 @@ class Encoder:
             return str(error)
         except UnicodeEncodeError:
             return "the text holds half of a surrogate pair, which is no character"
+        except (AttributeError, KeyError, TypeError) as error:  # what a user's own convert function may give
+            return f"the conversation is malformed: {type(error).__name__}: {error}"
 
     def tokenize(self, texts: list[str]) -> list[Any]:
         """Tokenize all texts at once; special tokens stand in the text, none is added."""
         if not texts:
             return []
+        return self._backend().encode_batch(texts, add_special_tokens=False)
+
+    def _backend(self) -> Any:
+        """The tokenizer itself, without the truncation and padding that its file may ask for."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        return backend.encode_batch(texts, add_special_tokens=False)
+        return backend
 
     def label(self, row: Rendered, encoding: Any) -> Row:
         """Labels by offsets: a token is trained where it lies inside a span, whatever its id."""

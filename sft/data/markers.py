@@ -70,7 +70,8 @@ def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
     if not isinstance(template, str):
         return [(tuple(template),)]
     groups = []
-    for text in dict.fromkeys((template, template.rstrip())):
+    written = template.replace("\\n", "\n")  # a newline as a command line has it
+    for text in dict.fromkeys((template, written, template.rstrip())):
         found: list[tuple[int, ...]] = []
         bare = text.lstrip()
         for form in (text, bare, "\n" + bare, " " + bare):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
 from sft.template.conversation import Conversation
-from sft.template.messages import Marked
+from sft.template.messages import Marked, holds_marks
 from sft.template.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError
 from sft.template.spans import Rendered, is_on
 
@@ -198,6 +198,8 @@ def _closing_at(bound: BoundTemplate, region: str, start: int, closing: str | No
 
 def by_generation(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, row: Rendered) -> Spans:
     """Spans by the template's `{% generation %}` blocks, one for each assistant message; empty without them."""
+    if holds_marks(messages):
+        return {}
     try:
         text = bound.draw(bound.plain(messages), tools, generation_marks=True)
     except RenderError:

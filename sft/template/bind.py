@@ -97,6 +97,11 @@ def _bound(
     bound.style, missing = find_style(draw, wanted)
     if not missing:
         _choose_thinking(bound, tokenizer, sample)
+        if not _begins_anew(bound, tokenizer):
+            bound.warnings.append(
+                "the generation prompt ends in the middle of the token that an answer begins with, so that token is "
+                "not trained: let the prompt end without a space"
+            )
     _set_stops(bound, tokenizer, family)
     _set_missing(bound, tokenizer, family if candidate.ours else None)
     _write_defaults(bound, tokenizer)
@@ -149,10 +154,25 @@ def _follows_prompt(bound: BoundTemplate, tokenizer: Any, reasoning: bool, kwarg
         full = draw({"messages": [*question, answer]}, bound.style, False)
     except RenderError:
         return False
-    if not full.startswith(prompt):
-        return False
-    offsets = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return not any(start < len(prompt) < end for start, end in offsets)
+    return full.startswith(prompt) and not _straddled(tokenizer, full, len(prompt))
+
+
+def _begins_anew(bound: BoundTemplate, tokenizer: Any) -> bool:
+    """Whether a plain answer begins with a token of its own; True where it does not follow the prompt at all."""
+    question, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": "It is"}
+    try:
+        prompt = bound.render({"messages": [question]}, True)
+        full = bound.render({"messages": [question, answer]})
+    except RenderError:
+        return True
+    at = len(prompt)
+    return not (full.startswith("It is", at) and full.startswith(prompt) and _straddled(tokenizer, full, at))
+
+
+def _straddled(tokenizer: Any, text: str, at: int) -> bool:
+    """Whether a token begins before a place in the text and ends after it."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return any(start < at < end for start, end in offsets)
 
 
 def _set_stops(bound: BoundTemplate, tokenizer: Any, family: Family) -> None:
@@ -193,7 +213,8 @@ def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
         bound.bos = bos
         if bound.name != "file" and not _begins_with(bound, bos):
             lines.append("{% if true %}{{ bos_token }}{% endif %}")
-            bound.warnings.append(f"the chat template does not write {bos}, with which the tokenizer begins: added")
+            if bound.name == "own":
+                bound.warnings.append(f"the chat template does not write {bos}, with which the tokenizer begins: added")
     begins = len(lines)
     for name, value in bound.kwargs.items():
         if not name.isidentifier():

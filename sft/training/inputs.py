@@ -17,6 +17,7 @@ from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
+from sft.template.tokens import check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,16 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
     tokenizer = load_tokenizer(model, model_config)
     sample, formats = sample_conversations(dataset)
     bound = bind(template, tokenizer, family, sample, formats)
+    log.info("chat template: %s", bound.reason)
     for warning in bound.warnings:
-        log.warning("%s", warning)
+        if warning != bound.reason:
+            log.warning("%s", warning)
     added = add_control_tokens(tokenizer, bound.missing_tokens, bound.stop_tokens)
     if added:
         log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
+    control = [token for token in family.control_tokens if token in bound.text]
+    for warning in check_tokenizer(tokenizer, stop_tokens=bound.stop_tokens, chat_tokens=control):
+        log.warning("%s", warning)
     encoder = Encoder(
         bound,
         tokenizer,

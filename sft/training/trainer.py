@@ -140,7 +140,7 @@ class SftTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
         self.store_flos()
-        root, step, state = Path(self.args.output_dir), self.state.global_step, self.state
+        root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
         with checkpoint.writing(
             root, step, main=self.args.should_save, barrier=self.accelerator.wait_for_everyone
         ) as directory:
@@ -154,7 +154,7 @@ class SftTrainer(Trainer):
                 self._save_scaler(str(directory))
                 self._save_rng_state(str(directory))
             if self.args.should_save:
-                state.stateful_callbacks = collect([*self.callback_handler.callbacks, self.control])
+                state.stateful_callbacks = collect([*self.callback_handler.callbacks, self.control])  # type: ignore[assignment]
                 state.save_to_json(str(directory / TRAINER_STATE_NAME))
         if self.args.should_save:
             keep = [state.best_model_checkpoint] if state.best_model_checkpoint else []
@@ -163,8 +163,9 @@ class SftTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         # a pickle of all arguments, which nothing here reads; config.resolved.yaml says the same
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     def _load_callback_state(self) -> None:
         """Callbacks keep their place and their run directory; only their state comes from the checkpoint."""
-        restore([*self.callback_handler.callbacks, self.control], self.state.stateful_callbacks)
+        states: Any = self.state.stateful_callbacks
+        restore([*self.callback_handler.callbacks, self.control], states or {})

@@ -233,3 +233,10 @@ def test_ids_that_a_template_refuses_are_replaced(tokenizer, conversations):
     assert f"<{second}>second" in text and f"<{first}>first" in text and "call_" not in text
     lax = bind(Template(name="file", text=strict.replace("9", "6")), tokenizer(), sample=[conversations["plain"]])
     assert "<call_B>second" in lax.render({"messages": messages})
+
+
+def test_a_prompt_that_ends_inside_a_token_is_said(tokenizer):
+    spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    (warning,) = bind(Template(name="file", text=spaced), tokenizer()).warnings
+    assert "let the prompt end without a space" in warning
+    assert bind(Template(name="file", text=spaced.replace("assistant: ", "assistant:")), tokenizer()).warnings == []

@@ -109,6 +109,20 @@ def test_text_that_is_no_unicode_is_a_problem_of_its_row_alone(encoder, conversa
     assert "surrogate" in first["problem"] and "surrogate" in third["problem"] and second["problem"] is None
 
 
+def test_a_conversation_of_another_shape_is_a_problem_of_its_row(encoder, conversations):
+    odd = [
+        {"messages": [{"role": "user", "content": 7}, assistant("x")]},
+        {"messages": [{"content": "no role"}, assistant("x")]},
+        {"messages": [user("a"), assistant(["x"])]},
+        {"messages": None},
+        {"text": None},
+        {},
+    ]
+    *broken, fine = encoder().encode([*odd, conversations["plain"]])
+    assert all(entry["problem"].startswith("the conversation is malformed: ") for entry in broken), broken
+    assert fine["problem"] is None
+
+
 def test_a_token_that_the_prompt_has_a_part_of_is_not_trained(tokenizer):
     tok = tokenizer(IM, eos="<|im_end|>")
     encoder = Encoder(bind(Template(name="chatml"), tok), tok)
@@ -166,6 +180,8 @@ def test_the_fingerprint_follows_all_that_labels_depend_on(tok, tokenizer, encod
     ]
     assert len(set(prints)) == len(prints)
     assert encoder().fingerprint == prints[0] and len(prints[0]) == 32
+    tok.backend_tokenizer.enable_truncation(5)
+    assert encoder().fingerprint == prints[0]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def test_train_on_last(encoder, conversations):
     assert one["rows"][0]["trained_text"] == ["No, less.\n\nSee.<|im_end|>"]
 
 
+def test_a_newline_as_a_command_line_has_it(encoder, conversations):
+    written = encoder(ANSWER.replace("\n", "\\n"), QUESTION.replace("\n", "\\n"))
+    assert written.encode([conversations["multi"]]) == encoder(ANSWER, QUESTION).encode([conversations["multi"]])
+
+
 def test_ids_in_place_of_text(encoder, conversations):
     made = encoder(ANSWER)
     ids = made.tokenizer.encode(ANSWER, add_special_tokens=False)
