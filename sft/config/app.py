@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -64,7 +65,55 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
         line.overrides = check_command(loader, config_name, overrides, name, line.multirun)
     set_swept_keys(_swept_keys(line.overrides) if line.multirun else [])
     sys.argv = [sys.argv[0], *(["-m"] if line.multirun else []), *line.flags, *line.overrides]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+    jobs = _Jobs(task, line.multirun)
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(jobs)()
+    except _Stop as stop:
+        raise stop.error from None
+    jobs.report()
+
+
+class _Stop(BaseException):
+    """Carries an error past Hydra, which would print its own line about it and wrap it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Jobs:
+    """The task as Hydra calls it: a single run's error leaves at once, a sweep goes on after a failed job.
+
+    Args:
+        task: the door's function.
+        multirun: whether Hydra calls it for the jobs of a sweep.
+    """
+
+    def __init__(self, task: Task, multirun: bool) -> None:
+        self.task, self.multirun = task, multirun
+        self.count = 0
+        self.failed: list[str] = []
+        functools.update_wrapper(self, task)
+
+    def __call__(self, config: DictConfig) -> Any:
+        self.count += 1
+        try:
+            return self.task(config)
+        except (Interrupted, KeyboardInterrupt) as error:
+            raise _Stop(error) from error
+        except (Exception, SystemExit) as error:
+            if not self.multirun:
+                raise _Stop(error) from error
+            self.failed.append(f"job {self.count - 1}: {error}")
+            print(f"job {self.count - 1} failed: {error}", file=sys.stderr)
+            traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames, and they the model
+            return None
+
+    def report(self) -> None:
+        """Raise where a job of the sweep failed, naming each."""
+        if self.failed:
+            listed = "\n  ".join(self.failed)
+            raise RunFailed(f"{len(self.failed)} of {self.count} jobs failed:\n  {listed}")
 
 
 def _over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:

@@ -145,9 +145,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _parse(overrides: list[str]) -> list[Override]:
+    """Hydra's parse of each override; one that its grammar does not admit is named."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
 
-    return OverridesParser.create().parse_overrides(overrides)
+    parser, parsed, errors = OverridesParser.create(), [], []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except OverrideParseException as error:
+            what = str(error).split("\n")[0]
+            remedy = "quote a value with special characters for Hydra and for the shell: \"key='a,b'\""
+            errors.append(UserError(f"cannot be read: {what}", where=override, remedy=remedy))
+    raise_all(errors)
+    return parsed
 
 
 def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
@@ -191,6 +202,13 @@ def _apply(composed: Composed, override: Override) -> None:
             composed.errors.append(UserError(what, where=key, remedy=remedy))
             return
     exists = isinstance(holder, DictConfig) and last in holder or (not parent and key in config)
+    if override.value() is None and not exists and not (override.is_add() or override.is_force_add()):
+        names = [str(k) for k in (holder if isinstance(holder, DictConfig) else config)]
+        if parent in ("callbacks", "dataset.sources", "dataset.eval_sources"):
+            near = nearest(last, names)
+            remedy = f"did you mean {parent}.{near}?" if near else f"there are: {', '.join(names)}"
+            composed.errors.append(UserError("there is nothing to turn off", where=key, remedy=remedy))
+            return
     if not exists and not override.is_add() and not override.is_force_add():
         composed.added.add(key)
     try:

@@ -19,7 +19,6 @@ class Train:
     objective: str | None
     direction: Literal["minimize", "maximize"] | None
     save_merged_model: bool
-    on_nonfinite: Literal["stop", "skip"]
     allow_targets: list[str]
     allow_changes: list[str]
     model: dict[str, Any]

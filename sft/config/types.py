@@ -85,7 +85,7 @@ def _one(value: object, option: ast.expr, home: Path) -> str | None:
     if name in _SEQUENCES:
         return None if isinstance(value, (list, tuple)) else "a list"
     if name in _MAPPINGS:
-        return None if isinstance(value, dict) else "a mapping"
+        return None if value is None or isinstance(value, dict) else "a mapping"  # null: an empty one
     found = find_in_file(home, name) if isinstance(option, ast.Name) else None
     if found and is_dataclass(found[0]):
         return None if isinstance(value, dict) else "a mapping"

@@ -21,6 +21,7 @@ SEEN_PARTS = 2_000_000  # remembered by their hash
 TRIED = 8  # texts on which both ways are compared
 _NORMALIZERS = {None, "NFC", "NFKC", "NFD", "NFKD"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"}
+_PROCESSORS = {"ByteLevel", "TemplateProcessing"}  # the latter does nothing where no special token is added
 
 
 class Joined:
@@ -186,9 +187,17 @@ def _position_free(backend: Any) -> bool:
     """Whether all steps of a tokenizer are known to treat a part alike wherever it stands in the text."""
     normalizers = _steps(backend.normalizer, "normalizers")
     pre_tokenizers = _steps(backend.pre_tokenizer, "pretokenizers")
-    return all(step.get("type") in _NORMALIZERS for step in normalizers) and all(
-        step.get("type") in _PRE_TOKENIZERS and not step.get("add_prefix_space") for step in pre_tokenizers
+    processors = _steps(backend.post_processor, "processors")
+    return (
+        all(step.get("type") in _NORMALIZERS for step in normalizers)
+        and all(step.get("type") in _PRE_TOKENIZERS and not step.get("add_prefix_space") for step in pre_tokenizers)
+        and all(step.get("type") in _PROCESSORS and not _trims_first(step) for step in processors)
     )
+
+
+def _trims_first(step: dict[str, Any]) -> bool:
+    """Whether a processor treats the offsets of a text's first token unlike those of others."""
+    return bool(step.get("trim_offsets") and step.get("add_prefix_space"))
 
 
 def _steps(component: Any, several: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import pytest
         ("trainer.lr_scheduler_type=cosin", "trainer.lr_scheduler_type", "one of linear, cosine"),
         ("trainer.bf16=maybe", "trainer.bf16", "is not true or false"),
         ("dataset.on_long=keep", "dataset.on_long", "one of drop, truncate, error"),
-        ("on_nonfinite=ignore", "on_nonfinite", "one of stop, skip"),
+        ("callbacks.displya=null", "callbacks.displya", "did you mean callbacks.display?"),
         ("model.architecture=llama", "model.architecture", "no such key"),
         ("trainer.output_dir=x", "trainer.output_dir", "belongs to hydra.run.dir"),
         ("trainer.seed=1", "trainer.seed", "belongs to seed"),

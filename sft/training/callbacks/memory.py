@@ -55,7 +55,8 @@ class MemoryMonitor(RunCallback, ExportableState):
         if not self._warned and available and self.peak_bytes > self.warn_above * available:
             self._warned = True
             log.warning(
-                "%.1f of %.1f GiB of memory taken; `python -m sft.estimate` with the same arguments shows what takes it",
+                "%.1f of %.1f GiB of memory taken; dataset.max_length, trainer.per_device_train_batch_size and "
+                "trainer.gradient_checkpointing=true take less",
                 self.peak_bytes / 2**30,
                 available / 2**30,
             )
