@@ -53,8 +53,8 @@ def turns_of(paths: list[str]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if all(pair) and len("".join(pair)) < MAX_LENGTH]
 
 
-def write_rows(pairs: list[tuple[str, str]], count: int, path: Path) -> None:
-    """Distinct conversations of one to three turns, drawn from the pairs."""
+def write_rows(pairs: list[tuple[str, str]], count: int, path: Path, unlike: bool = False) -> None:
+    """Distinct conversations of one to three turns, drawn from the pairs; `unlike` numbers every turn, so none recurs."""
     rng, seen = random.Random(0), set()
     with path.open("w") as file:
         while len(seen) < count:
@@ -63,7 +63,7 @@ def write_rows(pairs: list[tuple[str, str]], count: int, path: Path) -> None:
                 continue
             seen.add(chosen)
             messages = [
-                {"role": role, "content": text}
+                {"role": role, "content": f"{text} ({len(seen)})" if unlike else text}
                 for index in chosen
                 for role, text in zip(("user", "assistant"), pairs[index], strict=True)
             ]
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--unlike", action="store_true", help="no turn in two rows: sft tokenizes shared ones once")
     parser.add_argument("--tokenizer", help="a directory or hub id; the embedded model's if left out")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -184,7 +185,7 @@ def main() -> None:
         return
     tokenizer = args.tokenizer or _embedded()
     rows = Path(tempfile.mkdtemp()) / "rows.jsonl"
-    write_rows(turns_of(args.files), args.rows, rows)
+    write_rows(turns_of(args.files), args.rows, rows, args.unlike)
     print(f"{args.rows:,} rows, {rows.stat().st_size / 1e6:.0f} MB, {args.processes} processes each", flush=True)
     results: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for number in range(args.rounds):

@@ -33,7 +33,9 @@ def compose(*overrides: str, file: str | Path | None = None) -> DictConfig:
     return compose_script(list(overrides), Path(file) if file is not None else None)
 
 
-def train(config: DictConfig, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None) -> Result:
+def train(
+    config: DictConfig, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None
+) -> Result:
     """Train a composed config and give its result: `result.directory`, `result.metrics`, `result.value`.
 
     Args:

@@ -92,7 +92,9 @@ def _run(
 
         objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
         callbacks = build_callbacks(config, objective, direction)
-        examination = Examination(build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"])
+        examination = Examination(
+            build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"]
+        )
         tracker = build(config["tracker"], where="tracker", allowed=allowed)
         with tracking(tracker, run, config, run.path.name, job.group) as active, closing(callbacks.values()):
             trainer = build_trainer(

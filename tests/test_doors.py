@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = ["model=tiny", "lora=r8", "dataset=tickets", "dataset.sources.tickets.generator.rows=24", "trainer.max_steps=2",
-        "dataset.eval_sources=null", "dataset.eval_fraction=0"]
+TINY = [
+    "model=tiny",
+    "lora=r8",
+    "dataset=tickets",
+    "dataset.sources.tickets.generator.rows=24",
+    "trainer.max_steps=2",
+    "dataset.eval_sources=null",
+    "dataset.eval_fraction=0",
+]
 
 
 def sft(command: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([sys.executable, "-m", f"sft.{command}", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", f"sft.{command}", *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def test_train_prints_its_directory_and_nothing_else(tmp_path):
@@ -73,9 +82,19 @@ def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path):
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "sft.train", *TINY, "trainer.max_steps=100000", "trainer.save_strategy=steps", "trainer.save_steps=100000",
-         f"hydra.run.dir={run}"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [
+            sys.executable,
+            "-m",
+            "sft.train",
+            *TINY,
+            "trainer.max_steps=100000",
+            "trainer.save_strategy=steps",
+            "trainer.save_steps=100000",
+            f"hydra.run.dir={run}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     until = time.time() + 120
     while time.time() < until and process.poll() is None and not (run / "metrics.jsonl").exists():

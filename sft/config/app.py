@@ -54,6 +54,9 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     read_dotenv()
     line = parse_command_line(argv)
+    for directory in line.config_dirs:
+        if not Path(directory).is_dir():
+            raise UserError("no such directory", where=f"--config-dir {directory}")
     if line.config_dirs:
         os.environ["SFT_CONFIG_DIR"] = os.pathsep.join(line.config_dirs)
     config_name = line.config_name or name

@@ -41,11 +41,17 @@ def read_run(run: str) -> DictConfig:
     """
     directory = Path(run).expanduser()
     if not directory.is_dir():
-        raise UserError("no such directory", where=f"run={run}", remedy="give the directory of a run, as printed when it ended")
+        raise UserError(
+            "no such directory", where=f"run={run}", remedy="give the directory of a run, as printed when it ended"
+        )
     snapshot = directory / SNAPSHOT
     if not snapshot.is_file():
         inside = sorted({p.parent.name for p in directory.glob(f"*/{SNAPSHOT}")})
-        hint = f"did you mean one of its jobs, run={directory / inside[0]}?" if inside else f"a run directory has {SNAPSHOT}"
+        hint = (
+            f"did you mean one of its jobs, run={directory / inside[0]}?"
+            if inside
+            else f"a run directory has {SNAPSHOT}"
+        )
         raise UserError("is not the directory of a run", where=f"run={run}", remedy=hint)
     return read_yaml(snapshot)
 
@@ -72,7 +78,11 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
     own = read_yaml(conf_dir() / f"{command}.yaml")
     defaults = own.pop("defaults", [])
     node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key != "hydra"}
-    extra = [d for d in defaults if isinstance(d, DictConfig) and (g := str(next(iter(d)))) not in node and g not in ("experiment", "debug")]
+    extra = [
+        d
+        for d in defaults
+        if isinstance(d, DictConfig) and (g := str(next(iter(d)))) not in node and g not in ("experiment", "debug")
+    ]
     node = {**{str(k): own._get_node(k) for k in own if str(k) not in node}, **node}
     result = []
     for override in overrides:

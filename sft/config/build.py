@@ -58,5 +58,7 @@ def _as_user_error(error: Exception, where: str) -> Exception:
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, (TypeError, ValueError, ImportError, OSError, AttributeError)) or cause is error:
-        return UserError(" ".join(str(cause).split()), where=where, remedy=f"see the keys with: --cfg job --package {where}")
+        return UserError(
+            " ".join(str(cause).split()), where=where, remedy=f"see the keys with: --cfg job --package {where}"
+        )
     return cause if isinstance(cause, Exception) else error

@@ -177,7 +177,11 @@ def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError |
         if stem not in options and not loader.repository.config_exists(f"{group}/{stem}"):
             near = nearest(stem, options)
             shown = ", ".join(options)
-            return UserError(f"there is no option {stem!r}", where=group, remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}")
+            return UserError(
+                f"there is no option {stem!r}",
+                where=group,
+                remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}",
+            )
     return None
 
 
@@ -198,10 +202,16 @@ def _apply(composed: Composed, override: Override) -> None:
         if parent and OmegaConf.select(config, top) is None:
             near = nearest(top, [str(k) for k in config])
             what = f"{top} is off ({top}=none), so it has no keys" if top in config else "no such key"
-            remedy = f"choose an option of {top}, or leave {key} out" if top in config else f"did you mean {near}?" if near else "see --cfg job"
+            remedy = (
+                f"choose an option of {top}, or leave {key} out"
+                if top in config
+                else f"did you mean {near}?"
+                if near
+                else "see --cfg job"
+            )
             composed.errors.append(UserError(what, where=key, remedy=remedy))
             return
-    exists = isinstance(holder, DictConfig) and last in holder or (not parent and key in config)
+    exists = (isinstance(holder, DictConfig) and last in holder) or (not parent and key in config)
     if override.value() is None and not exists and not (override.is_add() or override.is_force_add()):
         names = [str(k) for k in (holder if isinstance(holder, DictConfig) else config)]
         if parent in ("callbacks", "dataset.sources", "dataset.eval_sources"):

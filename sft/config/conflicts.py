@@ -23,20 +23,22 @@ def conflicts(config: dict[str, Any]) -> Iterator[UserError]:
 def _quantized_full(config: dict[str, Any]) -> Iterator[UserError]:
     if config.get("quant") and config.get("lora") is None and "lora" in config and not _model(config).get("adapter"):
         yield UserError(
-            "quantized weights cannot be trained in full", where="quant", remedy="quant=none, or lora=r16 to train an adapter"
+            "quantized weights cannot be trained in full",
+            where="quant",
+            remedy="quant=none, or lora=r16 to train an adapter",
         )
 
 
 def _early_stopping(config: dict[str, Any]) -> Iterator[UserError]:
     for name, node in (config.get("callbacks") or {}).items():
         target = str((node or {}).get("_target_", ""))
-        if target.endswith("EarlyStoppingCallback") or target.endswith("EarlyStopping"):
-            if not evaluates(config):
-                yield UserError(
-                    "early stopping looks at evaluations, and this run makes none",
-                    where=f"callbacks.{name}",
-                    remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
-                )
+        stops = target.endswith(("EarlyStoppingCallback", "EarlyStopping"))
+        if stops and not evaluates(config):
+            yield UserError(
+                "early stopping looks at evaluations, and this run makes none",
+                where=f"callbacks.{name}",
+                remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
+            )
 
 
 def _best_model(config: dict[str, Any]) -> Iterator[UserError]:
@@ -52,7 +54,9 @@ def _best_model(config: dict[str, Any]) -> Iterator[UserError]:
 def _adapter(config: dict[str, Any]) -> Iterator[UserError]:
     if _model(config).get("adapter") and "lora" in config and config["lora"] is None:
         yield UserError(
-            "an adapter to go on from is given, and adapters are off", where="model.adapter", remedy="lora=r16, or leave it out"
+            "an adapter to go on from is given, and adapters are off",
+            where="model.adapter",
+            remedy="lora=r16, or leave it out",
         )
 
 

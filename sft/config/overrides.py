@@ -11,7 +11,10 @@ from pathlib import Path
 from sft.config.errors import UserError
 
 # Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
-LITERAL = re.compile(r"(\+{0,2})(prompt|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)", re.DOTALL)
+LITERAL = re.compile(
+    r"(\+{0,2})(prompt|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
+    re.DOTALL,
+)
 
 
 @dataclass
@@ -56,7 +59,8 @@ def parse_command_line(argv: list[str]) -> CommandLine:
     for token in overrides:
         if "=" not in token and not token.startswith("~"):
             raise UserError(
-                f"{token!r} is neither a flag nor an override", remedy="write key=value, group=option, or --help for what there is"
+                f"{token!r} is neither a flag nor an override",
+                remedy="write key=value, group=option, or --help for what there is",
             )
     return CommandLine(flags, overrides, multirun, shows, known.config_name, config_dirs)
 
@@ -72,9 +76,15 @@ def quote_literal(override: str, multirun: bool = False) -> str:
     prefix, key, value = match.groups()
     if multirun and key != "prompt" and _is_sweep(value):
         return override
-    if key != "prompt" and (value in ("null", "???") or (value[:1] == "[" and value[-1:] == "]" and not Path(value).exists())):
+    if key != "prompt" and (
+        value in ("null", "???") or (value[:1] == "[" and value[-1:] == "]" and not Path(value).exists())
+    ):
         return override
-    return f"{prefix}{key}={quoted(value)}" if "hydra." not in key else f"{prefix}{key}={_quoted_unless_interpolated(value)}"
+    return (
+        f"{prefix}{key}={quoted(value)}"
+        if "hydra." not in key
+        else f"{prefix}{key}={_quoted_unless_interpolated(value)}"
+    )
 
 
 def quoted(value: str) -> str:

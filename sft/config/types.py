@@ -112,6 +112,8 @@ def _literal(value: object, option: ast.Subscript) -> str | None:
     if any(value == v and type(value) is type(v) for v in values):
         return None
     # a value that carries a number, written in the source as `name_[what it is]`
-    if isinstance(value, str) and any(isinstance(v, str) and "[" in v and value.startswith(v.split("[")[0]) for v in values):
+    if isinstance(value, str) and any(
+        isinstance(v, str) and "[" in v and value.startswith(v.split("[")[0]) for v in values
+    ):
         return None
     return "one of " + ", ".join(str(v) for v in values)

@@ -51,12 +51,16 @@ def conversations_of(
         pending.append((place, row))
         if converter is None and len(pending) < HEAD:
             continue
-        converter = converter or recognise(source, [item for _, item in pending], where, use_text_column=use_text_column)
+        converter = converter or recognise(
+            source, [item for _, item in pending], where, use_text_column=use_text_column
+        )
         _take(pending, converter, missing, found)
         if not missing:
             break
     if pending:
-        converter = converter or recognise(source, [item for _, item in pending], where, use_text_column=use_text_column)
+        converter = converter or recognise(
+            source, [item for _, item in pending], where, use_text_column=use_text_column
+        )
         _take(pending, converter, missing, found)
     return [found[key] for key in wanted if key in found]
 

@@ -58,7 +58,10 @@ class Examination:
             return
         run.write_text(run.samples_jsonl, samples_jsonl(self.after, self.before))
         run.write_text("samples.html", samples_html(self.after, self.before, count=self.spec.num_samples))
-        for table in (score_table(self.after, self.before), sample_table(self.after, self.before, self.spec.num_samples)):
+        for table in (
+            score_table(self.after, self.before),
+            sample_table(self.after, self.before, self.spec.num_samples),
+        ):
             log.info("answers:\n%s", table)
 
     def _ask(self, model: Any, when: str) -> Answers:
@@ -66,7 +69,9 @@ class Examination:
         assert spec is not None
         if self._conversations is None:
             self._conversations = evaluation_conversations(inputs.dataset, inputs.data.eval, spec.max_samples)
-        answers = evaluate_generation(model, inputs.tokenizer, inputs.template, self._conversations, spec, seed=self.seed)
+        answers = evaluate_generation(
+            model, inputs.tokenizer, inputs.template, self._conversations, spec, seed=self.seed
+        )
         log.info("%d answers %s in %.1f s", len(answers.rows), when, answers.seconds)
         return answers
 

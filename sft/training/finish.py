@@ -43,7 +43,13 @@ def earlier_result(job: Job) -> Result | None:
 
 
 def finish(
-    job: Job, trainer: Any, inputs: Inputs, info: Any, examination: Examination, tracker: Tracker, facts: tuple[str, float]
+    job: Job,
+    trainer: Any,
+    inputs: Inputs,
+    info: Any,
+    examination: Examination,
+    tracker: Tracker,
+    facts: tuple[str, float],
 ) -> Result:
     """Evaluate what was trained, write everything that a finished run has, and give its figures."""
     run, config, (objective, started) = job.run, job.config, facts
@@ -62,7 +68,9 @@ def finish(
     write_curves(run, title=str(config["name"]))
     if config["save_merged_model"]:
         _save_merged(job, inputs)
-    tracker.log({key: value for key, value in metrics.as_dict().items() if isinstance(value, float)}, trainer.state.global_step)
+    tracker.log(
+        {key: value for key, value in metrics.as_dict().items() if isinstance(value, float)}, trainer.state.global_step
+    )
     tracker.artifact(weights, f"{config['name']}-{weights.name}", "model")
     metrics.write(run)
     figures = metrics.as_dict()
@@ -118,6 +126,4 @@ def _mean_loss(losses: list[tuple[float, int]]) -> float | None:
 def _save_merged(job: Job, inputs: Inputs) -> None:
     from sft.model.merge import merge
 
-    merge(
-        inputs.model, job.run.adapter, job.run.merged, tokenizer=inputs.tokenizer, chat_template=inputs.template.text
-    )
+    merge(inputs.model, job.run.adapter, job.run.merged, tokenizer=inputs.tokenizer, chat_template=inputs.template.text)

@@ -66,7 +66,11 @@ def _directory(hydra: Any, name: str) -> Path:
     path = Path(str(chosen)).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise UserError("is a file", where=str(path), remedy="hydra.run.dir=ANOTHER")
-    given = [str(o) for o in (OmegaConf.select(hydra, "overrides.hydra", default=None) or [])] if hydra is not None else ["hydra.run.dir="]
+    given = (
+        [str(o) for o in (OmegaConf.select(hydra, "overrides.hydra", default=None) or [])]
+        if hydra is not None
+        else ["hydra.run.dir="]
+    )
     if any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.")) or o == "hydra.mode=MULTIRUN" for o in given):
         return path
     free, number = path, 1

@@ -78,10 +78,18 @@ def write_weights(run: RunDirectory, model: Any, inputs: Inputs) -> Path:
     return run.model
 
 
-def write_card(run: RunDirectory, config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path) -> None:
+def write_card(
+    run: RunDirectory, config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path
+) -> None:
     """The model card beside the weights."""
     trainer = config["trainer"]
-    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "optim")
+    names = (
+        "learning_rate",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "optim",
+    )
     settings = {"seed": config["seed"], **{name: trainer[name] for name in names if name in trainer}}
     library = "transformers" if info.method == "full" else "peft"
     Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)

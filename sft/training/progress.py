@@ -49,11 +49,15 @@ class Progress(TrainerCallback, ExportableState):
         """Tokens, padding apart, per second of training steps alone."""
         return self.total_tokens / self.step_seconds if self.step_seconds else None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the step's clock."""
         self._step_began = time.perf_counter()
 
@@ -64,7 +68,9 @@ class Progress(TrainerCallback, ExportableState):
             self.step_seconds += now - self._step_began
         self._stop_loop(now)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Stop the loop's clock."""
         self._stop_loop(time.perf_counter())
 

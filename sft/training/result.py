@@ -30,7 +30,9 @@ class Result:
 
     def __str__(self) -> str:
         figures = [self.objective, "eval_exact_match", "train_loss", "steps"]
-        shown = ", ".join(f"{key}={_short(self.metrics[key])}" for key in dict.fromkeys(figures) if self.metrics.get(key) is not None)
+        shown = ", ".join(
+            f"{key}={_short(self.metrics[key])}" for key in dict.fromkeys(figures) if self.metrics.get(key) is not None
+        )
         return f"{self.directory}  ({shown})"
 
 

@@ -47,14 +47,19 @@ class Stopping(TrainerCallback):
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
-        os.write(2, f"\n{signal.Signals(number).name}: a checkpoint is written at the end of this step; again to stop at once\n".encode())
+        os.write(
+            2,
+            f"\n{signal.Signals(number).name}: a checkpoint is written at the end of this step; again to stop at once\n".encode(),
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end."""
         if self.signal is not None:
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """A signal from before the first step: nothing has been trained, nothing is to be saved."""
         self.check(state.global_step, None)
 
@@ -71,4 +76,6 @@ class Stopping(TrainerCallback):
         if self.signal is None or (last is not None and step >= last):
             return
         name = signal.Signals(self.signal).name
-        raise Interrupted(f"stopped by {name} at step {step}; the same command in the same directory goes on", 128 + self.signal)
+        raise Interrupted(
+            f"stopped by {name} at step {step}; the same command in the same directory goes on", 128 + self.signal
+        )

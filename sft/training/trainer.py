@@ -78,7 +78,9 @@ class SftTrainer(Trainer):
             num_items_in_batch = (batch["shift_labels"] != -100).sum()
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         if self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # ranks' gradients are averaged, and the count is of all of them
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # ranks' gradients are averaged, and the count is of all of them
         if model.training:
             if not torch.isfinite(loss):
                 raise NonFinite("loss", describe(about), self.state.global_step + 1)
@@ -92,7 +94,9 @@ class SftTrainer(Trainer):
         return norm
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Loss, perplexity and token accuracy over the evaluation rows, each source apart; logged and given back.
 
         A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.

@@ -45,7 +45,12 @@ def test_a_file_of_some_keys_is_laid_over_the_defaults(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("lora: {rnak: 3}", "lora.rnak"), ("a: [1", "is not YAML"), ("- 1", "has no mapping"), ("sede: 1", "did you mean seed")],
+    [
+        ("lora: {rnak: 3}", "lora.rnak"),
+        ("a: [1", "is not YAML"),
+        ("- 1", "has no mapping"),
+        ("sede: 1", "did you mean seed"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path, text, says):
     path = tmp_path / "my.yaml"

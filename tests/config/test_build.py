@@ -23,7 +23,10 @@ def test_what_a_constructor_refuses_is_the_users_error():
     with pytest.raises(UserError, match=r"evaluation\.max_new_tokens: 0 is out of range"):
         build({"_target_": "sft.evaluation.spec.Evaluation", "max_new_tokens": 0}, where="evaluation")
     with pytest.raises(UserError, match=r"^trainer: ") as caught:
-        build({"_target_": "transformers.EarlyStoppingCallback", "early_stopping_patience": 1, "nonsense": 2}, where="trainer")
+        build(
+            {"_target_": "transformers.EarlyStoppingCallback", "early_stopping_patience": 1, "nonsense": 2},
+            where="trainer",
+        )
     assert "nonsense" in caught.value.what
 
 

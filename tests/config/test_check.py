@@ -11,8 +11,16 @@ import pytest
         ("trainer.lr_schedule=linear", "trainer.lr_schedule", "did you mean trainer.lr_scheduler_type?"),
         ("sede=1", "sede", "did you mean seed?"),
         ("model.tokenizer.nmae=x", "model.tokenizer.nmae", "did you mean model.tokenizer.name?"),
-        ("quant=nf4 quant.bnb_4bit_quant_typ=nf4", "quant.bnb_4bit_quant_typ", "did you mean quant.bnb_4bit_quant_type?"),
-        ("+dataset.sources.tickets.wieght=1", "dataset.sources.tickets.wieght", "did you mean dataset.sources.tickets.weight?"),
+        (
+            "quant=nf4 quant.bnb_4bit_quant_typ=nf4",
+            "quant.bnb_4bit_quant_typ",
+            "did you mean quant.bnb_4bit_quant_type?",
+        ),
+        (
+            "+dataset.sources.tickets.wieght=1",
+            "dataset.sources.tickets.wieght",
+            "did you mean dataset.sources.tickets.weight?",
+        ),
         ("callbacks.display.sconds=1", "callbacks.display.sconds", "did you mean callbacks.display.seconds?"),
         ("lora.r=many", "lora.r", "'many' is not a whole number"),
         ("lora.r=1.5", "lora.r", "1.5 is not a whole number"),
@@ -33,9 +41,21 @@ import pytest
         ("quant=nf4 lora=none", "quant", "cannot be trained in full"),
         ("quant=int8 lora=none", "quant", "cannot be trained in full"),
         ("dataset=mixture", "dataset.sources", "no source"),
-        ("dataset.packing=true model.attn_implementation=paged", "model.attn_implementation", "cannot keep packed documents apart"),
-        ("callbacks=[default,early_stopping] dataset.eval_fraction=0 dataset.eval_sources=null", "callbacks.early_stopping", "makes none"),
-        ("trainer.load_best_model_at_end=true trainer.eval_strategy='no'", "trainer.load_best_model_at_end", "makes none"),
+        (
+            "dataset.packing=true model.attn_implementation=paged",
+            "model.attn_implementation",
+            "cannot keep packed documents apart",
+        ),
+        (
+            "callbacks=[default,early_stopping] dataset.eval_fraction=0 dataset.eval_sources=null",
+            "callbacks.early_stopping",
+            "makes none",
+        ),
+        (
+            "trainer.load_best_model_at_end=true trainer.eval_strategy='no'",
+            "trainer.load_best_model_at_end",
+            "makes none",
+        ),
         ("save_merged_model=true lora=none", "save_merged_model", "no adapter to merge"),
         ("trainer.bf16=true trainer.fp16=true", "trainer.fp16", "both on"),
         ("~lora.nothing", "lora.nothing", "nothing to delete"),
@@ -52,7 +72,9 @@ def test_all_faults_are_found_at_once(faults):
     assert {"model", "lora.rnak", "trainer.learning_rte", "trainer.output_dir", "lora.r"} <= set(found)
 
 
-@pytest.mark.parametrize("override", ["lora.use_rslora=true", "trainer.adam_beta2=0.95", "trainer.neftune_noise_alpha=5"])
+@pytest.mark.parametrize(
+    "override", ["lora.use_rslora=true", "trainer.adam_beta2=0.95", "trainer.neftune_noise_alpha=5"]
+)
 def test_keys_that_only_the_target_names_can_be_set(compose, override):
     composed = compose(override)
     assert composed.errors == []
@@ -61,7 +83,14 @@ def test_keys_that_only_the_target_names_can_be_set(compose, override):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "logging.os.system", "torch.utils.collect_env.run", "subprocess.getoutput", "builtins.eval", "sft.run.environment._git"],
+    [
+        "os.system",
+        "logging.os.system",
+        "torch.utils.collect_env.run",
+        "subprocess.getoutput",
+        "builtins.eval",
+        "sft.run.environment._git",
+    ],
 )
 def test_targets_beside_the_list_are_refused_by_name(faults, target):
     found = faults(f"+callbacks.evil={{_target_: {target}}}")
@@ -69,7 +98,9 @@ def test_targets_beside_the_list_are_refused_by_name(faults, target):
 
 
 def test_nested_targets_are_refused(faults):
-    assert faults("++dataset.sources.tickets.generator={_target_: os.system}").keys() == {"dataset.sources.tickets.generator._target_"}
+    assert faults("++dataset.sources.tickets.generator={_target_: os.system}").keys() == {
+        "dataset.sources.tickets.generator._target_"
+    }
 
 
 def test_a_users_own_class_can_be_allowed(faults):

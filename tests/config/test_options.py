@@ -4,7 +4,19 @@ import pytest
 
 from sft.config.paths import conf_dir
 
-GROUPS = ("model", "quant", "lora", "dataset", "template", "callbacks", "trainer", "tracker", "evaluation", "experiment", "debug")
+GROUPS = (
+    "model",
+    "quant",
+    "lora",
+    "dataset",
+    "template",
+    "callbacks",
+    "trainer",
+    "tracker",
+    "evaluation",
+    "experiment",
+    "debug",
+)
 # What an option needs to be given, or to be given with, before it makes sense.
 NEEDS = {
     "model=hub": ["model.name=some/model"],

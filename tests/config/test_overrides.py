@@ -25,7 +25,9 @@ def test_a_prompt_is_what_was_typed(text):
     assert value_of(quote_literal(f"prompt={text}")) == text
 
 
-@pytest.mark.parametrize("key", ["run", "dir", "output", "dataset.path", "dataset.sources.a.path", "+dataset.sources.a.path"])
+@pytest.mark.parametrize(
+    "key", ["run", "dir", "output", "dataset.path", "dataset.sources.a.path", "+dataset.sources.a.path"]
+)
 def test_paths_need_no_quoting(key):
     path = "/data/it's, a = (strange) {name}?.json"
     assert value_of(quote_literal(f"{key}={path}")) == path

@@ -17,7 +17,9 @@ def losses(result) -> list[float]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_and_its_loss_falls(run, family):
-    result = run(f"model.architecture={family}", "trainer.learning_rate=1e-2", "trainer.max_steps=10", "trainer.warmup_steps=0")
+    result = run(
+        f"model.architecture={family}", "trainer.learning_rate=1e-2", "trainer.max_steps=10", "trainer.warmup_steps=0"
+    )
     found = losses(result)
     assert len(found) == 10
     assert sum(found[-2:]) / 2 < 0.9 * found[0]
@@ -25,7 +27,17 @@ def test_every_family_trains_and_its_loss_falls(run, family):
 
 @pytest.mark.parametrize(
     "options",
-    ["lora=r8", "lora=dora", "lora=rslora", "lora=pissa", "lora=olora", "quant=nf4", "quant=nf4 lora=loftq", "quant=int8", "model.architecture=gemma3"],
+    [
+        "lora=r8",
+        "lora=dora",
+        "lora=rslora",
+        "lora=pissa",
+        "lora=olora",
+        "quant=nf4",
+        "quant=nf4 lora=loftq",
+        "quant=int8",
+        "model.architecture=gemma3",
+    ],
 )
 def test_the_adapter_over_the_plain_base_gives_the_trained_models_logits(run, options):
     from peft import PeftConfig, PeftModel
@@ -40,9 +52,16 @@ def test_the_adapter_over_the_plain_base_gives_the_trained_models_logits(run, op
 
     result = run(*options.split(), "trainer.learning_rate=1e-2", "trainer.eval_strategy='no'", callbacks=[Keep()])
     quant = json.loads((result.directory / "training_info.json").read_text())["quant"]
-    settings = {"load_in_8bit": True} if quant.get("load_in_8bit") else {
-        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32
-    }
+    settings = (
+        {"load_in_8bit": True}
+        if quant.get("load_in_8bit")
+        else {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.float32,
+        }
+    )
     base = AutoModelForCausalLM.from_pretrained(
         PeftConfig.from_pretrained(result.adapter).base_model_name_or_path,
         dtype=torch.float32,
@@ -72,25 +91,52 @@ def test_full_fine_tuning_writes_a_whole_model(run):
 def test_the_run_directory_has_what_the_contract_lists(run):
     result = run()
     for name in (
-        ".hydra/config.yaml", ".hydra/overrides.yaml", "config.resolved.yaml", "run.json", "training_info.json", "train.log",
-        "metrics.jsonl", "metrics.json", "data_report.json", "preview.html", "preview.jsonl", "curves.png",
-        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json", "adapter/README.md",
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+        "config.resolved.yaml",
+        "run.json",
+        "training_info.json",
+        "train.log",
+        "metrics.jsonl",
+        "metrics.json",
+        "data_report.json",
+        "preview.html",
+        "preview.jsonl",
+        "curves.png",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/tokenizer.json",
+        "adapter/README.md",
     ):
         assert (result.directory / name).stat().st_size > 0, name
     metrics = json.loads((result.directory / "metrics.json").read_text())
     assert (metrics["status"], metrics["steps"]) == ("finished", 4)
-    assert all(metrics[key] is not None for key in (
-        "epochs", "train_loss", "eval_loss", "eval_perplexity", "eval_token_accuracy", "total_tokens", "trained_tokens",
-        "tokens_per_second", "peak_memory_bytes", "train_seconds", "total_seconds", "eval_known_loss", "eval_unseen_loss",
-    ))
+    assert all(
+        metrics[key] is not None
+        for key in (
+            "epochs",
+            "train_loss",
+            "eval_loss",
+            "eval_perplexity",
+            "eval_token_accuracy",
+            "total_tokens",
+            "trained_tokens",
+            "tokens_per_second",
+            "peak_memory_bytes",
+            "train_seconds",
+            "total_seconds",
+            "eval_known_loss",
+            "eval_unseen_loss",
+        )
+    )
     assert "${" not in (result.directory / "config.resolved.yaml").read_text()
     assert json.loads((result.directory / "run.json").read_text())["status"] == "finished"
 
 
 def test_the_config_snapshot_composes_to_the_same_run(run):
     from sft.api import compose
-    from sft.config.compose import plain
     from sft.config.base import read_run
+    from sft.config.compose import plain
 
     result = run("lora.lora_dropout=0.1")
     assert plain(compose(file=result.directory / "config.resolved.yaml")) == plain(read_run(str(result.directory)))
@@ -100,15 +146,19 @@ def test_the_config_snapshot_composes_to_the_same_run(run):
 def test_the_loss_does_not_depend_on_how_a_step_is_split(run, batch, accumulation):
     whole = run("trainer.per_device_train_batch_size=8", "trainer.max_steps=3", to="whole")
     split = run(
-        f"trainer.per_device_train_batch_size={batch}", f"trainer.gradient_accumulation_steps={accumulation}",
-        "trainer.max_steps=3", to="split",
+        f"trainer.per_device_train_batch_size={batch}",
+        f"trainer.gradient_accumulation_steps={accumulation}",
+        "trainer.max_steps=3",
+        to="split",
     )
     assert losses(split) == pytest.approx(losses(whole), abs=2e-5)
 
 
 def test_the_same_run_twice_is_bit_identical(run):
     one, two = run("lora.lora_dropout=0.1", to="one"), run("lora.lora_dropout=0.1", to="two")
-    assert (one.adapter / "adapter_model.safetensors").read_bytes() == (two.adapter / "adapter_model.safetensors").read_bytes()
+    assert (one.adapter / "adapter_model.safetensors").read_bytes() == (
+        two.adapter / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_broken_off_run_resumes_to_the_same_weights(run):
@@ -173,7 +223,9 @@ def test_callbacks_and_metrics_of_ones_own(run):
 
 
 def test_generation_reports_exact_match_before_and_after(run):
-    result = run("evaluation.generate=true", "evaluation.before=true", "evaluation.max_samples=2", "evaluation.max_new_tokens=8")
+    result = run(
+        "evaluation.generate=true", "evaluation.before=true", "evaluation.max_samples=2", "evaluation.max_new_tokens=8"
+    )
     assert result.metrics["eval_exact_match"] == 0.0
     assert {"before_eval_exact_match", "eval_known_exact_match", "eval_unseen_exact_match"} <= set(result.metrics)
     assert len((result.directory / "samples.jsonl").read_text().splitlines()) == 4

@@ -27,8 +27,8 @@ from sft.data.tickets.typos import misspell
 PARTS = ("train", "known", "unseen")
 SYSTEM = "Extract customer, product, issue and urgency as JSON."
 
-# In twentieths of the rows: how often a message gives a field, and how often it carries noise.
-NAMED, PRODUCT_GIVEN, URGENCY_GIVEN = 16, 17, 15
+# In twentieths of the rows: how often a message gives a field (a name before the rest, not after), or carries noise.
+NAMED, INTRODUCED, PRODUCT_GIVEN, URGENCY_GIVEN = 16, 8, 17, 15
 DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 6, 2, 2, 3
 
 # Every fourth pair of product and phrasing is kept for evaluation.
@@ -89,6 +89,7 @@ class _Writer:
         self.column = "unseen" if part == "unseen" else "known"
         self.named, self.product_given = chance(rng, NAMED), chance(rng, PRODUCT_GIVEN)
         self.distracted, self.misspelled = chance(rng, DISTRACTED), chance(rng, MISSPELLED)
+        self.introduced = chance(rng, INTRODUCED)
         self.lower_case, self.surname = chance(rng, LOWER_CASE), chance(rng, SURNAME)
         self.openings = Deck(rng, self._phrases(OPENINGS))
         self.closings = Deck(rng, self._phrases(CLOSINGS))
@@ -161,9 +162,9 @@ class _Writer:
         """Put the writer's name before or after the body, or greet without one."""
         if name is None:
             return f"{self.greetings.draw()} {body}".strip()
-        if self.rng.random() < 0.6:
+        if self.introduced.draw():
             return f"{self.openings.draw().format(name=name)} {body}"
-        return f"{body} {self.closings.draw().format(name=name)}"
+        return f"{body}\n{self.closings.draw().format(name=name)}"
 
 
 def _held_out(place: int, issue: str | None, number: int) -> bool:

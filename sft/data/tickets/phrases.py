@@ -176,7 +176,7 @@ OPENINGS = Phrases(
     ("{name} speaking.", "You are reading a note from {name}.", "Good day, {name} writes to you."),
 )
 CLOSINGS = Phrases(
-    ("Thanks, {name}", "Regards, {name}", "Best, {name}", "- {name}", "Yours, {name}"),
-    ("Cheers, {name}", "Signed, {name}", "Take care, {name}"),
+    ("Thanks,\n{name}", "Regards,\n{name}", "Best,\n{name}", "Yours,\n{name}", "- {name}"),
+    ("Cheers,\n{name}", "Signed,\n{name}", "Take care,\n{name}"),
 )
-GREETINGS = Phrases(("Hello.", "Hi there.", "Good morning.", "Hello,", ""), ("Good evening.", "Dear shop,", ""))
+GREETINGS = Phrases(("Hello.", "Hi there.", "Good morning.", "Hello!", ""), ("Good evening.", "Dear shop!", ""))
