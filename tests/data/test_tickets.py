@@ -170,4 +170,31 @@ def test_a_slip_changes_one_long_lower_case_word_behind_its_first_letter(sentenc
         assert abs(len(a) - len(b)) <= 1
 
 
-FIRST_ROWS: dict[str, list[dict[str, str]]] = {}
+FIRST_ROWS: dict[str, list[dict[str, str]]] = {
+    "train": [
+        {
+            "role": "user",
+            "content": "I want my mnoey back for my router! I bought it in May. I need it by Friday.\n"
+            "Yours,\n"
+            "Walter Lee",
+        },
+        {
+            "role": "assistant",
+            "content": '{"customer": "Walter Lee", "product": "router", "issue": "refund", "urgency": "normal"}',
+        },
+    ],
+    "known": [
+        {"role": "user", "content": "The sound of my mobile crackles.\nThanks,\nXavier Quinn"},
+        {
+            "role": "assistant",
+            "content": '{"customer": "Xavier Quinn", "product": "phone", "issue": "sound", "urgency": null}',
+        },
+    ],
+    "unseen": [
+        {"role": "user", "content": "There is a hiss in every song on my portable computer.\nCheers,\nHarriet"},
+        {
+            "role": "assistant",
+            "content": '{"customer": "Harriet", "product": "laptop", "issue": "sound", "urgency": null}',
+        },
+    ],
+}
