@@ -11,6 +11,7 @@ from sft.config.errors import UserError
 from sft.data.gate import IGNORE, Gate
 from sft.data.markers import Markers
 from sft.data.offsets import tokens_between
+from sft.data.segments import Segments
 from sft.template.bound import BoundTemplate
 from sft.template.spans import Rendered, Unlabelable, render_rows
 
@@ -74,6 +75,8 @@ class Encoder:
         elif response_template or instruction_template:
             remedy = "dataset.masking=response_template"
             raise UserError("a response template is set, but masking does not look for it", remedy=remedy)
+        ends = [*bound.stop_tokens, *([bound.tool_stop] if bound.tool_stop else [])]
+        self.segments = Segments(tokenizer.backend_tokenizer, ends)
         self.gate = Gate(bound, tokenizer, train_on=train_on, masking=masking)
         self._options = [train_on, masking, history, response_template, instruction_template]
         self._fingerprint: str | None = None
@@ -150,7 +153,8 @@ class Encoder:
         """Tokenize all texts at once; special tokens stand in the text, none is added."""
         if not texts:
             return []
-        return self._backend().encode_batch(texts, add_special_tokens=False)
+        self._backend()  # its file may ask for truncation
+        return self.segments.encode(texts)
 
     def _backend(self) -> Any:
         """The tokenizer itself, without the truncation and padding that its file may ask for."""

@@ -21,17 +21,17 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
     if first is None:
         return None
     last = next(token for at in range(end - 1, start - 1, -1) if (token := encoding.char_to_token(at)) is not None)
-    offsets = encoding.offsets
+    chars, count = encoding.token_to_chars, len(encoding)  # one token's offsets: all of them are slow to list
     # one character may be several tokens, and a token of trimmed spaces covers none
-    while first > 0 and offsets[first - 1][0] >= start and offsets[first - 1][1] > start:
+    while first > 0 and chars(first - 1)[0] >= start and chars(first - 1)[1] > start:
         first -= 1
-    while first <= last and offsets[first][0] < start:
+    while first <= last and chars(first)[0] < start:
         first += 1
-    while last + 1 < len(offsets) and offsets[last + 1][0] < end and offsets[last + 1][1] <= end:
+    while last + 1 < count and chars(last + 1)[0] < end and chars(last + 1)[1] <= end:
         last += 1
-    while last >= first and offsets[last][1] > end:
+    while last >= first and chars(last)[1] > end:
         last -= 1
     if first > last:
         return None
-    before = offsets[first - 1][1] if first else 0
-    return first, last, max(start, before), offsets[last][1]
+    before = chars(first - 1)[1] if first else 0
+    return first, last, max(start, before), chars(last)[1]
