@@ -17,12 +17,15 @@ class Tokenizer:
         padding_side: side that generation and batches pad on; the family's where not given.
         trust_remote_code: run code from the tokenizer's repository; follows the model's where not given.
         special_tokens: tokens to set or add, by role (`{pad_token: "<pad>", additional_special_tokens: [...]}`).
+        expected_ids: ids that the run is refused without, by role (`{pad: 0, unk: 1, bos: 2, eos: 3}`); a SentencePiece
+            model (tokenizer.model) beside the tokenizer is held to them too.
     """
 
     name: str | None = None
     padding_side: Literal["left", "right"] | None = None
     trust_remote_code: bool | None = None
     special_tokens: dict[str, Any] = field(default_factory=dict)
+    expected_ids: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

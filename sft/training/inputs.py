@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sft.config.build import build
@@ -17,7 +18,7 @@ from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
-from sft.template.tokens import check_tokenizer
+from sft.template.tokens import check_sentencepiece, check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
     if added:
         log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
     control = [token for token in family.control_tokens if token in bound.text]
-    for warning in check_tokenizer(tokenizer, stop_tokens=bound.stop_tokens, chat_tokens=control):
-        log.warning("%s", warning)
+    _check_tokenizer(tokenizer, bound, control, model.tokenizer.expected_ids)
     encoder = Encoder(
         bound,
         tokenizer,
@@ -83,3 +83,15 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
     )
     data = prepare(dataset, encoder, seed=config["seed"])
     return Inputs(model, model_config, family, dataset, tokenizer, bound, encoder, data)
+
+
+def _check_tokenizer(tokenizer: Any, bound: BoundTemplate, control: list[str], expected: Mapping[str, int]) -> None:
+    """Hold the tokenizer to the template, and to the ids that the config asks for."""
+    found = check_tokenizer(
+        tokenizer, stop_tokens=bound.stop_tokens, chat_tokens=control, expected_ids=dict(expected) or None
+    )
+    for warning in found:
+        log.warning("%s", warning)
+    sentencepiece = Path(tokenizer.name_or_path) / "tokenizer.model"
+    if expected and sentencepiece.is_file():
+        check_sentencepiece(sentencepiece, expected)

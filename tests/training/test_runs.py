@@ -236,3 +236,8 @@ def test_a_merged_model_is_saved_when_asked_for(run):
 
     result = run("save_merged_model=true")
     assert AutoModelForCausalLM.from_pretrained(result.directory / "merged").num_parameters() > 0
+
+
+def test_a_tokenizer_with_other_ids_than_asked_for_is_refused(run):
+    with pytest.raises(UserError, match="eos"):
+        run("model.tokenizer.expected_ids={eos: 99999}")
