@@ -26,7 +26,7 @@ def begin(job: Job, record: RunRecord) -> str | None:
         UserError: the directory belongs to another config, or `resume` names no run.
     """
     run, resume = job.run, str(job.config["resume"])
-    if resume == "never":
+    if resume == "never" or not _trained(job, record):
         _start_over(job)
         record.content.clear()
     else:
@@ -41,6 +41,13 @@ def begin(job: Job, record: RunRecord) -> str | None:
         log.info("going on from %s", found)
     record.start(seed=job.config["seed"], resumed_from=found.name if found else None, name=job.config["name"])
     return str(found) if found else None
+
+
+def _trained(job: Job, record: RunRecord) -> bool:
+    """Whether an earlier start in this directory made a step; one that was refused before binds nobody to its config."""
+    run = job.run
+    finished = record.content.get("status") == "finished"
+    return finished or run.metrics_jsonl.exists() or bool(checkpoint.listed(run.checkpoints))
 
 
 def explicit_keys(job: Job) -> list[str]:

@@ -241,3 +241,12 @@ def test_a_merged_model_is_saved_when_asked_for(run):
 def test_a_tokenizer_with_other_ids_than_asked_for_is_refused(run):
     with pytest.raises(UserError, match="eos"):
         run("model.tokenizer.expected_ids={eos: 99999}")
+
+
+def test_a_start_that_was_refused_before_the_first_step_binds_nobody(run, tmp_path):
+    with pytest.raises(UserError):
+        run("dataset.max_length=3")
+    result = run("dataset.max_length=512")
+    assert result.metrics["steps"] == 4
+    assert "max_length: 512" in (result.directory / "config.resolved.yaml").read_text()
+    assert "dataset.max_length=512" in (result.directory / ".hydra" / "overrides.yaml").read_text()
