@@ -73,6 +73,7 @@ def _run(
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.finish import finish, objective_of
     from sft.training.inputs import prepare_inputs
+    from sft.training.isolation import check_isolation
     from sft.training.outputs import training_info, write_data
     from sft.training.start import explicit_keys, seed_everything
     from sft.training.stopping import Stopping
@@ -109,6 +110,7 @@ def _run(
                 objective=objective,
                 direction=direction,
             )
+            check_isolation(model, inputs.data.parts, trainer.compute_loss_context_manager)
             examination.ask_before(model)
             trainer.train(resume_from_checkpoint=resume_from)
             stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)

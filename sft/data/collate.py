@@ -1,8 +1,9 @@
 """Rows to batches of tensors: padded, or with no padding at all.
 
-Both give input_ids, labels, position_ids and shift_labels: `shift_labels[b, t]` is the token that the model has to
-predict at position t, that is `labels[b, t + 1]`, and -100 at the last token of every document. So a loss over
-`shift_labels` is computed where it is not -100, without a shift of its own and never across a border.
+Both give input_ids, labels, shift_labels and, where a model cannot count them itself, position_ids.
+`shift_labels[b, t]` is the token that the model has to predict at position t, that is `labels[b, t + 1]`, and -100 at
+the last token of every document. So a loss over `shift_labels` is computed where it is not -100, without a shift of its
+own and never across a border.
 
 Beside the tensors a batch names its rows, for messages: `source` and `row` (one entry a document, as strings and
 numbers) and `lengths` (documents' tokens in order). They are no arguments of a model: take them out with `split_batch`.
@@ -54,8 +55,9 @@ def positions(lengths: Sequence[int]) -> np.ndarray:
 class PaddedCollator:
     """Rows side by side, padded to the longest: tensors [rows, tokens].
 
-    With one document a row there is an attention_mask. With packs there is none: models then tell documents apart by
-    position_ids that start again, and padding is a document of its own.
+    With one document a row there is an attention_mask, and position_ids only where padding comes first. With packs
+    there is no mask: models then tell documents apart by position_ids that start again, and padding is a document of
+    its own.
 
     Args:
         pad_token_id: fills input_ids; labels are -100 there.
@@ -91,6 +93,8 @@ class PaddedCollator:
                 batch["position_ids"][index, here.stop :] = np.arange(width - here.stop)
         if not packed:
             batch["attention_mask"] = mask
+            if self.padding_side != "left":
+                del batch["position_ids"]  # what models count by themselves; some take no positions at all
         return {**{key: torch.from_numpy(value) for key, value in batch.items()}, **_about(features)}
 
 

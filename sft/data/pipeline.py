@@ -44,6 +44,11 @@ class Prepared:
     report: dict[str, Any]
     fingerprint: str
 
+    @property
+    def parts(self) -> list[Rows]:
+        """The training rows and the evaluation rows of each source."""
+        return [self.train, *self.eval.values()]
+
 
 @dataclass
 class Part:

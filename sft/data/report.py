@@ -108,14 +108,16 @@ def unaccounted(source: Mapping[str, Any]) -> tuple[int, int]:
     return conversations, rows + named_twice
 
 
-def with_steps(report: dict[str, Any], rows_per_step: int) -> dict[str, Any]:
+def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = False) -> dict[str, Any]:
     """The report with the optimizer steps of an epoch filled in.
 
     Args:
         report: as `prepare` gives it; changed in place.
         rows_per_step: training rows that one optimizer step takes, over all processes and accumulated batches.
+        drop_last: whether the rows that fill no whole step are left out.
     """
-    report["train"]["steps_per_epoch"] = -(-report["train"]["rows"] // rows_per_step)
+    steps, rest = divmod(report["train"]["rows"], rows_per_step)
+    report["train"]["steps_per_epoch"] = steps + (rest > 0 and not drop_last)
     return report
 
 
@@ -145,7 +147,7 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for line in summary(report):
         console.print(Text(visible(f"  {line}")), style="yellow")
-    console.print(Text(_total(report)))
+    console.print(Text(total(report)))
 
 
 def _source(part: Part) -> dict[str, Any]:
@@ -232,7 +234,8 @@ def _rounded(count: int) -> str:
     return f"{count:,}"
 
 
-def _total(report: Mapping[str, Any]) -> str:
+def total(report: Mapping[str, Any]) -> str:
+    """What is trained and evaluated on, in one line."""
     train = report["train"]
     packs = f" in {train['rows']:,} packs, {train['fill']:.1%} full" if report["packing"] else ""
     text = f"train: {train['documents']:,} rows{packs}, {train['tokens']:,} tokens, {train['trained_tokens']:,} trained"

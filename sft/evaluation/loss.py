@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sft.data.collate import PaddedCollator, split_batch
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
@@ -65,94 +66,79 @@ def evaluate_loss(
         model: a causal language model.
         sources: rows by source name, each with input_ids and labels (-100 where nothing is predicted), and `lengths`
             where a row packs several documents.
-        batch_size: documents side by side.
+        batch_size: rows side by side.
         prefix: of the figures' names.
-        progress: called with documents done and documents in all, after each batch.
+        progress: called with rows done and rows in all, after each batch.
 
     Returns:
         `{prefix}loss`, `{prefix}perplexity` and `{prefix}token_accuracy` over all tokens; with several sources the same
         for each as `{prefix}{source}_loss` and so on.
     """
-    documents = {name: list(split_documents(rows)) for name, rows in sources.items()}
-    every = [document for rows in documents.values() for document in rows]
+    compact = {name: [_compact(row) for row in rows] for name, rows in sources.items()}
+    every = [row for rows in compact.values() for row in rows]
     totals = measure(model, every, batch_size=batch_size, progress=progress)
     figures = sum(totals, TokenTotals()).metrics(prefix)
     start = 0
-    for name, rows in documents.items():
-        if len(documents) > 1:
+    for name, rows in compact.items():
+        if len(compact) > 1:
             figures |= sum(totals[start : start + len(rows)], TokenTotals()).metrics(f"{prefix}{name}_")
         start += len(rows)
     return figures
 
 
-def split_documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Yield (input_ids, labels) of each document, arrays [tokens]; packed rows fall apart by their `lengths`."""
-    import numpy
-
-    for row in rows:
-        ids, labels = (
-            numpy.asarray(row[key], dtype=numpy.int32) for key in ("input_ids", "labels")
-        )  # a tenth of lists
-        start = 0
-        lengths = row.get("lengths")
-        for length in [len(ids)] if lengths is None else lengths:
-            yield ids[start : start + length], labels[start : start + length]
-            start += length
-
-
 def measure(
     model: Any,
-    documents: Sequence[tuple[Any, Any]],
+    rows: Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenTotals]:
-    """Total each (input_ids, labels) document, in the given order; the model is left as it was."""
-    totals = [TokenTotals()] * len(documents)
+    """Total each row (a document, or a pack of several), in the given order; the model is left as it was."""
+    totals = [TokenTotals()] * len(rows)
     done = 0
     with undisturbed(model):
-        for batch in by_length([len(ids) for ids, _ in documents], batch_size):
-            for i, total in zip(batch, _measure_batch(model, [documents[i] for i in batch]), strict=True):
+        for batch in by_length([len(row["input_ids"]) for row in rows], batch_size):
+            for i, total in zip(batch, _measure_batch(model, [rows[i] for i in batch]), strict=True):
                 totals[i] = total
             done += len(batch)
             if progress:
-                progress(done, len(documents))
+                progress(done, len(rows))
     return totals
 
 
-def _measure_batch(model: Any, documents: Sequence[tuple[Any, Any]]) -> list[TokenTotals]:
-    """Total documents padded side by side on the right, with logits at predicted positions alone."""
-    import torch
+def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's tokens and labels as arrays, which take a tenth of lists."""
+    import numpy
 
-    width = max(len(ids) for ids, _ in documents)
-    input_ids = torch.zeros((len(documents), width), dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    targets = torch.full_like(input_ids, IGNORE)  # targets[b, t] is what position t has to predict
-    for row, (ids, labels) in enumerate(documents):
-        input_ids[row, : len(ids)] = torch.as_tensor(ids)
-        attention_mask[row, : len(ids)] = 1
-        targets[row, : max(len(ids) - 1, 0)] = torch.as_tensor(labels[1:], dtype=torch.long)
+    arrays = {key: numpy.asarray(row[key], dtype=numpy.int32) for key in ("input_ids", "labels")}
+    return {**arrays, "lengths": row.get("lengths") or [len(arrays["input_ids"])]}
+
+
+def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]]) -> list[TokenTotals]:
+    """Total rows padded side by side on the right, with logits at predicted positions alone."""
+    batch, _ = split_batch(PaddedCollator(pad_token_id=0)(rows))
+    targets = batch.pop("shift_labels")
+    del batch["labels"]
     wanted = targets != IGNORE
     if not wanted.any():
-        return [TokenTotals()] * len(documents)
+        return [TokenTotals()] * len(rows)
     device = model.get_input_embeddings().weight.device
-    logits = _logits_at(model, input_ids.to(device), attention_mask.to(device), wanted.to(device))
-    flat = targets[wanted].to(logits.device)
-    losses, hits = _score_tokens(logits, flat)
-    rows = wanted.nonzero()[:, 0]
+    logits = _logits_at(model, {key: value.to(device) for key, value in batch.items()}, wanted.to(device))
+    losses, hits = _score_tokens(logits, targets[wanted].to(logits.device))
+    owner = wanted.nonzero()[:, 0]
     found = []
-    for row in range(len(documents)):
-        mine = rows == row
+    for row in range(len(rows)):
+        mine = owner == row
         found.append(TokenTotals(float(losses[mine].sum()), int(hits[mine].sum()), int(mine.sum())))
     return found
 
 
-def _logits_at(model: Any, input_ids: Any, attention_mask: Any, wanted: Any) -> Any:
+def _logits_at(model: Any, batch: Mapping[str, Any], wanted: Any) -> Any:
     """Logits [wanted positions, vocabulary]; a model that cannot choose positions computes them all."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     chooses = "logits_to_keep" in inspect.signature(inner.forward).parameters
     chosen = {"logits_to_keep": wanted} if chooses and type(inner).__module__.startswith("transformers.") else {}
-    out = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **chosen).logits
+    out = model(**batch, use_cache=False, **chosen).logits
     return out.reshape(-1, out.shape[-1]) if chosen else out[wanted]
 
 

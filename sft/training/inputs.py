@@ -11,11 +11,13 @@ from typing import Any
 from sft.config.build import build
 from sft.data.labels import Encoder
 from sft.data.pipeline import Prepared, prepare, sample_conversations
+from sft.data.report import with_steps
 from sft.data.spec import Dataset
 from sft.model.facts import family_of
 from sft.model.load import load_config, load_tokenizer
 from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
+from sft.run.rank import world_size
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
 from sft.template.tokens import check_sentencepiece, check_tokenizer
@@ -82,7 +84,14 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
         instruction_template=dataset.instruction_template,
     )
     data = prepare(dataset, encoder, seed=config["seed"])
+    with_steps(data.report, *_rows_per_step(config["trainer"]))
     return Inputs(model, model_config, family, dataset, tokenizer, bound, encoder, data)
+
+
+def _rows_per_step(trainer: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rows (packs, where they are packed) that an optimizer step takes, and whether a last part of one is left out."""
+    batch = trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1)
+    return batch * world_size(), bool(trainer.get("dataloader_drop_last"))
 
 
 def _check_tokenizer(tokenizer: Any, bound: BoundTemplate, control: list[str], expected: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sft import __version__
 from sft.data.preview import preview_rows, to_html, to_jsonl
+from sft.data.report import summary, total
 from sft.model.save import save_adapter, save_model
 from sft.run.card import Card
 from sft.run.directory import RunDirectory
@@ -22,9 +23,12 @@ PREVIEWED = 20  # rows in a run directory's preview
 
 
 def write_data(run: RunDirectory, inputs: Inputs) -> None:
-    """data_report.json, preview.html, preview.jsonl and the picture of the lengths."""
+    """data_report.json, preview.html, preview.jsonl and the picture of the lengths; what was lost, in the log."""
     from sft.data.length import plot_lengths
 
+    for line in summary(inputs.data.report):
+        log.warning("%s", line)
+    log.info("%s", total(inputs.data.report))
     run.write_json(run.data_report, inputs.data.report)
     previews = preview_rows(inputs.data.train, inputs.tokenizer, PREVIEWED)
     run.write_text(run.preview_html, to_html(previews, run.path.name))

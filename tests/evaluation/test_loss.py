@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.evaluation.loss import TokenTotals, evaluate_loss, measure, split_documents
+from sft.evaluation.loss import TokenTotals, evaluate_loss, measure
 
 
 def make_rows(count: int = 7, seed: int = 0) -> list[dict[str, list[int]]]:
@@ -41,7 +41,7 @@ def expected(model: Any, rows: list[dict[str, list[int]]]) -> TokenTotals:
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_totals_are_those_of_full_logits(architecture: str, batch_size: int, build_model: Any) -> None:
     model, rows = build_model(architecture), make_rows()
-    got = sum(measure(model, list(split_documents(rows)), batch_size=batch_size), TokenTotals())
+    got = sum(measure(model, rows, batch_size=batch_size), TokenTotals())
     want = expected(model, rows)
     assert got.tokens == want.tokens == sum(label != -100 for row in rows for label in row["labels"])
     assert got.correct == want.correct
