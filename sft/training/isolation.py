@@ -151,6 +151,8 @@ def _reason(model: Any, found: Isolation) -> str:
 
 
 def _remedy(model: Any) -> str:
-    attention = getattr(model.config, "_attn_implementation", None)
-    other = "model.attn_implementation=sdpa, or " if attention not in (None, "sdpa") else ""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = getattr(base.config, "_attn_implementation", None)
+    offered = getattr(base, "_supports_sdpa", False) and attention != "sdpa"
+    other = "model.attn_implementation=sdpa, or " * offered
     return f"{other}dataset.packing=false"
