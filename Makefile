@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Two threads on busy cores stall small models: each test process computes with one.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all lint type format bench docs install clean
+.PHONY: demo test test-all soak lint type format bench docs install clean
 
 demo: $(INSTALLED)  ## the main job: a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## the fast tests, offline
 
 test-all: $(INSTALLED)  ## the slow ones too
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile
+
+soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with one left alone
+	$(PY) tests/soak/soak.py --rounds 50 --jobs 2
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -1,4 +1,4 @@
-"""sft from Python: `from sft.api import compose, train`. Importing this loads nothing heavy."""
+"""sft from Python: `from sft.api import compose, train, evaluate`. Importing this loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from sft.inference.evaluated import Evaluated
     from sft.training.result import Result
 
-__all__ = ["compose", "train"]
+__all__ = ["compose", "evaluate", "train"]
 
 
-def compose(*overrides: str, file: str | Path | None = None) -> DictConfig:
+def compose(*overrides: str, file: str | Path | None = None, command: str = "train") -> DictConfig:
     """Compose a run's config, as the command line does.
 
     Args:
         *overrides: as on the command line: "model=qwen3", "lora.r=8", "hydra.run.dir=DIR".
         file: a YAML file: a run's config.resolved.yaml, which is taken whole, or some keys to lay over the defaults
             (`lora: {r: 8}`). Overrides win over it.
+        command: whose config: "train", or "evaluate", which takes "run=DIR".
 
     Returns:
-        The config; `config.hydra.run.dir` is where `train` will write.
+        The config; `config.hydra.run.dir` is where `train` or `evaluate` will write.
 
     Raises:
         UserError: every fault found, at once.
     """
     from sft.config.script import compose_script
 
-    return compose_script(list(overrides), Path(file) if file is not None else None)
+    return compose_script(list(overrides), Path(file) if file is not None else None, command)
 
 
 def train(
@@ -50,3 +52,20 @@ def train(
     from sft.train import train as run
 
     return run(config, callbacks, compute_metrics)
+
+
+def evaluate(what: DictConfig | str | Path, *overrides: str) -> Evaluated:
+    """Evaluate a finished run or a model; gives `found.metrics`, `found.directory`, and its tables as `str(found)`.
+
+    Args:
+        what: a run's directory, or a config from `compose(..., command="evaluate")`.
+        *overrides: with a run's directory, as on the command line: "evaluation=compare", "dataset.path=FILE".
+
+    Raises:
+        UserError: a mistake in config or data, or a run without weights.
+    """
+    from sft.evaluate import evaluate as measure
+
+    if isinstance(what, DictConfig):
+        return measure(what)
+    return measure(compose(f"run={what}", *overrides, command="evaluate"))

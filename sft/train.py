@@ -40,21 +40,32 @@ def train(
         RunFailed: the run started and failed; what it wrote is kept.
         Interrupted: stopped by a signal with its checkpoint written.
     """
+    from sft.training.job import Job
+
+    return train_job(Job.of(config), callbacks, compute_metrics)
+
+
+def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None) -> Result:
+    """As `train`, of a job that is made already."""
     started = time.time()
+    from sft.run.hub import Push
     from sft.run.record import RunRecord
     from sft.run.session import holding, recording
-    from sft.training.finish import earlier_result
-    from sft.training.job import Job
+    from sft.training.finish import earlier_result, push_weights
+    from sft.training.memory import answering
     from sft.training.start import begin
 
-    job = Job.of(config)
+    push = Push.of(job.config)
     with holding(job.run):
         record = RunRecord(job.run)
         resume_from = begin(job, record)
-        if resume_from is None and (result := earlier_result(job)):
-            return result
-        with recording(job.run, record):
-            return _run(job, record, resume_from, callbacks, compute_metrics, started)
+        result = earlier_result(job) if resume_from is None else None
+        if result is None:
+            with recording(job.run, record), answering(job.config, job.run):
+                result = _run(job, record, resume_from, callbacks, compute_metrics, started)
+        if push:
+            push_weights(job.run, push)
+        return result
 
 
 def _run(
@@ -65,56 +76,81 @@ def _run(
     compute_metrics: Callable[..., Any] | None,
     started: float,
 ) -> Result:
-    """Data, model, trainer; fit; save; the figures."""
-    from sft.config.build import build
-    from sft.run.trackers.base import tracking
-    from sft.training.answers import Examination, few_examples
-    from sft.training.build import build_callbacks, build_model, build_trainer
-    from sft.training.callbacks.base import bind_all, closing
-    from sft.training.finish import finish, objective_of
+    """Data and model; then `_fit`."""
+    from sft.model.shared import lent
+    from sft.training.build import build_model
+    from sft.training.identity import input_facts, refuse_other_inputs, with_recorded_day
     from sft.training.inputs import prepare_inputs
-    from sft.training.isolation import check_isolation
-    from sft.training.outputs import training_info, write_data
-    from sft.training.start import explicit_keys, seed_everything
+    from sft.training.outputs import write_data
+    from sft.training.start import seed_everything
     from sft.training.stopping import Stopping
 
-    config, run = job.config, job.run
-    allowed = config["allow_targets"]
+    before = job.origin or record.content
+    job.config = config = with_recorded_day(job.config, before)
     stopping = Stopping()
     with stopping.listening():
         seed_everything(config["seed"])
         inputs = prepare_inputs(config)
-        write_data(run, inputs)
-        record.update(data=inputs.data.report.get("fingerprints") or {"rows": inputs.data.fingerprint})
+        facts = input_facts(config, inputs)
+        refuse_other_inputs(config, before, facts)
+        write_data(job.run, inputs)
+        record.update(**facts)
+        model = build_model(config, inputs, job.shares_base)
+        with lent(model):
+            return _fit(job, inputs, model, resume_from, (more, stopping, compute_metrics), started)
 
-        model = build_model(config, inputs)
-        info = training_info(config, inputs, model)
-        info.write(run)
 
-        objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
-        callbacks = build_callbacks(config, objective, direction)
-        examination = Examination(
-            build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"]
+def _fit(
+    job: Job, inputs: Any, model: Any, resume_from: str | None, given: tuple[Any, Any, Any], started: float
+) -> Result:
+    """Trainer; fit; save; the figures."""
+    from sft.config.build import build
+    from sft.run.trackers.base import tracking
+    from sft.training.answers import Examination, few_examples
+    from sft.training.build import build_callbacks, build_trainer
+    from sft.training.callbacks.base import bind_all, closing
+    from sft.training.callbacks.pruning import pruning_callbacks
+    from sft.training.finish import finish, objective_of
+    from sft.training.layout import lay_out
+    from sft.training.outputs import training_info
+    from sft.training.start import explicit_keys
+
+    config, run, (more, stopping, compute_metrics) = job.config, job.run, given
+    allowed = config["allow_targets"]
+    info = training_info(config, inputs, model)
+    info.write(run)
+    objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
+    callbacks = build_callbacks(config, objective, direction)
+    examination = Examination(build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"])
+    tracker = build(config["tracker"], where="tracker", allowed=allowed)
+    with tracking(tracker, run, config, run.path.name, job.group) as active, closing(callbacks.values()):
+        trainer = build_trainer(
+            config,
+            run,
+            model,
+            inputs,
+            callbacks,
+            [*more, *pruning_callbacks(), stopping],
+            active,
+            explicit_keys(job),
+            compute_metrics,
         )
-        tracker = build(config["tracker"], where="tracker", allowed=allowed)
-        with tracking(tracker, run, config, run.path.name, job.group) as active, closing(callbacks.values()):
-            trainer = build_trainer(
-                config, run, model, inputs, callbacks, [*more, stopping], active, explicit_keys(job), compute_metrics
-            )
-            bind_all(
-                trainer.callback_handler.callbacks,
-                run,
-                tokenizer=inputs.tokenizer,
-                template=inputs.template,
-                examples=few_examples(inputs, 4, config),
-                objective=objective,
-                direction=direction,
-            )
-            check_isolation(model, inputs.data.parts, trainer.compute_loss_context_manager)
-            examination.ask_before(model)
-            trainer.train(resume_from_checkpoint=resume_from)
-            stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
-            return finish(job, trainer, inputs, info, examination, active, (objective, started))
+        bind_all(
+            trainer.callback_handler.callbacks,
+            run,
+            tokenizer=inputs.tokenizer,
+            template=inputs.template,
+            examples=few_examples(inputs, 4, config),
+            objective=objective,
+            direction=direction,
+            rows_of_step=trainer.guard.rows_of_step,
+        )
+        attention = inputs.model.attn_implementation
+        trainer.lay_out(lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast))
+        examination.ask_before(model)
+        trainer.train(resume_from_checkpoint=resume_from)
+        stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
+        return finish(job, trainer, inputs, info, examination, active, (objective, started))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from sft.config.errors import Interrupted, RunFailed, UserError
+from sft.config.errors import Interrupted, PastHydra, Pruned, RunFailed, UserError
 
 Task = Callable[[DictConfig], Any]
 
@@ -45,9 +45,9 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
     import hydra
 
     from sft.config.compose import check_command, config_loader
-    from sft.config.overrides import parse_command_line, with_environment
+    from sft.config.overrides import parse_command_line, swept_values
     from sft.config.paths import conf_dir, user_conf_dirs
-    from sft.config.resolvers import register, set_swept_keys
+    from sft.config.resolvers import register, set_swept
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving by itself
     # threads that spin while they wait stall small models whenever a core is busy; read when torch is loaded
@@ -64,24 +64,20 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
     # Hydra composes once more itself; where it only shows the packaged defaults, there is nothing to check
     if not line.shows or line.overrides or user_conf_dirs():
         loader = config_loader()
-        config_name, overrides = _over_base(loader, config_name, name, with_environment(line.overrides))
+        config_name, overrides = over_base(loader, config_name, name, _with_environment(name, line.overrides))
         line.overrides = check_command(loader, config_name, overrides, name, line.multirun)
-    set_swept_keys(_swept_keys(line.overrides) if line.multirun else [])
+    set_swept(swept_values(line.overrides) if line.multirun else {})
     sys.argv = [sys.argv[0], *(["-m"] if line.multirun else []), *line.flags, *line.overrides]
     jobs = _Jobs(task, line.multirun)
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(jobs)()
-    except _Stop as stop:
-        raise stop.error from None
+    except PastHydra as past:
+        jobs.at_stop(past.error)
+        raise past.error from None
+    except KeyboardInterrupt as error:
+        jobs.at_stop(error)
+        raise
     jobs.report()
-
-
-class _Stop(BaseException):
-    """Carries an error past Hydra, which would print its own line about it and wrap it."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class _Jobs:
@@ -90,23 +86,33 @@ class _Jobs:
     Args:
         task: the door's function.
         multirun: whether Hydra calls it for the jobs of a sweep.
+
+    Attributes:
+        error: what the last job failed with; None where it did not.
+        at_stop: called when the sweep is broken off.
     """
 
     def __init__(self, task: Task, multirun: bool) -> None:
         self.task, self.multirun = task, multirun
         self.count = 0
         self.failed: list[str] = []
+        self.error: str | None = None
+        self.at_stop: Callable[[BaseException], None] = lambda error: None
         functools.update_wrapper(self, task)
 
     def __call__(self, config: DictConfig) -> Any:
         self.count += 1
+        self.error = None
         try:
             return self.task(config)
         except (Interrupted, KeyboardInterrupt) as error:
-            raise _Stop(error) from error
+            raise PastHydra(error) from error
+        except Pruned:
+            return None
         except (Exception, SystemExit) as error:
             if not self.multirun:
-                raise _Stop(error) from error
+                raise PastHydra(error) from error
+            self.error = str(error) or type(error).__name__
             self.failed.append(f"job {self.count - 1}: {error}")
             print(f"job {self.count - 1} failed: {error}", file=sys.stderr)
             traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames, and they the model
@@ -119,7 +125,7 @@ class _Jobs:
             raise RunFailed(f"{len(self.failed)} of {self.count} jobs failed:\n  {listed}")
 
 
-def _over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:
+def over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:
     """With `run=DIR`, the run's resolved config takes the place of the command's defaults."""
     from sft.config.base import BASE_NAME, read_run, register_base
 
@@ -133,11 +139,15 @@ def _over_base(loader: Any, config_name: str, command_name: str, overrides: list
     return BASE_NAME, register_base(base, command_name, overrides, set(loader.list_groups("")))
 
 
-def _swept_keys(overrides: list[str]) -> list[str]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _with_environment(command_name: str, overrides: list[str]) -> list[str]:
+    """MODEL_ID is for the commands that have a model."""
+    from dataclasses import fields
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [p.key_or_group for p in parsed if p.is_sweep_override()]
+    from sft.config.overrides import with_environment
+    from sft.config.schema import COMMANDS
+
+    has_model = any(field.name == "model" for field in fields(COMMANDS[command_name]))
+    return with_environment(overrides) if has_model else overrides
 
 
 def logs_to_stderr() -> contextlib.AbstractContextManager[Any]:

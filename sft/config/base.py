@@ -77,7 +77,8 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
 
     own = read_yaml(conf_dir() / f"{command}.yaml")
     defaults = own.pop("defaults", [])
-    node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key != "hydra"}
+    # what the run pushed to the hub is not to be pushed again by whatever is done with it
+    node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key not in ("hydra", "hub")}
     extra = [
         d
         for d in defaults

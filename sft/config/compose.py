@@ -115,8 +115,12 @@ def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], com
     return [f"++{o}" if o.partition("=")[0] in added else o for o in overrides]
 
 
-def expand_sweep(overrides: list[str]) -> list[list[str]]:
-    """The jobs of a sweep: the product of its choices, the ends of its intervals. Bounded, every value present."""
+def expand_sweep(overrides: list[str], most: int | None = MOST_JOBS_CHECKED) -> list[list[str]]:
+    """The jobs of a sweep: the product of its choices, the ends of its intervals.
+
+    Args:
+        most: of a larger product only some jobs are given, in which every value is present; None: all of them.
+    """
     axes: list[list[str]] = []
     for override in _parse(overrides):
         key = f"{'+' * (override.is_add() + override.is_force_add())}{override.get_key_element().lstrip('+')}"
@@ -130,7 +134,7 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     total = 1
     for axis in axes:
         total *= len(axis)
-    if total <= MOST_JOBS_CHECKED:
+    if most is None or total <= most:
         return [list(job) for job in itertools.product(*axes)]
     longest = max(len(axis) for axis in axes)
     return [[axis[min(index, len(axis) - 1)] for axis in axes] for index in range(longest)]
@@ -138,9 +142,9 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A config as plain containers, every interpolation resolved, Hydra's own node left out."""
-    found = OmegaConf.to_container(config, resolve=True)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    found = OmegaConf.to_container(own, resolve=True)
     assert isinstance(found, dict)
-    found.pop("hydra", None)
     return found  # type: ignore[return-value]
 
 

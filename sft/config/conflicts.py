@@ -13,7 +13,7 @@ ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 def conflicts(config: dict[str, Any]) -> Iterator[UserError]:
     """Each pair of settings of a resolved training config that cannot both be meant."""
-    for rule in (_quantized_full, _early_stopping, _best_model, _adapter, _merge, _precision, _dataset):
+    for rule in (_quantized_full, _early_stopping, _best_model, _adapter, _merge, _precision, _batches, _dataset, _hub):
         try:
             yield from rule(config)
         except (AttributeError, TypeError):
@@ -73,6 +73,31 @@ def _precision(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("bf16") is True and trainer.get("fp16") is True:
         yield UserError("bf16 and fp16 are both on", where="trainer.fp16", remedy="leave one of them out")
+
+
+def _batches(config: dict[str, Any]) -> Iterator[UserError]:
+    trainer = config.get("trainer") or {}
+    if trainer.get("max_tokens_per_batch") and trainer.get("auto_find_batch_size"):
+        yield UserError(
+            "batches of so many tokens are not made smaller by themselves",
+            where="trainer.auto_find_batch_size",
+            remedy="a lower trainer.max_tokens_per_batch with trainer.auto_find_batch_size=false",
+        )
+
+
+def _hub(config: dict[str, Any]) -> Iterator[UserError]:
+    hub = config.get("hub") or {}
+    if (
+        hub.get("push")
+        and hub.get("what") == "merged"
+        and config.get("save_merged_model") is False
+        and "run" not in config
+    ):
+        yield UserError(
+            "there will be no merged model to push",
+            where="hub.what",
+            remedy="save_merged_model=true, or hub.what=adapter",
+        )
 
 
 def _dataset(config: dict[str, Any]) -> Iterator[UserError]:

@@ -52,6 +52,21 @@ class Interrupted(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self):
+        return (Interrupted, (str(self), self.code))
+
+
+class Pruned(Exception):
+    """A run that a search gave up as hopeless: what it wrote is kept, and it is no failure."""
+
+
+class PastHydra(BaseException):
+    """Carries an error past Hydra, which would print its own line about it and wrap it, or swallow it in a callback."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
 
 def _rebuild(kind: type[UserError], what: str, where: str | None, remedy: str | None) -> UserError:
     return kind(what, where=where, remedy=remedy)

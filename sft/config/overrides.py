@@ -12,7 +12,7 @@ from sft.config.errors import UserError
 
 # Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
 LITERAL = re.compile(
-    r"(\+{0,2})(prompt|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
+    r"(\+{0,2})(prompt|system|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
     re.DOTALL,
 )
 
@@ -70,13 +70,15 @@ def quote_literal(override: str, multirun: bool = False) -> str:
 
     Under `-m`, a list of existing files (`dataset.path=a.jsonl,b.jsonl`) and Hydra's own sweeps (`choice(a,b)`) stay sweeps.
     """
+    if listed := re.fullmatch(r"runs=\[?([^\]'\"]*)\]?", override):
+        return f"runs=[{','.join(quoted(run.strip()) for run in listed[1].split(','))}]"
     match = LITERAL.fullmatch(override)
     if not match:
         return override
     prefix, key, value = match.groups()
-    if multirun and key != "prompt" and _is_sweep(value):
+    if multirun and key not in ("prompt", "system") and _is_sweep(value):
         return override
-    if key != "prompt" and (
+    if key not in ("prompt", "system") and (
         value in ("null", "???") or (value[:1] == "[" and value[-1:] == "]" and not Path(value).exists())
     ):
         return override
@@ -131,3 +133,25 @@ def _take_option(flags: list[str], names: tuple[str, ...]) -> tuple[list[str], l
             left.append(flags[index])
         index += 1
     return left, values
+
+
+def swept_values(overrides: list[str]) -> dict[str, dict[str, str]]:
+    """The keys (and groups) that a command line sweeps over, in its order, each with {value as Hydra writes it: as typed}.
+
+    Only plain lists (`1e-4,3e-4`) have values that are known as typed; choice(), range() and the like have none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+
+    found: dict[str, dict[str, str]] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if not override.is_sweep_override():
+            continue
+        key, value = override.key_or_group, override.value()
+        found[key] = {}
+        if isinstance(value, ChoiceSweep) and value.simple_form:
+            typed = (override.input_line or "").partition("=")[2].split(",")
+            written = [override._get_value_element_as_str(element) for element in value.list]
+            if len(typed) == len(written):  # no commas inside of values
+                found[key] = {w: t.strip() for w, t in zip(written, typed, strict=True)}
+    return found

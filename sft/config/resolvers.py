@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Iterable, Mapping
 
 from omegaconf import OmegaConf
 
-_swept: list[str] = []
+RESOLVER = "sft.job"
+_SWEPT = "SFT_SWEPT"
 
 
 def register() -> None:
     """Make `${sft.job:}` known to OmegaConf; calling it again changes nothing."""
-    OmegaConf.register_new_resolver("sft.job", job_directory, replace=True)
+    OmegaConf.register_new_resolver(RESOLVER, job_directory, replace=True)
+    OmegaConf.register_new_resolver("sft.evaluations", evaluations_directory, replace=True)
 
 
-def set_swept_keys(keys: list[str]) -> None:
-    """Tell the job-name resolver which keys this command sweeps over."""
-    _swept[:] = keys
+def evaluations_directory(run: str | None, name: str) -> str:
+    """Where evaluations are kept: in the run's directory, or with the outputs where a model is evaluated by its name."""
+    return os.path.join(os.path.expanduser(run), "evaluations") if run else f"outputs/{name}/evaluations"
+
+
+def set_swept(swept: Mapping[str, Mapping[str, str]]) -> None:
+    """Tell the job-name resolver which keys this command sweeps over, and how their values were typed.
+
+    It is kept in the environment, so that a launcher's worker processes know it too.
+
+    Args:
+        swept: {key: {value as Hydra writes it: value as typed}}.
+    """
+    os.environ[_SWEPT] = json.dumps(swept)
+
+
+def as_typed(key: str, value: str) -> str:
+    """A swept key's value as the user typed it: Hydra makes 0.0003 of 3e-4."""
+    return _swept().get(key, {}).get(value, value)
+
+
+def _swept() -> dict[str, dict[str, str]]:
+    return json.loads(os.environ.get(_SWEPT) or "{}")
 
 
 def job_directory(number: object) -> str:
-    """`<number>_<overrides>` for a sweep's job, in letters, digits, `.`, `_` and `-` alone, at most 120 characters."""
+    """The name of the directory of the sweep's job that Hydra is about to start."""
     from hydra.core.hydra_config import HydraConfig
 
-    parts = [str(number)]
-    for override in HydraConfig.get().overrides.task:
+    return job_name(number, HydraConfig.get().overrides.task)
+
+
+def job_name(number: object, overrides: Iterable[object]) -> str:
+    """`<number>_<overrides>` for a sweep's job, in letters, digits, `.`, `_` and `-` alone, at most 120 characters."""
+    swept, parts = _swept(), [str(number)]
+    for override in overrides:
         key, _, value = str(override).lstrip("+~").partition("=")
-        if key in _swept:
+        if key in swept:
+            value = as_typed(key, value)
             key = key.removeprefix("trainer.").removeprefix("dataset.sources.")
             parts.append(f"{plain_name(key)}-{plain_name(value)}")
     return "_".join(parts)[:120].rstrip("._-")

@@ -10,12 +10,37 @@ from typing import Any, Literal
 
 
 @dataclass
+class SweepOptions:
+    """What the jobs of a sweep have in common."""
+
+    share_base: bool
+    retry_failed: bool
+
+
+@dataclass
+class HubOptions:
+    """What is pushed to the Hugging Face hub; the token is that of the environment variable HF_TOKEN."""
+
+    push: str | None
+    private: bool
+    what: Literal["adapter", "merged"] | None
+
+
+@dataclass
+class EstimateOptions:
+    """What a run does with the estimate of its memory: refuse to start where it cannot fit, or only tell."""
+
+    enforce: bool
+
+
+@dataclass
 class Train:
     """One run: the groups are checked by their own `_target_`s, these are the keys beside them."""
 
     name: str
     seed: int
     resume: str
+    on_nonfinite: Literal["stop", "skip"]
     objective: str | None
     direction: Literal["minimize", "maximize"] | None
     save_merged_model: bool
@@ -30,6 +55,9 @@ class Train:
     trainer: dict[str, Any]
     tracker: dict[str, Any] | None
     evaluation: dict[str, Any] | None
+    sweep: SweepOptions
+    hub: HubOptions
+    estimate: EstimateOptions
 
 
 @dataclass
@@ -47,6 +75,60 @@ class Preview(Train):
 
 
 @dataclass
+class Reproduce(Train):
+    """`python -m sft.reproduce run=DIR`."""
+
+    run: str
+
+
+@dataclass
+class Evaluate(Train):
+    """`python -m sft.evaluate run=DIR`."""
+
+    run: str | None
+
+
+@dataclass
+class Chat(Train):
+    """`python -m sft.chat run=DIR`; the keys of `sft.evaluation.sampling.Sampling` stand at the top."""
+
+    run: str | None
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+
+@dataclass
+class Merge(Train):
+    """`python -m sft.merge run=DIR`."""
+
+    run: str
+    output: str | None
+    overwrite: bool
+
+
+@dataclass
+class Estimate(Train):
+    """`python -m sft.estimate`."""
+
+    run: str | None
+    rows: bool
+    measure: bool
+    json: bool
+
+
+@dataclass
+class Doctor:
+    """`python -m sft.doctor`."""
+
+    json: bool
+
+
+@dataclass
 class Prepare:
     """`python -m sft.prepare source=dolly output=FILE`."""
 
@@ -59,4 +141,33 @@ class Prepare:
     samples: int | None
 
 
-COMMANDS = {"train": Train, "preview": Preview, "prepare": Prepare}
+@dataclass
+class Leaderboard:
+    """`python -m sft.leaderboard dir=SWEEP`."""
+
+    dir: str
+    objective: str | None
+    direction: Literal["minimize", "maximize"] | None
+
+
+@dataclass
+class Compare:
+    """`python -m sft.compare runs=[A,B]`."""
+
+    runs: list[str]
+    output: str | None
+
+
+COMMANDS = {
+    "train": Train,
+    "preview": Preview,
+    "reproduce": Reproduce,
+    "evaluate": Evaluate,
+    "chat": Chat,
+    "merge": Merge,
+    "estimate": Estimate,
+    "doctor": Doctor,
+    "prepare": Prepare,
+    "leaderboard": Leaderboard,
+    "compare": Compare,
+}

@@ -6,29 +6,30 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sft.config.app import read_dotenv
+from sft.config.app import over_base, read_dotenv
 from sft.config.base import BASE_NAME, is_snapshot, read_yaml, register_base
 from sft.config.compose import compose_job, config_loader
 from sft.config.errors import raise_all
 from sft.config.overrides import quote_literal, with_environment
+from sft.config.resolvers import evaluations_directory
 
 
-def compose_script(overrides: list[str], file: Path | None = None) -> DictConfig:
+def compose_script(overrides: list[str], file: Path | None = None, command: str = "train") -> DictConfig:
     """Compose and check one run, see `sft.api.compose`."""
     read_dotenv()
     loader = config_loader()
-    name, overlay = "train", None
+    name, overlay = command, None
     overrides = [quote_literal(override) for override in overrides]
     if file is not None:
         overlay = read_yaml(file)
         if is_snapshot(overlay):
-            overrides = register_base(overlay, "train", overrides, set(loader.list_groups("")))
+            overrides = register_base(overlay, command, overrides, set(loader.list_groups("")))
             name, overlay = BASE_NAME, None
-    if name == "train":
-        overrides = with_environment(overrides)
+    if name == command:
+        name, overrides = over_base(loader, name, command, with_environment(overrides))
     if overlay is not None:
         overrides, overlay = _choices(overlay, overrides, set(loader.list_groups("")))
-    composed = compose_job(loader, name, overrides, "train", overlay=overlay)
+    composed = compose_job(loader, name, overrides, command, overlay=overlay)
     raise_all(composed.errors)
     config, hydra = composed.config, composed.config.hydra
     with open_dict(config):
@@ -55,4 +56,7 @@ def _run_dir(config: DictConfig) -> str:
     text = str(node._value()) if node is not None else ""
     if "${" not in text:
         return text
-    return f"outputs/{config.name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    parent = (
+        f"outputs/{config.name}" if "sft.evaluations" not in text else evaluations_directory(config.run, config.name)
+    )
+    return f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sft.data.documents import IGNORE
-
-if TYPE_CHECKING:
-    import torch
 
 ABOUT_ROWS = ("source", "row", "lengths")
 
@@ -29,6 +26,11 @@ def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     """A batch as (what the model takes, what names its rows)."""
     about = {key: batch[key] for key in ABOUT_ROWS if key in batch}
     return {key: value for key, value in batch.items() if key not in ABOUT_ROWS}, about
+
+
+def reads_borders(model: Any) -> bool:
+    """Whether a model's attention tells documents apart by `cu_seq_lens_q` alone (`attn_implementation=varlen`)."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) == "varlen"
 
 
 def shifted(labels: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
@@ -102,16 +104,21 @@ class PaddedCollator:
 class FlatCollator:
     """All documents of all rows end to end with no padding: tensors [1, tokens], position_ids that start again.
 
-    No attention_mask, not even one of ones: it would turn off the models' isolation of documents.
+    Their borders are told under the names that flash attention has for them in transformers: cu_seq_lens_q and _k
+    (int32 [documents + 1]) and the longest document's length, max_length_q and _k. No attention_mask, not even one of
+    ones: it would turn off the models' isolation of documents.
     """
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
-        batch: dict[str, torch.Tensor] = {
-            key: torch.from_numpy(value).unsqueeze(0) for key, value in _flat(features).items()
-        }
-        return {**batch, **_about(features)}
+        batch: dict[str, Any] = {key: torch.from_numpy(value).unsqueeze(0) for key, value in _flat(features).items()}
+        about = _about(features)
+        ends = np.cumsum([0, *about["lengths"]], dtype=np.int32)
+        for side in "qk":
+            batch[f"cu_seq_lens_{side}"] = torch.from_numpy(ends)
+            batch[f"max_length_{side}"] = max(about["lengths"])
+        return {**batch, **about}
 
 
 def _flat(features: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sft.data.documents import Rows
@@ -63,6 +63,15 @@ def conversations_of(
         )
         _take(pending, converter, missing, found)
     return [found[key] for key in wanted if key in found]
+
+
+def common_system(conversations: Iterable[Mapping[str, Any]]) -> str | None:
+    """The system message that all conversations begin with; None where they differ, or one has none."""
+    found = set()
+    for conversation in conversations:
+        first: Mapping[str, Any] = next(iter(conversation.get("messages") or []), {})
+        found.add(first.get("content") if first.get("role") == "system" else None)
+    return found.pop() or None if len(found) == 1 else None
 
 
 def _take(pending: list[tuple[Any, Any]], converter: Any, missing: set[Any], found: dict[Any, Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,26 +91,36 @@ def statistics(lengths: np.ndarray) -> dict[str, Any]:
 
 def plot_lengths(report: Mapping[str, Any], path: Path) -> Path:
     """Draw the token lengths of every source in a data report, with max_length as a line, into a PNG file."""
+    sources = {**report["sources"], **report.get("eval_sources", {})}
+    facts = {"max_length": report["max_length"], "lengths": {name: each["length"] for name, each in sources.items()}}
+    path.write_bytes(_picture(json.dumps(facts)))
+    return path
+
+
+@functools.lru_cache(maxsize=1)  # the jobs of a sweep have the same rows, and drawing is a good part of their overhead
+def _picture(facts: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    sources = {**report["sources"], **report.get("eval_sources", {})}
-    figure = Figure(figsize=(8, 1.2 + 1.6 * max(1, len(sources))), layout="constrained")
+    known = json.loads(facts)
+    lengths, max_length = known["lengths"], known["max_length"]
+    figure = Figure(figsize=(8, 1.2 + 1.6 * max(1, len(lengths))), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(max(1, len(sources)), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (name, source) in zip(axes, sources.items(), strict=False):
-        histogram, length = source["length"]["histogram"], source["length"]
+    axes = figure.subplots(max(1, len(lengths)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, length) in zip(axes, lengths.items(), strict=False):
+        histogram = length["histogram"]
         if histogram["counts"]:
             axis.stairs(histogram["counts"], histogram["edges"], fill=True, alpha=0.6)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.axvline(report["max_length"], color="tab:red", linewidth=1)
+        axis.axvline(max_length, color="tab:red", linewidth=1)
         axis.set_ylabel("rows")
         axis.set_title(f"{name}: median {length['median']}, 95% {length['p95']}, longest {length['max']}", fontsize=9)
-    axes[-1].set_xlabel(f"tokens (red: max_length={report['max_length']})")
-    figure.savefig(path, dpi=100)
-    return path
+    axes[-1].set_xlabel(f"tokens (red: max_length={max_length})")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100, format="png")
+    return image.getvalue()
 
 
 def _mask(documents: Documents, tokens: Tokens, index: int) -> np.ndarray:

@@ -115,6 +115,35 @@ def prepare(dataset: Dataset, encoder: Encoder, *, seed: int, cache_root: Path |
     )
 
 
+def prepare_evaluation(
+    dataset: Dataset, encoder: Encoder, *, seed: int, whole: bool = False, cache_root: Path | None = None
+) -> dict[str, Rows]:
+    """Prepare the rows that `prepare` evaluates on, and no others.
+
+    Args:
+        dataset: the config node; its `eval_sources` are evaluated, else what `eval_fraction` holds out.
+        encoder: turns conversations into labelled tokens.
+        seed: decides what is held out.
+        whole: without `eval_sources`, evaluate all rows of the sources: none of them was trained on.
+        cache_root: as for `prepare`.
+
+    Raises:
+        UserError: as `prepare`, as far as these rows are concerned.
+    """
+    cache, given = Cache(cache_root, enabled=dataset.cache), bool(dataset.eval_sources)
+    sources = dataset.eval_sources or dataset.sources
+    parts = [_part(name, source, given or whole, dataset, encoder, cache) for name, source in sources.items()]
+    _log_cache(parts, cache)
+    refuse_losses(parts, dataset)
+    if not (given or whole):
+        for part in parts:
+            _hold_out(part, dataset.eval_fraction, seed)
+    else:
+        refuse_empty([], parts)
+    capacity = dataset.max_length if dataset.eval_packing else None
+    return {part.name: _rows([part], part.eval, capacity, None) for part in parts if len(part.eval)}
+
+
 def sample_conversations(
     dataset: Dataset, count: int = 64, *, cache_root: Path | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -138,7 +167,7 @@ def _options(dataset: Dataset) -> Options:
 
 
 def _part(name: str, source: Source, evaluated: bool, dataset: Dataset, encoder: Encoder, cache: Cache) -> Part:
-    where = f"dataset.{'eval_sources' if evaluated else 'sources'}.{name}"
+    where = f"dataset.{'eval_sources' if evaluated and dataset.eval_sources else 'sources'}.{name}"
     loaded = load(name, source, encoder, _options(dataset), cache, where)
     some = loaded.documents
     fitted = fit(some, loaded.tokens, dataset.max_length, cut_long=dataset.on_long == "truncate")

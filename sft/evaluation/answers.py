@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sft.evaluation.generate import Answer, answer_prompts
@@ -98,14 +98,9 @@ def evaluate_generation(
         tokenizer,
         [question.prompt for question in questions],
         stop_tokens=bound.stop_tokens,
-        max_new_tokens=spec.max_new_tokens,
         batch_size=spec.batch_size,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        repetition_penalty=spec.repetition_penalty,
-        seed=seed,
         progress=progress,
+        **asdict(spec.sampling(seed)),
     )
     seconds = time.perf_counter() - started
     pairs = zip(questions, answers, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sft.evaluation.answers import Answers
 
@@ -16,6 +16,34 @@ _SHOWN = {
     "rouge_l": "ROUGE-L",
 }
 _WIDEST = 60  # characters of a text in the terminal
+
+
+def loss_table(
+    after: Mapping[str, float],
+    before: Mapping[str, float] | None = None,
+    names: tuple[str, str] = ("before", "after"),
+    prefix: str = "eval_",
+) -> str:
+    """Lay out loss, perplexity and token accuracy: a line a part, one each where there is a before.
+
+    Args:
+        after: figures as `sft.evaluation.loss.evaluate_loss` gives them.
+        before: those of the model it came from.
+        names: what the two are called.
+        prefix: of the figures' names.
+    """
+    every = [name.removeprefix(prefix) for name in after if name.endswith("loss")]
+    parts = [name.removesuffix("loss") for name in sorted(every, key=lambda name: name == "loss")]
+    lines = []
+    for part in parts:
+        place = part.removesuffix("_") or "all"
+        for name, figures in ((names[0], before), (names[1], after)):
+            if figures:
+                loss, share = figures[f"{prefix}{part}loss"], figures[f"{prefix}{part}token_accuracy"]
+                row = [f"{loss:.4f}", f"{figures[f'{prefix}{part}perplexity']:.2f}", _percent(share)]
+                lines.append([place, *([name] if before else []), *row])
+                place = ""
+    return format_table(["part", *(["model"] if before else []), "loss", "perplexity", "token accuracy"], lines)
 
 
 def score_table(after: Answers, before: Answers | None = None, names: tuple[str, str] = ("before", "after")) -> str:
@@ -40,18 +68,22 @@ def score_table(after: Answers, before: Answers | None = None, names: tuple[str,
     return format_table(header, lines)
 
 
-def sample_table(after: Answers, before: Answers | None = None, count: int = 5) -> str:
+def sample_table(
+    after: Answers, before: Answers | None = None, count: int = 5, names: tuple[str, str] = ("before", "after")
+) -> str:
     """Show a few questions with the expected answer and each model's, spread evenly over the sources."""
+    width = max(map(len, ("expected", *names))) + 2
     old = {(row.question.source, row.question.row): row for row in before.rows} if before else {}
     blocks = []
     for row in pick(after, count):
         question = row.question
         earlier = old.get((question.source, question.row))
         lines = [f"[{question.source}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
-        lines.append(f"  expected  {_short(question.reference)}")
+        lines.append(f"  {'expected':{width}}{_short(question.reference)}")
         if earlier:
-            lines.append(f"  before    {_short(earlier.answer.text)}")
-        lines.append(f"  after     {_short(row.answer.text)}{'' if row.scores['exact_match'] else '   (differs)'}")
+            lines.append(f"  {names[0]:{width}}{_short(earlier.answer.text)}")
+        differs = "" if row.scores["exact_match"] else "   (differs)"
+        lines.append(f"  {names[1]:{width}}{_short(row.answer.text)}{differs}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -88,7 +120,7 @@ def _asked(messages: Sequence[dict]) -> str:
 
 
 def _short(text: str, width: int = 2 * _WIDEST) -> str:
-    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

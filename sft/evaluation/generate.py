@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.evaluation.sampling import Sampling
 from sft.evaluation.undisturbed import ready_to_generate, undisturbed
 
 
@@ -46,14 +47,10 @@ def answer_prompts(
     prompts: Sequence[str] | Sequence[list[int]],
     *,
     stop_tokens: Iterable[str] = (),
-    max_new_tokens: int = 256,
     batch_size: int = 32,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    streamer: Any = None,
+    **sampling: Any,
 ) -> list[Answer]:
     """Answer prompts, the longest first, and leave model, tokenizer and random states as they were.
 
@@ -62,14 +59,10 @@ def answer_prompts(
         tokenizer: its tokenizer; padding is done here, on the left, whatever side it pads on.
         prompts: rendered texts, tokenized as they stand (a BOS token is part of the text), or token ids.
         stop_tokens: texts that end an answer, beside the tokenizer's and the model's own end tokens.
-        max_new_tokens: longest answer in tokens; less where the model's positions end earlier.
         batch_size: prompts answered together.
-        temperature: 0 is greedy; above it tokens are drawn at random.
-        top_p: share of the probability drawn from.
-        top_k: number of tokens drawn from, 0 for all.
-        repetition_penalty: above 1 makes seen tokens less likely.
-        seed: of the draws.
         progress: called with the number of prompts answered and the number of all, after each batch.
+        streamer: of transformers, sees each token of the answer as it is made; for a single prompt.
+        **sampling: the fields of `sft.evaluation.sampling.Sampling`.
 
     Returns:
         One answer a prompt, in the prompts' order.
@@ -78,28 +71,19 @@ def answer_prompts(
         UserError: a prompt that fills or overfills the model's positions, or an empty one.
     """
     import torch
-    from transformers import GenerationConfig
 
+    drawn = Sampling(**sampling)
     ids = prompt_ids(tokenizer, prompts)
     stops = find_stops(tokenizer, stop_tokens, model)
     answers: list[Answer | None] = [None] * len(ids)
     with undisturbed(model), ready_to_generate(model) as inner:
         room = _check_room(inner.config, ids)
-        sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        torch.manual_seed(seed)
+        torch.manual_seed(drawn.seed)
         done = 0
         for batch in by_length([len(prompt) for prompt in ids], batch_size):
-            longest = max(len(ids[i]) for i in batch)
-            config = GenerationConfig(
-                max_new_tokens=min(max_new_tokens, room - longest) if room else max_new_tokens,
-                use_cache=True,
-                repetition_penalty=repetition_penalty,
-                eos_token_id=list(stops.ids) or None,
-                stop_strings=list(stops.texts) or None,
-                pad_token_id=pad_id(tokenizer, stops),
-                **(sampled if temperature > 0 else {"do_sample": False}),
-            )
-            made = _generate(inner, tokenizer, [ids[i] for i in batch], config)
+            left = room - max(len(ids[i]) for i in batch) if room else None
+            config = _generation_config(drawn, stops, pad_id(tokenizer, stops), left)
+            made = _generate(inner, tokenizer, [ids[i] for i in batch], config, streamer)
             for i, new in zip(batch, made, strict=True):
                 answers[i] = read_answer(tokenizer, new, stops, config.pad_token_id)
             done += len(batch)
@@ -164,7 +148,25 @@ def read_answer(tokenizer: Any, new: Sequence[int], stops: Stops, padding: int |
     return Answer(text.strip(), len(kept) + (end is not None), end is not None or bool(places))
 
 
-def _generate(inner: Any, tokenizer: Any, prompts: list[list[int]], config: Any) -> list[list[int]]:
+def _generation_config(drawn: Sampling, stops: Stops, padding: int, room: int | None) -> Any:
+    """transformers' settings of one batch; answers end where the model's positions do (`room` tokens from here)."""
+    from transformers import GenerationConfig
+
+    sampled = {"do_sample": True, "temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": drawn.top_k}
+    return GenerationConfig(
+        max_new_tokens=drawn.max_new_tokens if room is None else min(drawn.max_new_tokens, room),
+        use_cache=True,
+        repetition_penalty=drawn.repetition_penalty,
+        eos_token_id=list(stops.ids) or None,
+        stop_strings=list(stops.texts) or None,
+        pad_token_id=padding,
+        **(sampled if drawn.temperature > 0 else {"do_sample": False}),
+    )
+
+
+def _generate(
+    inner: Any, tokenizer: Any, prompts: list[list[int]], config: Any, streamer: Any = None
+) -> list[list[int]]:
     """Generate from one batch; returns the new tokens of each prompt, padded as `generate` leaves them."""
     import torch
 
@@ -180,6 +182,7 @@ def _generate(inner: Any, tokenizer: Any, prompts: list[list[int]], config: Any)
         attention_mask=attention_mask.to(device),
         generation_config=config,
         tokenizer=tokenizer if config.stop_strings else None,
+        streamer=streamer,
     )
     return made[:, longest:].tolist()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.collate import PaddedCollator, split_batch
+from sft.data.collate import FlatCollator, PaddedCollator, reads_borders, split_batch
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
@@ -115,20 +115,34 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]]) -> list[TokenTotals]:
-    """Total rows padded side by side on the right, with logits at predicted positions alone."""
-    batch, _ = split_batch(PaddedCollator(pad_token_id=0)(rows))
+    """Total rows, end to end where the model's attention tells documents apart by their borders, else side by side."""
+    batch, _ = split_batch((FlatCollator() if reads_borders(model) else PaddedCollator(pad_token_id=0))(rows))
     targets = batch.pop("shift_labels")
     del batch["labels"]
     wanted = targets != IGNORE
     if not wanted.any():
         return [TokenTotals()] * len(rows)
     device = model.get_input_embeddings().weight.device
-    logits = _logits_at(model, {key: value.to(device) for key, value in batch.items()}, wanted.to(device))
+    inputs = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+    logits = _logits_at(model, inputs, wanted.to(device))
     losses, hits = _score_tokens(logits, targets[wanted].to(logits.device))
-    owner = wanted.nonzero()[:, 0]
+    return _per_row(losses, hits, _owners(wanted, rows), len(rows))
+
+
+def _owners(wanted: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The row that each predicted position belongs to."""
+    import torch
+
+    if len(wanted) == len(rows):
+        return wanted.nonzero()[:, 0]
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    return torch.arange(len(rows)).repeat_interleave(lengths)[wanted[0]]
+
+
+def _per_row(losses: Any, hits: Any, owners: Any, count: int) -> list[TokenTotals]:
     found = []
-    for row in range(len(rows)):
-        mine = owner == row
+    for row in range(count):
+        mine = owners == row
         found.append(TokenTotals(float(losses[mine].sum()), int(hits[mine].sum()), int(mine.sum())))
     return found
 

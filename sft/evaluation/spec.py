@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sft.config.errors import UserError, raise_all
+from sft.evaluation.sampling import Sampling
 
 
 @dataclass
@@ -46,12 +47,7 @@ class Evaluation:
             "generate": (self.generate in (True, False, "only"), "true, false or only"),
             "max_samples": (self.max_samples is None or self.max_samples >= 1, "1 or more, or null for all rows"),
             "num_samples": (self.num_samples >= 0, "0 or more"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 changes nothing"),
         }
         raise_all(
             [
@@ -59,7 +55,17 @@ class Evaluation:
                 for key, (holds, range_) in rules.items()
                 if not holds
             ]
+            + self.sampling().faults("evaluation.")
         )
+
+    def sampling(self, seed: int = 0) -> Sampling:
+        """How the answers' tokens are drawn.
+
+        Args:
+            seed: of the draws.
+        """
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+        return Sampling(**{name: getattr(self, name) for name in names}, seed=seed)
 
     @property
     def generates(self) -> bool:

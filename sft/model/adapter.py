@@ -81,7 +81,10 @@ def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
         return True
     start = str(lora.init_lora_weights)
     return (
-        start.startswith(MUTATING) or lora.bias != "none" or bool(lora.modules_to_save) or bool(lora.layer_replication)
+        start.startswith((*MUTATING, "loftq"))
+        or lora.bias != "none"
+        or bool(lora.modules_to_save)
+        or bool(lora.layer_replication)
     )
 
 

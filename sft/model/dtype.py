@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sft.config.errors import UserError
@@ -39,6 +40,21 @@ def resolve_dtype(name: str, *, trained: bool = False) -> Any:
     if name not in NAMES:
         raise UserError(f"{name} is no precision", where="model.dtype", remedy="one of auto, bf16, fp16, fp32")
     return getattr(torch, NAMES[name])
+
+
+def autocast_dtype(trainer: Mapping[str, Any], dtype: str) -> Any:
+    """The torch.dtype that a training computes in by autocast, None for that of its weights.
+
+    Args:
+        trainer: the config node `trainer`; `bf16=auto` follows the weights' precision.
+        dtype: `model.dtype` as configured.
+    """
+    import torch
+
+    bf16 = trainer.get("bf16")
+    if bf16 == "auto":
+        bf16 = not trainer.get("fp16") and dtype in ("auto", "bfloat16", "bf16") and native_bf16()
+    return torch.bfloat16 if bf16 else torch.float16 if trainer.get("fp16") else None
 
 
 def native_bf16() -> bool:

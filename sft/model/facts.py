@@ -47,13 +47,19 @@ def family_of(model: Model, config: Any = None) -> Family:
     return dataclasses.replace(family, **given)
 
 
-def empty_model(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model of a config on the meta device: all its modules and shapes, no memory, in well under a second."""
+def empty_model(config: Any, trust_remote_code: bool = False, **options: Any) -> Any:
+    """The model of a config on the meta device: all its modules and shapes, no memory, in well under a second.
+
+    Args:
+        config: the model's own.
+        trust_remote_code: run code from its repository.
+        **options: as `from_config` takes them (`dtype`, `attn_implementation`).
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
 
 
 def count_parameters(model: Any, trainable_only: bool = False) -> int:

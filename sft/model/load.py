@@ -77,7 +77,7 @@ def load_model(
     """
     name = model.locate()
     options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype, trained=trained), "use_safetensors": True}
-    if model.attn_implementation:
+    if model.attn_implementation and model.attn_implementation != "varlen":  # which training switches to, see layout
         options["attn_implementation"] = model.attn_implementation
     if quant is not None:
         _check_quantizable(quant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def merge(
     *,
     tokenizer: Any = None,
     chat_template: str | None = None,
-    prompts: torch.Tensor | None = None,
+    prompts: Sequence[Sequence[int]] | torch.Tensor | None = None,
     device: str | None = None,
+    complete: Callable[[Any, Path], object] | None = None,
 ) -> float:
     """Write base and adapter as one plain model, after comparing it with the two of them.
 
@@ -41,8 +43,10 @@ def merge(
         adapter: its directory.
         output: where the merged model goes.
         tokenizer: saved with it, with `chat_template` where given.
-        prompts: token ids [batch, length] to compare on; some of the vocabulary's where not given.
+        prompts: token ids of each prompt to compare on; some of the vocabulary's where not given.
         device: where to compute, as in `load_model`.
+        complete: called with the merged model before it is written and the directory it is written into, which
+            appears under its name afterwards: what else belongs into it.
 
     Returns:
         The largest difference between the logits of adapter and merged model, as a share of the largest logit.
@@ -53,19 +57,24 @@ def merge(
     path = check_adapter(str(adapter))
     whole = replace(spec, adapter=None)
     adapted = load_adapter(load_model(whole, device=device), path).eval()
-    ids = _probe(adapted) if prompts is None else prompts
-    before = logits_of(adapted, ids)
+    probes = [torch.as_tensor(ids)[None] for ids in (_probe(adapted) if prompts is None else prompts)]
+    before = [logits_of(adapted, ids).cpu() for ids in probes]
     merged = unload_merged(adapted)
-    after = logits_of(merged, ids)
-    difference = float((before - after).abs().max() / before.abs().max().clamp_min(1e-6))
+    difference = max(_difference(old, logits_of(merged, ids).cpu()) for old, ids in zip(before, probes, strict=True))
     if not difference <= TOLERANCE.get(resolve_dtype(spec.dtype), 1e-1):
         raise UserError(
             f"the merged model's logits differ from the adapter's by {difference:.2g} of the largest, more than rounding",
             where=str(path),
             remedy="model.dtype=float32",
         )
-    save_model(merged, output, tokenizer, chat_template)
+    save_model(merged, output, tokenizer, chat_template, complete)
     return difference
+
+
+def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
+    """The largest difference as a share of the largest logit; infinite where a logit is no number."""
+    difference = float((before - after).abs().max() / before.abs().max().clamp_min(1e-6))
+    return difference if difference == difference else float("inf")
 
 
 def unload_merged(adapted: Any) -> Any:

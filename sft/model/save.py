@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 # Notes of transformers about where a tokenizer was loaded from; they mean nothing where it is loaded next.
 _LOADING_NOTES = ("is_local", "local_files_only", "name_or_path", "token", "use_auth_token")
+
+SHARD = "5GB"  # of a safetensors file at most
 
 
 def save_tokenizer(tokenizer: Any, directory: str | Path, chat_template: str | None = None) -> None:
@@ -33,11 +35,23 @@ def save_tokenizer(tokenizer: Any, directory: str | Path, chat_template: str | N
         tokenizer.init_kwargs.update(kept)
 
 
-def save_model(model: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:
+def save_model(
+    model: Any,
+    directory: str | Path,
+    tokenizer: Any = None,
+    chat_template: str | None = None,
+    complete: Callable[[Any, Path], object] | None = None,
+) -> Path:
     """Write a whole model as safetensors shards, its generation config and its tokenizer.
 
     The directory appears whole or not at all; an older one is replaced. Training turns `use_cache` off, which would
     make every later generation slow; it is on in what is written.
+
+    Args:
+        model: a model of transformers.
+        directory: where to.
+        tokenizer: saved with it, with `chat_template` where given.
+        complete: called with the model and the directory before the model is written into it.
     """
     configs = {id(c): c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")}.values()
     before = [config.use_cache for config in configs]
@@ -46,7 +60,9 @@ def save_model(model: Any, directory: str | Path, tokenizer: Any = None, chat_te
     try:
         _mend_generation_config(model)
         with _written_whole(Path(directory)) as beside:
-            model.save_pretrained(str(beside))
+            if complete is not None:
+                complete(model, beside)
+            model.save_pretrained(str(beside), max_shard_size=SHARD)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, beside, chat_template)
     finally:
@@ -78,6 +94,21 @@ def stop_at(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> list[int]
     found = list(dict.fromkeys([*ids, *known]))
     model.generation_config.eos_token_id = found or None
     return found
+
+
+def decode_greedily(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> None:
+    """Have generation take the likeliest token each time, and stop where the training's answers end.
+
+    What the base's authors set (a temperature, penalties) was meant for the model before it was trained.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    kept = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if kept["pad_token_id"] is None:
+        kept["pad_token_id"] = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(do_sample=False, **kept)
+    stop_at(model, tokenizer, stop_tokens)
 
 
 def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:

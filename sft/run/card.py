@@ -54,6 +54,11 @@ class Card:
         return path
 
     @property
+    def whole(self) -> bool:
+        """Whether the directory has a whole model: after a full fine-tune, or merged."""
+        return self.library == "transformers" or self.info.method == "full"
+
+    @property
     def base(self) -> str | None:
         """The base model's hub id, None for a local one: the hub refuses anything else as base_model."""
         candidates = (self.hub_id, self.info.model_path, self.info.model_name)
@@ -66,12 +71,12 @@ class Card:
         facts: dict[str, Any] = {"library_name": self.library, "pipeline_tag": "text-generation"}
         if self.base:
             facts["base_model"] = self.base
-            facts["base_model_relation"] = "finetune" if self.info.method == "full" else "adapter"
+            facts["base_model_relation"] = "finetune" if self.whole else "adapter"
         facts["tags"] = list(dict.fromkeys(["sft", method, *self.tags]))
         return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip()}\n---"
 
     def _summary(self) -> str:
-        what = "A fine-tuned copy of" if self.info.method == "full" else "A LoRA adapter for"
+        what = "A fine-tuned copy of" if self.whole else "A LoRA adapter for"
         line = f"{what} `{self.base or self.info.model_name or self.info.model_path}`, made with sft {self.info.sft_version}."
         if self.info.system:
             line += f"\n\nIt was trained with this system prompt:\n\n{_fenced(self.info.system)}"
@@ -79,7 +84,7 @@ class Card:
 
     def _usage(self) -> str:
         path = self.base or self.info.model_path
-        if self.info.method == "full":
+        if self.whole:
             load = ['model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_DIRECTORY")']
             imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
         else:

@@ -57,6 +57,7 @@ class RunDirectory:
     preview_html = _Name("preview.html")
     curves_png = _Name("curves.png")
     samples_jsonl = _Name("samples.jsonl")
+    generations_jsonl = _Name("generations.jsonl")
     tracker_json = _Name("tracker.json")
     checkpoints = _Name("checkpoints")
     adapter = _Name("adapter")

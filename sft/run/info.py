@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,6 +20,7 @@ class TrainingInfo:
         model_path: what plain transformers loads: a hub id or an absolute local directory.
         model_kind: where it comes from (hub, local, embedded, tiny).
         model_revision: the hub revision, if one was asked for.
+        base_fingerprint: digest of the base's weights (`sft.model.fingerprint`), None where it is not known.
         model_type: transformers' name of the architecture ("qwen3").
         family: the project's name of the model family.
         method: lora, qlora or full.
@@ -41,6 +43,7 @@ class TrainingInfo:
     model_path: str = ""
     model_kind: str = "hub"
     model_revision: str | None = None
+    base_fingerprint: str | None = None
     model_type: str | None = None
     family: str | None = None
     method: str = "lora"
@@ -77,6 +80,11 @@ class TrainingInfo:
                 where=str(run.path),
                 remedy="give the run's own directory, the one that holds adapter/ or model/",
             )
+        return cls.of(found)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> TrainingInfo:
+        """From the content of training_info.json."""
         known = {f.name for f in fields(cls)}
         info = cls(**{key: value for key, value in found.items() if key in known})
         info.extra.update({key: value for key, value in found.items() if key not in known})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -13,7 +12,7 @@ from typing import Any, Literal, get_args
 from sft.run import environment
 from sft.run.directory import RunDirectory
 from sft.run.rank import world_size
-from sft.run.secrets import redact_command
+from sft.run.secrets import redact_command, typed_command
 
 Status = Literal["running", "finished", "interrupted", "failed", "pruned"]
 
@@ -42,12 +41,12 @@ class RunRecord:
 
         Args:
             seed: the run's seed.
-            command: the command line (sys.argv by default); secrets in it are not written.
+            command: the command line (as typed by default); secrets in it are not written.
             data: fingerprints of the data, by source.
             resumed_from: the checkpoint's name that this session goes on from.
             more: further facts, JSON values, kept at the top level.
         """
-        clean = redact_command(sys.argv if command is None else command)
+        clean = typed_command() if command is None else redact_command(command)
         session = {
             "started": now(),
             "ended": None,
@@ -99,6 +98,17 @@ class RunRecord:
 def read_record(run: RunDirectory) -> dict[str, Any]:
     """run.json's content, {} where there is none yet."""
     return run.read_json(run.run_json, {}) or {}
+
+
+def begun(run: RunDirectory) -> bool:
+    """Whether a run made a step in this directory; a start that was refused before binds nobody to its config."""
+    from sft.run.checkpoint import listed
+
+    return (
+        read_record(run).get("status") in ("finished", "pruned")
+        or run.metrics_jsonl.exists()
+        or bool(listed(run.checkpoints))
+    )
 
 
 def now() -> str:

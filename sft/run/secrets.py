@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -90,3 +91,13 @@ def redact_command(arguments: Iterable[str], environment: Mapping[str, str] | No
             clean.append(f"{key}={HIDDEN}" if named and equals else redact(argument, environment))
         hide_next = not hide_next and named and not equals and argument.startswith("--")
     return clean
+
+
+def typed_command() -> list[str]:
+    """This process's command line as it was typed (`python -m sft.train lora=r16`), without secrets.
+
+    The doors rewrite sys.argv for Hydra; the interpreter keeps the original.
+    """
+    typed = list(sys.orig_argv)
+    typed[0] = "python" if "python" in os.path.basename(typed[0]) else typed[0]
+    return redact_command(typed)

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sft.config.errors import Interrupted, RunFailed, UserError
+from sft.config.errors import Interrupted, Pruned, RunFailed, UserError
 from sft.run.directory import RunDirectory
 from sft.run.lock import RunLock
 from sft.run.log import RunLog
-from sft.run.metrics import Metrics
+from sft.run.metrics import Metrics, last_values
 from sft.run.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         _end(run, record, "interrupted", stop)
         raise Interrupted(f"interrupted; go on with the same command and hydra.run.dir={run.path}", 130) from None
-    except UserError as error:
+    except Pruned:
+        _end(run, record, "pruned", None)
+        raise
+    except (UserError, RunFailed) as error:
         _end(run, record, "failed", error)
         raise
     except BaseException as error:
@@ -56,8 +59,19 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
     record.finish("finished")
 
 
-def _end(run: RunDirectory, record: RunRecord, status: str, error: BaseException) -> None:
-    record.finish(status, error=error)  # type: ignore[arg-type]
+def _end(run: RunDirectory, record: RunRecord, status: str, error: BaseException | None) -> None:
     metrics = Metrics.read(run) or Metrics()
+    if status == "pruned":
+        _figures_so_far(run, metrics)
     metrics.status = status  # type: ignore[assignment]
     metrics.write(run)
+    record.finish(status, error=error)  # type: ignore[arg-type]
+
+
+def _figures_so_far(run: RunDirectory, metrics: Metrics) -> None:
+    """A pruned run is over: what it last logged is what is known of it."""
+    logged = last_values(run.read_jsonl(run.metrics_jsonl))
+    metrics.steps, metrics.epochs = int(logged.get("step", 0)), logged.get("epoch")
+    metrics.eval_loss, metrics.eval_token_accuracy = logged.get("eval_loss"), logged.get("eval_token_accuracy")
+    named = metrics.as_dict()
+    metrics.extra.update({k: v for k, v in logged.items() if k.startswith("eval_") and k not in named})

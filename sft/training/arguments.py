@@ -9,12 +9,21 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sft.config.build import build
+from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
+from sft.training.supported import supported
 
 
 @dataclass
 class Arguments(TrainingArguments):
-    """transformers.TrainingArguments under their own names; `bf16` and `gradient_checkpointing` may be `auto`."""
+    """transformers.TrainingArguments under their own names; `bf16` and `gradient_checkpointing` may be `auto`.
+
+    Attributes:
+        max_tokens_per_batch: batches of whole rows with at most so many tokens, in place of
+            `per_device_train_batch_size` rows (see `sft.data.batches`).
+    """
+
+    max_tokens_per_batch: int | None = None
 
 
 def build_arguments(
@@ -37,7 +46,7 @@ def build_arguments(
 
     settings = {**node, **asked}
     if settings.get("bf16") == "auto":
-        settings["bf16"] = not settings.get("fp16") and _computes_bf16(dtype)
+        settings["bf16"] = autocast_dtype(settings, dtype) is torch.bfloat16
     if settings.get("gradient_checkpointing") == "auto":
         settings["gradient_checkpointing"] = False
     if not evaluates:
@@ -47,6 +56,7 @@ def build_arguments(
     for name in ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         if settings.get(name) is None:
             settings.pop(name, None)
+    settings = supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])
     return build(
         settings,
         where="trainer",
@@ -58,9 +68,3 @@ def build_arguments(
         logging_nan_inf_filter=False,  # it would hide what must stop the run
         include_num_input_tokens_seen="no",
     )
-
-
-def _computes_bf16(dtype: str) -> bool:
-    from sft.model.dtype import native_bf16
-
-    return dtype in ("auto", "bfloat16", "bf16") and native_bf16()

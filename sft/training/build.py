@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
-from sft.model.adapter import attach
+from sft.model import shared
+from sft.model.adapter import attach, changes_base
 from sft.model.embeddings import fit_embeddings
 from sft.model.load import load_model
 from sft.run.directory import RunDirectory
@@ -17,23 +21,38 @@ from sft.training.arguments import build_arguments
 from sft.training.callbacks.base import bind_all, trainer_arguments
 from sft.training.callbacks.tracker import TrackerCallback
 from sft.training.inputs import Inputs
+from sft.training.nonfinite import Guard
 from sft.training.trainer import SftTrainer
 
 log = logging.getLogger(__name__)
 
 
-def build_model(config: Mapping[str, Any], inputs: Inputs) -> Any:
-    """The model to train: base weights, quantized if asked, embeddings for new tokens, adapter attached."""
+def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = False) -> Any:
+    """The model to train: base weights, quantized if asked, embeddings for new tokens, adapter attached.
+
+    Args:
+        shares_base: take the base of the sweep's job before, where this job leaves it as it is.
+    """
     allowed = config.get("allow_targets") or []
     quant = build(config.get("quant"), where="quant", allowed=allowed)
     lora = build(config.get("lora"), where="lora", allowed=allowed)
-    base = load_model(inputs.model, quant, trained=lora is None, config=inputs.model_config)
+    load = partial(load_model, inputs.model, quant, trained=lora is None, config=inputs.model_config)
+    if shares_base and not changes_base(lora, inputs.model):
+        base = shared.lend(_base_key(config), load)
+    else:
+        shared.give_up()
+        base = load()
     control = [token for token in inputs.family.control_tokens if token in inputs.template.text]
     new_rows = fit_embeddings(base, inputs.tokenizer, control)
     targets = inputs.family.target_modules
     model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
     log.info("%s", coverage.line())
     return model
+
+
+def _base_key(config: Mapping[str, Any]) -> str:
+    """What a base model depends on."""
+    return json.dumps([config["model"], config.get("quant"), os.environ.get("LOCAL_RANK")], sort_keys=True)
 
 
 def build_callbacks(config: Mapping[str, Any], objective: str, direction: str) -> dict[str, Any]:
@@ -94,6 +113,7 @@ def build_trainer(
         train=inputs.data.train,
         evaluation=inputs.data.eval,
         callbacks=[*callbacks.values(), *more, TrackerCallback(tracker)],
+        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer),
         compute_metrics=compute_metrics,
     )
     for default in (PrinterCallback, ProgressCallback):

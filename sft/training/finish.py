@@ -7,7 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from sft.run.directory import RunDirectory
+from sft.run.hub import Push
 from sft.run.metrics import Metrics
+from sft.run.phases import current
 from sft.run.plots import write_curves
 from sft.run.record import now, read_record
 from sft.run.trackers.base import Tracker
@@ -61,13 +64,13 @@ def finish(
     metrics = _metrics(trainer, evaluated, started, Metrics.read(run))
     info.finished = now()
     info.write(run)
-    write_card(run, config, info, metrics, weights)
+    write_card(config, info, metrics, weights, whole=weights == run.model)
     if not run.metrics_jsonl.exists():
         for line in trainer.state.log_history:
             run.append_jsonl(run.metrics_jsonl, line)
     write_curves(run, title=str(config["name"]))
     if config["save_merged_model"]:
-        _save_merged(job, inputs)
+        _save_merged(job, inputs, info, metrics)
     tracker.log(
         {key: value for key, value in metrics.as_dict().items() if isinstance(value, float)}, trainer.state.global_step
     )
@@ -77,6 +80,17 @@ def finish(
     if figures.get(objective) is None:
         log.warning("the run has no figure %s to be judged by", objective)
     return Result(run.path, figures, objective, figures.get(objective))
+
+
+def push_weights(run: RunDirectory, push: Push) -> str:
+    """Push a finished run's weights to the hub.
+
+    Raises:
+        UserError: they cannot be pushed; the run stays finished, and the same command tries again.
+    """
+    if push.what == "merged":
+        return push.send(run.merged)
+    return push.send(run.adapter if run.adapter.is_dir() else run.model)
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:
@@ -95,14 +109,13 @@ def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: 
     from sft.run import memory
 
     history, progress = trainer.state.log_history, trainer.progress
-    losses = [(line["loss"], line["step"]) for line in history if "loss" in line]
     earlier = before.total_seconds if before and before.total_seconds else 0.0
     named = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
     return Metrics(
         status="finished",
         steps=trainer.state.global_step,
         epochs=trainer.state.epoch,
-        train_loss=_mean_loss(losses),
+        train_loss=_mean_loss(history),
         **{name: evaluated.get(name) for name in named},  # type: ignore[arg-type]
         total_tokens=progress.total_tokens,
         trained_tokens=progress.trained_tokens,
@@ -110,20 +123,40 @@ def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: 
         peak_memory_bytes=memory.peak_bytes(),
         train_seconds=progress.train_seconds,
         total_seconds=earlier + time.time() - started,
-        extra={key: value for key, value in evaluated.items() if key not in named},
+        extra={
+            **_speed(trainer),
+            **{key: value for key, value in evaluated.items() if key not in named},
+            **({"skipped_steps": progress.skipped_steps} if trainer.guard.policy == "skip" else {}),
+        },
     )
 
 
-def _mean_loss(losses: list[tuple[float, int]]) -> float | None:
-    """The mean over all steps: each logged value is the mean of the steps since the one before."""
-    total, last = 0.0, 0
-    for value, step in losses:
-        total += value * (step - last)
-        last = step
-    return total / last if last else None
+def _speed(trainer: Any) -> dict[str, Any]:
+    """How well the time was used: figures of training steps alone, and the seconds of the start by phase."""
+    progress, phases = trainer.progress, current()
+    found = {
+        "trained_tokens_per_second": progress.trained_tokens_per_second,
+        "padding": progress.padding,
+        "model_flop_utilization": progress.utilization(trainer.work, trainer.rate),
+        "start_seconds": phases.figures() if phases is not None else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _save_merged(job: Job, inputs: Inputs) -> None:
-    from sft.model.merge import merge
+def _mean_loss(history: list[dict[str, Any]]) -> float | None:
+    """The mean over all steps made: each logged value is the mean of those since the one before, left out ones apart."""
+    total, made, last, skipped = 0.0, 0, 0, 0
+    for line in history:
+        if "loss" not in line and "skipped_steps" not in line:
+            continue
+        now = line.get("skipped_steps", skipped)
+        steps = line["step"] - last - (now - skipped)
+        total, made = total + line.get("loss", 0.0) * steps, made + steps
+        last, skipped = line["step"], now
+    return total / made if made else None
 
-    merge(inputs.model, job.run.adapter, job.run.merged, tokenizer=inputs.tokenizer, chat_template=inputs.template.text)
+
+def _save_merged(job: Job, inputs: Inputs, info: Any, metrics: Metrics) -> None:
+    from sft.training.merged import write_merged
+
+    write_merged(job.run, inputs.model, info, inputs.tokenizer, inputs.template, job.run.merged, job.config, metrics)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.build import build
+from sft.data.batches import TokenBatches
 from sft.data.labels import Encoder
 from sft.data.pipeline import Prepared, prepare, sample_conversations
 from sft.data.report import with_steps
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Inputs:
-    """All that training knows before there are weights.
+class Reading:
+    """How a model reads rows: what is known before there are rows or weights.
 
     Attributes:
         model: the model's spec.
@@ -37,7 +38,7 @@ class Inputs:
         tokenizer: with the template's control tokens added.
         template: the chat template, bound.
         encoder: conversations to labels.
-        data: training and evaluation rows with their report.
+        sample: some conversations of every source.
     """
 
     model: Model
@@ -47,6 +48,17 @@ class Inputs:
     tokenizer: Any
     template: BoundTemplate
     encoder: Encoder
+    sample: list[dict[str, Any]]
+
+
+@dataclass
+class Inputs(Reading):
+    """All that training knows before there are weights.
+
+    Attributes:
+        data: training and evaluation rows with their report.
+    """
+
     data: Prepared
 
 
@@ -55,6 +67,18 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
 
     Raises:
         UserError: anything in model, template, dataset or rows that must not train.
+    """
+    reading = prepare_reading(config)
+    data = prepare(reading.dataset, reading.encoder, seed=config["seed"])
+    fill_steps(data, config)
+    return Inputs(**vars(reading), data=data)
+
+
+def prepare_reading(config: Mapping[str, Any]) -> Reading:
+    """Load the tokenizer of a resolved config and choose the template by some of its rows.
+
+    Raises:
+        UserError: anything in model or template that must not train, or a source that cannot be read.
     """
     allowed = config.get("allow_targets") or []
     model: Model = build(config["model"], where="model", allowed=allowed)
@@ -83,15 +107,29 @@ def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
         response_template=dataset.response_template,
         instruction_template=dataset.instruction_template,
     )
-    data = prepare(dataset, encoder, seed=config["seed"])
-    with_steps(data.report, *_rows_per_step(config["trainer"]))
-    return Inputs(model, model_config, family, dataset, tokenizer, bound, encoder, data)
+    return Reading(model, model_config, family, dataset, tokenizer, bound, encoder, sample)
 
 
-def _rows_per_step(trainer: Mapping[str, Any]) -> tuple[int, bool]:
-    """Rows (packs, where they are packed) that an optimizer step takes, and whether a last part of one is left out."""
-    batch = trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1)
-    return batch * world_size(), bool(trainer.get("dataloader_drop_last"))
+def fill_steps(data: Prepared, config: Mapping[str, Any], padded: bool | None = None) -> None:
+    """Fill in the report's steps of an epoch.
+
+    Args:
+        padded: whether batches are padded; None: not known yet, what the config lets expect.
+
+    Raises:
+        UserError: a row has more tokens than `trainer.max_tokens_per_batch`.
+    """
+    trainer = config["trainer"]
+    accumulation, limit = trainer.get("gradient_accumulation_steps", 1), trainer.get("max_tokens_per_batch")
+    if limit:
+        if padded is None:
+            padded = (config.get("model") or {}).get("attn_implementation") not in (None, "varlen")
+        ranks = world_size()
+        batches = TokenBatches(data.train.lengths, limit, config["seed"], padded=padded, ranks=ranks)
+        data.report["train"]["steps_per_epoch"] = -(-len(batches) // (ranks * accumulation))
+        return
+    rows = trainer.get("per_device_train_batch_size", 8) * accumulation * world_size()
+    with_steps(data.report, rows, bool(trainer.get("dataloader_drop_last")))
 
 
 def _check_tokenizer(tokenizer: Any, bound: BoundTemplate, control: list[str], expected: Mapping[str, int]) -> None:

@@ -22,12 +22,14 @@ class Job:
         run: its directory.
         unresolved: the composed config as YAML.
         hydra: Hydra's own node, plain; {} where Hydra did not start it.
+        origin: run.json of the run that this one replays; {} for a run of its own.
     """
 
     config: dict[str, Any]
     run: RunDirectory
     unresolved: str
     hydra: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: DictConfig) -> Job:
@@ -42,6 +44,16 @@ class Job:
         node = OmegaConf.to_container(hydra, resolve=False, enum_to_str=True) if hydra is not None else {}
         directory = _directory(hydra, str(plain.get("name", "sft")))
         return cls(plain, RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether it is a sweep's job that may use the base model of the job before it."""
+        return self.group is not None and bool((self.config.get("sweep") or {}).get("share_base", True))
+
+    @property
+    def retries(self) -> bool:
+        """Whether a run that failed is tried again; a sweep may say no."""
+        return self.group is None or bool((self.config.get("sweep") or {}).get("retry_failed", True))
 
     @property
     def group(self) -> str | None:

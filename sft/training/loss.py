@@ -1,16 +1,24 @@
-"""Cross entropy at trained positions only: logits elsewhere are neither computed nor kept."""
+"""Cross entropy at trained positions only: logits elsewhere are neither computed nor kept.
+
+Where the model allows it even these are never there all at once: its output layer is left out of the forward pass and
+applied to the hidden states a chunk at a time, each chunk's gradient taken while its logits are there (Hsu et al. 2024,
+"Liger Kernel", do so for one linear layer; here the layer is the model's own module, adapters on it included).
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 IGNORE = -100
-CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once
+CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once, where the model computes all of them
+# elements of a chunk's logits where the output layer is applied by chunks: 64 MiB on the CPU's caches, 512 MiB on CUDA
+CPU_ELEMENTS, CUDA_ELEMENTS = 2**24, 2**27
 
 
 def chooses_positions(model: nn.Module) -> bool:
@@ -20,7 +28,16 @@ def chooses_positions(model: nn.Module) -> bool:
     return own and "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
-def summed_loss(model: nn.Module, batch: Mapping[str, Any], positions: bool, **extra: Any) -> tuple[torch.Tensor, Any]:
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of hidden states, adapters on it included; None where more is done to them than that."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    capped = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+    return inner.get_output_embeddings() if chooses_positions(model) and not capped else None
+
+
+def summed_loss(
+    model: nn.Module, batch: Mapping[str, Any], positions: bool, head: nn.Module | None = None, **extra: Any
+) -> tuple[torch.Tensor, Any]:
     """Cross entropy summed over a batch's trained tokens, in nats.
 
     Args:
@@ -28,19 +45,53 @@ def summed_loss(model: nn.Module, batch: Mapping[str, Any], positions: bool, **e
         batch: input_ids, shift_labels [rows, tokens] and what else the model takes (attention_mask, position_ids);
             `shift_labels[b, t]` is what position t has to predict, -100 where nothing is.
         positions: whether the model chooses positions, see `chooses_positions`.
+        head: its output layer, to be applied by chunks; None: the model makes the logits.
 
     Returns:
-        The loss, fp32, and the model's outputs.
+        The loss, fp32, and the model's outputs (with a `head` these hold hidden states in place of logits).
     """
     targets = batch["shift_labels"]
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
     wanted = targets != IGNORE
-    if positions:
-        inputs["logits_to_keep"] = wanted
-    outputs = model(**inputs, use_cache=False, **extra)
+    outputs = _outputs(model, batch, wanted, positions, head, extra)
     logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
     logits = logits.reshape(-1, logits.shape[-1]) if positions else logits[wanted]
-    return cross_entropy_sum(logits, targets[wanted].to(logits.device)), outputs
+    targets = targets[wanted].to(logits.device)
+    if head is None:
+        return cross_entropy_sum(logits, targets), outputs
+    return chunked_cross_entropy_sum(logits, head, targets), outputs
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Any], head: nn.Module | None = None) -> torch.Tensor:
+    """Cross entropy of each trained token of a batch, fp32 [tokens], without gradients; all logits where no `head`."""
+    targets = batch["shift_labels"]
+    wanted = targets != IGNORE
+    outputs = _outputs(model, batch, wanted, head is not None, head, {})
+    logits = head(outputs.logits.reshape(-1, outputs.logits.shape[-1])) if head else outputs.logits[wanted]
+    return nn.functional.cross_entropy(logits.float(), targets[wanted].to(logits.device), reduction="none")
+
+
+def _outputs(model: Any, batch: Any, wanted: torch.Tensor, positions: bool, head: Any, extra: Any) -> Any:
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
+    if positions:
+        inputs["logits_to_keep"] = wanted
+    with left_out(head):
+        return model(**inputs, use_cache=False, **extra)
+
+
+@contextmanager
+def left_out(head: nn.Module | None) -> Iterator[None]:
+    """For the time of the block the output layer gives back the hidden states that it is given."""
+    if head is None:
+        yield
+        return
+    hooked = head.__dict__.get("forward")  # accelerate puts one on the module where weights are spread over devices
+    head.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
+        if hooked is not None:
+            head.forward = hooked  # type: ignore[method-assign]
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -52,3 +103,61 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
         for at in range(0, len(logits), CHUNK)
     ]
     return torch.stack(parts).sum()
+
+
+def chunked_cross_entropy_sum(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of `head(hidden)`, summed, the logits of a few positions at a time.
+
+    Args:
+        hidden: [positions, hidden size].
+        head: the output layer; gradients of its trained parameters come out too.
+        targets: [positions].
+    """
+    if len(hidden) == 0:
+        return hidden.float().sum()
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    if not torch.is_grad_enabled():
+        trained = []
+    return _Chunked.apply(hidden, targets, head, *trained)  # type: ignore[no-any-return]
+
+
+class _Chunked(torch.autograd.Function):
+    """Gradients are taken chunk by chunk in the forward pass, and only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, *trained: Any) -> torch.Tensor:
+        needs = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needs else None
+        sums = [torch.zeros_like(parameter) for parameter in trained]
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        elements = CUDA_ELEMENTS if hidden.is_cuda else CPU_ELEMENTS
+        rows = max(16, elements // _vocabulary(head, hidden))
+        for at in range(0, len(hidden), rows):
+            piece = hidden[at : at + rows].detach().requires_grad_(needs)
+            with torch.set_grad_enabled(needs or bool(trained)):
+                loss = nn.functional.cross_entropy(head(piece).float(), targets[at : at + rows], reduction="sum")
+            total += loss.detach()
+            if needs or trained:
+                wanted = ([piece] if needs else []) + list(trained)
+                found = list(torch.autograd.grad(loss, wanted))
+                if gradient is not None:
+                    gradient[at : at + rows] = found.pop(0)
+                for into, part in zip(sums, found, strict=True):
+                    into += part
+        ctx.save_for_backward(*([gradient] if gradient is not None else []), *sums)
+        ctx.needs = needs
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        scaled = [saved * outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        gradient = scaled.pop(0) if ctx.needs else None
+        return gradient, None, None, *scaled
+
+
+def _vocabulary(head: nn.Module, hidden: torch.Tensor) -> int:
+    size = getattr(head, "out_features", None)
+    if size is None:
+        with torch.no_grad():
+            size = head(hidden[:1]).shape[-1]
+    return int(size)

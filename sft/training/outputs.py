@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sft import __version__
+from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
 from sft.data.report import summary, total
-from sft.model.save import save_adapter, save_model
+from sft.model.fingerprint import weights_fingerprint
+from sft.model.save import decode_greedily, save_adapter, save_model
 from sft.run.card import Card
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
@@ -46,11 +48,12 @@ def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> Trai
         model_path=base.name_or_path,
         model_kind=_kind(config, base.name_or_path),
         model_revision=spec.revision,
+        base_fingerprint=weights_fingerprint(base.name_or_path, spec.revision),
         model_type=getattr(inputs.model_config, "model_type", None),
         family=inputs.family.name,
         method="full" if adapter is None else "qlora" if config.get("quant") else "lora",
         stop_tokens=list(inputs.template.stop_tokens),
-        system=inputs.template.system,
+        system=common_system(inputs.sample) or inputs.template.system,
         template=inputs.template.text,
         template_name=inputs.template.reason,
         template_kwargs=dict(inputs.template.kwargs),
@@ -77,15 +80,19 @@ def write_weights(run: RunDirectory, model: Any, inputs: Inputs) -> Path:
     """adapter/, or model/ after a full fine-tune."""
     if hasattr(model, "peft_config"):
         return save_adapter(model, run.adapter, inputs.tokenizer, inputs.template.text)
+    decode_greedily(model, inputs.tokenizer, inputs.template.stop_tokens)
     with run.replacing_directory(run.model) as directory:
         save_model(model, directory, inputs.tokenizer, inputs.template.text)
     return run.model
 
 
-def write_card(
-    run: RunDirectory, config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path
-) -> None:
-    """The model card beside the weights."""
+def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path, whole: bool) -> None:
+    """The model card beside the weights.
+
+    Args:
+        weights: their directory.
+        whole: they are a whole model, and not an adapter.
+    """
     trainer = config["trainer"]
     names = (
         "learning_rate",
@@ -95,7 +102,7 @@ def write_card(
         "optim",
     )
     settings = {"seed": config["seed"], **{name: trainer[name] for name in names if name in trainer}}
-    library = "transformers" if info.method == "full" else "peft"
+    library = "transformers" if whole else "peft"
     Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
 
 

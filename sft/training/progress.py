@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from sft.run.phases import current
+from sft.training.work import Work, pairs
+
+log = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback, ExportableState):
@@ -18,13 +24,30 @@ class Progress(TrainerCallback, ExportableState):
         total_tokens: tokens in training batches, padding apart, on this rank.
         trained_tokens: those of them with a loss.
         padded_tokens: places in the batches' tensors.
+        pairs: of tokens within documents that attention compares.
         step_seconds: time in training steps, evaluation and saving left out.
         train_seconds: time in the loop, evaluation and saving included.
+        skipped_steps: steps left out because of a loss or gradient that was no number.
+        skipped_in_a_row: those of them since the last step that was made.
+        skipped_logged: skipped_steps at the last logged loss.
+        unlogged_loss: the loss since the last logged one, at the last checkpoint.
+        last_logged: the step that was logged last, at the last checkpoint.
+        in_evaluation: whether an evaluation is under way (or was left by an error).
+
+    Args:
+        trainer: gets the loss back that a checkpoint keeps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Any = None) -> None:
         self.total_tokens = self.trained_tokens = self.padded_tokens = 0
+        self.pairs = 0.0
         self.step_seconds = self.train_seconds = 0.0
+        self.skipped_steps = self.skipped_in_a_row = self.skipped_logged = 0
+        self.unlogged_loss = 0.0
+        self.last_logged: int | None = None
+        self.in_evaluation = False
+        self.trainer = trainer
+        self._before = (0, 0, 0, 0.0)
         self._began: float | None = None
         self._evaluated = 0.0
         self._step_began: float | None = None
@@ -34,26 +57,53 @@ class Progress(TrainerCallback, ExportableState):
         self.total_tokens += int(sum(about["lengths"]))
         self.trained_tokens += int((batch["shift_labels"] != -100).sum())
         self.padded_tokens += batch["input_ids"].numel()
+        self.pairs += pairs(about["lengths"])
+
+    def mark(self) -> None:
+        """A step begins."""
+        self._before = (self.total_tokens, self.trained_tokens, self.padded_tokens, self.pairs)
+
+    def back(self) -> None:
+        """The step is to be made again: what it has counted is not."""
+        self.total_tokens, self.trained_tokens, self.padded_tokens, self.pairs = self._before
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The block's time does not count as a step's."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._evaluated += time.perf_counter() - began
+        began, self.in_evaluation = time.perf_counter(), True
+        yield
+        self.in_evaluation = False
+        self._evaluated += time.perf_counter() - began
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens, padding apart, per second of training steps alone."""
         return self.total_tokens / self.step_seconds if self.step_seconds else None
 
+    @property
+    def trained_tokens_per_second(self) -> float | None:
+        """Trained tokens per second of training steps alone."""
+        return self.trained_tokens / self.step_seconds if self.step_seconds else None
+
+    @property
+    def padding(self) -> float | None:
+        """The share of the batches' places that holds no token."""
+        return 1 - self.total_tokens / self.padded_tokens if self.padded_tokens else None
+
+    def utilization(self, work: Work | None, rate: float | None) -> float | None:
+        """Model FLOP utilization: the operations that training needed by the hardware's; None where one is not known."""
+        if work is None or not rate or not self.step_seconds:
+            return None
+        return work.operations(self.total_tokens, self.trained_tokens, self.pairs) / self.step_seconds / rate
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock."""
+        """Start the clock; a resumed run gets the loss back that was not logged yet."""
         self._began = time.perf_counter()
+        if self.trainer is not None and state.global_step and self.last_logged is not None:
+            self.trainer._tr_loss += self.unlogged_loss
+            self.trainer._globalstep_last_logged = self.last_logged
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,12 +117,20 @@ class Progress(TrainerCallback, ExportableState):
         if self._step_began is not None:
             self.step_seconds += now - self._step_began
         self._stop_loop(now)
+        self._first_step()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the loop's clock."""
         self._stop_loop(time.perf_counter())
+
+    def _first_step(self) -> None:
+        """At the end of the first one: say where the time until then went."""
+        phases = current()
+        if phases is not None and not phases.complete:
+            phases.mark("first step", last=True)
+            log.info("%s", phases.line())
 
     def _stop_loop(self, now: float) -> None:
         if self._began is not None:
@@ -81,5 +139,6 @@ class Progress(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For checkpoints."""
-        names = ("total_tokens", "trained_tokens", "padded_tokens", "step_seconds", "train_seconds")
+        names = ["total_tokens", "trained_tokens", "padded_tokens", "pairs", "step_seconds", "train_seconds"]
+        names += ["skipped_steps", "skipped_in_a_row", "skipped_logged", "unlogged_loss", "last_logged"]
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}

@@ -6,11 +6,13 @@ import logging
 import shutil
 from pathlib import Path
 
-from sft.config.errors import UserError
+from sft.config.errors import RunFailed, UserError
 from sft.run import checkpoint
-from sft.run.record import RunRecord
+from sft.run.directory import RunDirectory
+from sft.run.record import RunRecord, begun, read_record
 from sft.run.resume import refuse_changes
 from sft.run.snapshot import write_snapshot
+from sft.training.identity import refuse_other_files, refuse_other_versions
 from sft.training.job import Job
 
 log = logging.getLogger(__name__)
@@ -23,31 +25,32 @@ def begin(job: Job, record: RunRecord) -> str | None:
         The checkpoint to go on from; None to start at the first step. A finished run is left as it is.
 
     Raises:
-        UserError: the directory belongs to another config, or `resume` names no run.
+        UserError: the directory belongs to another config, other library versions or (a finished run's) other files,
+            or `resume` names no run.
+        RunFailed: it failed before, in a sweep that leaves such jobs.
     """
     run, resume = job.run, str(job.config["resume"])
-    if resume == "never" or not _trained(job, record):
+    if record.content.get("status") == "failed" and not job.retries:
+        raise RunFailed(f"{record.content.get('error')}\n  left as it failed before (sweep.retry_failed=false)")
+    if resume == "never" or not begun(run):
         _start_over(job)
         record.content.clear()
     else:
         refuse_changes(run, job.config, job.config.get("allow_changes") or [])
+        refuse_other_versions(job.config, record.content)
         if record.content.get("status") == "finished":
+            refuse_other_files(job.config, record.content)
             return None
     write_snapshot(run, job.config, job.unresolved, job.hydra)
     root = run.checkpoints if resume in ("auto", "never") else _checkpoints_of(resume)
+    if resume not in ("auto", "never"):
+        record.content.setdefault("template_date", read_record(RunDirectory(root.parent)).get("template_date"))
     checkpoint.recover(root)
     found = checkpoint.latest_good(root)
     if found is not None:
         log.info("going on from %s", found)
     record.start(seed=job.config["seed"], resumed_from=found.name if found else None, name=job.config["name"])
     return str(found) if found else None
-
-
-def _trained(job: Job, record: RunRecord) -> bool:
-    """Whether an earlier start in this directory made a step; one that was refused before binds nobody to its config."""
-    run = job.run
-    finished = record.content.get("status") == "finished"
-    return finished or run.metrics_jsonl.exists() or bool(checkpoint.listed(run.checkpoints))
 
 
 def explicit_keys(job: Job) -> list[str]:

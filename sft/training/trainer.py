@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from sft.data.collate import PaddedCollator, split_batch
+from sft.data.batches import TokenBatches
+from sft.data.collate import FlatCollator, PaddedCollator, split_batch
 from sft.data.documents import Rows
 from sft.evaluation.loss import evaluate_loss
 from sft.run import checkpoint
 from sft.training.callbacks.state import collect, restore
-from sft.training.loss import chooses_positions, summed_loss
-from sft.training.nonfinite import NonFinite, describe
+from sft.training.layout import Layout
+from sft.training.loss import chooses_positions, output_layer, summed_loss
+from sft.training.memory import Draws, free, is_out_of_memory, smaller
+from sft.training.neftune import Noise, noisy
+from sft.training.nonfinite import IN_A_ROW, Guard, NonFinite
 from sft.training.progress import Progress
+from sft.training.work import hardware_rate, work_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +40,7 @@ class SftTrainer(Trainer):
         train: training rows.
         evaluation: evaluation rows by source; {} for no evaluation.
         callbacks: in their order.
+        guard: what to do on a loss or gradient that is no number; stops the run if left out.
         **kwargs: passed on to Trainer (`compute_metrics`, `optimizers`, ...).
     """
 
@@ -45,10 +53,15 @@ class SftTrainer(Trainer):
         train: Rows,
         evaluation: Mapping[str, Rows],
         callbacks: Sequence[Any] = (),
+        guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
-        self.progress = Progress()
+        self.progress = Progress(self)
+        self.guard = guard or Guard()
         self.positions = chooses_positions(model)
+        self.work, self.rate = work_of(model), hardware_rate()
+        self.head: Any = None  # the output layer where it is applied by chunks
+        self.padded = PaddedCollator(tokenizer.pad_token_id, padding_side="right")
         self.evaluation = dict(evaluation)
         if not self.positions:
             log.info("%s computes logits everywhere: it does not choose positions", type(model).__name__)
@@ -57,12 +70,64 @@ class SftTrainer(Trainer):
             args=args,
             train_dataset=train,  # type: ignore[arg-type]
             eval_dataset=next(iter(self.evaluation.values()), None),  # type: ignore[arg-type]
-            data_collator=PaddedCollator(tokenizer.pad_token_id, padding_side="right"),
+            data_collator=self.padded,
             callbacks=[self.progress, *callbacks],
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # the trained tokens of the whole step are counted for compute_loss
         self.loss_is_scaled_for_ga = True
+        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None  # transformers' depends on the layout
+        self.noise = Noise(alpha) if alpha else None
+        self.batches: TokenBatches | None = None  # with trainer.max_tokens_per_batch
+        self.effective_batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self._loss_before: Any = None  # the logged loss as it was before this step
+        self._draws: Draws | None = None  # the random generators as they were before this step
+        self._window = 1  # steps that a logged loss is the mean of
+
+    def lay_out(self, layout: Layout) -> None:
+        """Make batches and compute losses in this way."""
+        self.data_collator = layout.collator(self.padded.pad_token_id)
+        self.head = output_layer(self.model) if layout.chunked else None  # type: ignore[arg-type]
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+    def token_batches(self) -> TokenBatches | None:
+        """The batches of `trainer.max_tokens_per_batch`, for the layout as it is; None where batches are of rows.
+
+        Raises:
+            UserError: a row is longer than a batch may be.
+        """
+        limit, rows = getattr(self.args, "max_tokens_per_batch", None), self.train_dataset
+        if not limit:
+            return None
+        padded = not isinstance(self.data_collator, FlatCollator)
+        return TokenBatches(rows.lengths, limit, self.args.seed, padded=padded, ranks=self.args.world_size)  # type: ignore[union-attr]
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of so many rows, or of so many tokens."""
+        self.batches = self.token_batches()
+        if self.batches is None:
+            return super().get_train_dataloader()
+        args = self.args
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,  # type: ignore[arg-type]
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.batches is not None:  # accelerate's own call does not come through its wrappers
+            self.batches.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with noise on the embeddings where `neftune_noise_alpha` asks for it."""
+        with noisy(self.model, self.noise):
+            return super().train(*args, **kwargs)
 
     # -- loss ----------------------------------------------------------------------------------------------------------
     def compute_loss(
@@ -73,7 +138,10 @@ class SftTrainer(Trainer):
         So the loss does not depend on how a step is split into batches, accumulation or ranks.
         """
         batch, about = split_batch(inputs)
-        loss, outputs = summed_loss(model, batch, self.positions)
+        if self.noise is not None:
+            self.noise.of(batch)
+        with self.accelerator.autocast():  # accelerate's covers the model's forward alone, not an output layer by chunks
+            loss, outputs = summed_loss(model, batch, self.positions, self.head)
         if num_items_in_batch is None:
             num_items_in_batch = (batch["shift_labels"] != -100).sum()
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
@@ -83,15 +151,112 @@ class SftTrainer(Trainer):
             )  # ranks' gradients are averaged, and the count is of all of them
         if model.training:
             if not torch.isfinite(loss):
-                raise NonFinite("loss", describe(about), self.state.global_step + 1)
+                self.guard.meet("loss", about, self.state.global_step + 1)
             self.progress.count(batch, about)
         return (loss, outputs) if return_outputs else loss
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFinite("gradient", "", self.state.global_step + 1)
-        return norm
+    # -- steps ---------------------------------------------------------------------------------------------------------
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step; what must be known when the step fails is noted."""
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.guard.begin(found[0])
+        self.progress.mark()
+        self._loss_before = self._tr_loss.clone()
+        self._draws = Draws() if self.args.auto_find_batch_size else None
+        return found
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm; without gradients, and so without an update, where the step is left out."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = self.accelerator.scaler is not None  # fp16: its scaler leaves steps out by itself and lowers the scale
+        if self.guard.found is None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
+            self.guard.meet("gradient", self.guard.about_step(), self.state.global_step + 1)
+        found = torch.tensor(float(self.guard.found is not None), device=self.args.device)
+        if self.guard.policy == "skip" and self.accelerator.num_processes > 1:
+            found = self.accelerator.reduce(found, reduction="sum")
+        if not found:
+            self.progress.skipped_in_a_row = 0
+            return norm
+        self.progress.skipped_steps += 1
+        self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row >= IN_A_ROW:
+            raise NonFinite(str(self.guard.found), f"{IN_A_ROW} steps in a row", self.state.global_step + 1)
+        self._tr_loss = self._loss_before
+        if not scaled:
+            model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient, decay and moments included
+        return None
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._window = self.state.global_step - self._globalstep_last_logged
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        found = super()._init_training_state(*args, **kwargs)
+        self.state.train_batch_size = self._train_batch_size  # a checkpoint's may be from before memory ran out
+        return found
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: Any = None, resume_from_checkpoint: Any = None, **kwargs: Any
+    ) -> Any:
+        """The loop; with auto_find_batch_size on with smaller batches of the same sum, from the step that was too large.
+
+        transformers shrinks the batch alone, which makes other steps and more of them, and starts over with the
+        weights as they are by then. Here the accumulation grows as the batch shrinks, and no step is made twice.
+        """
+        batch = int(batch_size or self._train_batch_size)
+        while True:
+            if self.args.auto_find_batch_size:
+                self._split_step(batch)
+            draws, began = Draws(), self.state.global_step
+            try:
+                return super()._inner_training_loop(
+                    batch_size=batch, args=args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
+                )
+            except Exception as error:
+                if not self.args.auto_find_batch_size or not is_out_of_memory(error):
+                    raise
+                if batch == 1 or self.accelerator.num_processes > 1 or self.progress.in_evaluation:
+                    raise MemoryError(str(error)) from error  # of a kind that transformers does not try again
+                made, what = self._made_steps(began, resume_from_checkpoint), str(error).split("\n")[0]
+                traceback.clear_frames(error.__traceback__)  # they hold the activations
+            batch = smaller(batch, self.effective_batch)
+            log.warning(
+                "memory ran out at step %d (%s): on with batches of %d, %d to a step; the effective batch stays %d",
+                self.state.global_step + 1,
+                what,
+                batch,
+                self.effective_batch // batch,
+                self.effective_batch,
+            )
+            self.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+            self.guard.begin([])
+            self.progress.back()
+            free()
+            if made:
+                resume_from_checkpoint = self._checkpoint_before_step(batch)
+            else:
+                draws.again()
+
+    def _split_step(self, batch: int) -> None:
+        """Make a step of batches of this size, as many as the effective batch has."""
+        self._train_batch_size = batch
+        self.args.per_device_train_batch_size = batch // max(1, self.args.n_gpu)
+        self.args.gradient_accumulation_steps = self.effective_batch // batch
+
+    def _made_steps(self, began: int, resume_from_checkpoint: Any) -> bool:
+        """Whether this attempt has changed the weights since its start or its checkpoint."""
+        start = checkpoint.step_of(resume_from_checkpoint) if resume_from_checkpoint else None
+        return self.state.global_step > (start if start is not None else began)
+
+    def _checkpoint_before_step(self, batch: int) -> str:
+        """A checkpoint of the last whole step, with the random generators as they were then."""
+        if self._draws is not None:
+            self._draws.again()
+        self._tr_loss = self._loss_before
+        self._train_batch_size = self.state.train_batch_size = batch
+        self._save_checkpoint(self.model, None)
+        return str(Path(str(self.args.output_dir)) / checkpoint.name(self.state.global_step))
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def evaluate(
@@ -117,11 +282,13 @@ class SftTrainer(Trainer):
 
     def _predicted_metrics(self, sources: Mapping[str, Any], prefix: str) -> dict[str, float]:
         found: dict[str, float] = {}
+        collator, self.data_collator = self.data_collator, self.padded  # a row of predictions for each row
         for name, rows in sources.items():
             loader = self.get_eval_dataloader(rows)
             part = prefix if len(sources) == 1 else f"{prefix}_{name}"
             output = self.evaluation_loop(loader, "evaluation", prediction_loss_only=False, metric_key_prefix=part)
             found |= {key: value for key, value in (output.metrics or {}).items() if not key.endswith("_loss")}
+        self.data_collator = collator
         return found
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -136,15 +303,33 @@ class SftTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a line, training lines with the speed so far."""
-        if "loss" in logs and self.progress.tokens_per_second:
-            logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
+        if "loss" in logs:
+            self._without_skipped(logs)
+            if self.progress.tokens_per_second:
+                logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
+                logs["trained_tokens_per_second"] = round(self.progress.trained_tokens_per_second or 0.0, 1)
+                utilization = self.progress.utilization(self.work, self.rate)
+                if utilization is not None:
+                    logs["model_flop_utilization"] = round(utilization, 4)
         super().log(logs, start_time)
+
+    def _without_skipped(self, logs: dict[str, float]) -> None:
+        """Make a logged loss the mean of the steps that were made; no loss where all were left out."""
+        skipped = self.progress.skipped_steps - self.progress.skipped_logged
+        if not skipped:
+            return
+        self.progress.skipped_logged = self.progress.skipped_steps
+        loss, made = logs.pop("loss"), self._window - skipped
+        if made > 0:
+            logs["loss"] = loss * self._window / made
+        logs["skipped_steps"] = self.progress.skipped_steps
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
         self.store_flos()
         root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
+        self.progress.unlogged_loss, self.progress.last_logged = float(self._tr_loss), self._globalstep_last_logged
         with checkpoint.writing(
             root, step, main=self.args.should_save, barrier=self.accelerator.wait_for_everyone
         ) as directory:

@@ -55,6 +55,8 @@ def test_flat_batches_hold_every_target_once_and_none_across_a_border(features):
     lengths = [length for each in features for length in each["lengths"]]
     assert batch["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
     assert batch["lengths"] == lengths
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, *np.cumsum(lengths)]
+    assert batch["max_length_q"] == batch["max_length_k"] == max(lengths)
     assert "attention_mask" not in batch
 
 
@@ -91,7 +93,7 @@ def test_the_loss_of_the_next_tokens_is_the_same_as_with_labels_shifted_by_the_m
     ]
     batch, about = split_batch(collator(rows))
     assert about == {"source": ["a", "b"], "row": [4, 1], "lengths": [4, 2]}
-    assert all(isinstance(value, torch.Tensor) and value.dtype == torch.int64 for value in batch.values())
+    assert all(batch[key].dtype == torch.int64 for key in ("input_ids", "labels", "shift_labels"))
     logits = torch.randn(*batch["input_ids"].shape, 1000, generator=torch.Generator().manual_seed(0))
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten())

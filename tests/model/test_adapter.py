@@ -222,7 +222,7 @@ def test_the_adapter_does_not_depend_on_what_was_drawn_before(built):
     [
         ((), False),
         (("lora=dora",), False),
-        (("lora=loftq",), False),
+        (("lora=loftq",), True),
         (("lora=pissa",), True),
         (("lora=none",), True),
         (("lora.bias=all",), True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -183,6 +184,22 @@ def test_a_full_disk_keeps_the_last_good_one(checkpoints: Path) -> None:
     with pytest.raises(StorageError, match="no space is left"), checkpoint.writing(checkpoints, 200) as path:
         (path / "x").write_text("x")
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert checkpoint.latest_good(checkpoints) == checkpoints / "checkpoint-100"
+    assert len(list(checkpoints.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EACCES, "permission denied"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EDQUOT, "the disk quota is used up"),
+    ],
+)
+def test_a_place_that_may_not_be_written_keeps_the_last_good_one(checkpoints: Path, number: int, says: str) -> None:
+    with pytest.raises(StorageError, match=says), checkpoint.writing(checkpoints, 200) as path:
+        (path / "x").write_text("x")
+        raise OSError(number, os.strerror(number), str(path / "y"))
     assert checkpoint.latest_good(checkpoints) == checkpoints / "checkpoint-100"
     assert len(list(checkpoints.iterdir())) == 3
 

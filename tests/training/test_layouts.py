@@ -6,11 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sft.config.errors import UserError
-from sft.data.collate import FlatCollator
 from sft.data.documents import Documents, Rows, Tokens
 from sft.data.packing import pack
 from sft.model.tiny import ARCHITECTURES, locate_tiny
-from sft.training.isolation import check_isolation
+from sft.training.attention import register
+from sft.training.isolation import alone, compare, few_documents
+from sft.training.layout import Layout, lay_out
 from sft.training.trainer import SftTrainer
 
 LENGTHS = (70, 11, 40, 25, 33, 9, 52, 2)  # longer than the tiny models' sliding windows, and as short as can be
@@ -33,6 +34,7 @@ def rows_of(lengths=LENGTHS, capacity: int | None = None) -> Rows:
 
 
 def load(architecture: str, attention: str = "sdpa"):
+    register()
     return AutoModelForCausalLM.from_pretrained(locate_tiny(architecture), attn_implementation=attention)
 
 
@@ -40,7 +42,7 @@ class Tokenizer:
     pad_token_id = 0
 
 
-def step(model, rows: Rows, tmp_path, *, batch: int, accumulation: int, flat: bool = False):
+def step(model, rows: Rows, tmp_path, *, batch: int, accumulation: int, flat: bool = False, chunked: bool = False):
     """(loss, gradient of every parameter) of one optimizer step of the real trainer over all of the rows."""
     from transformers import TrainerCallback, TrainingArguments
 
@@ -65,8 +67,7 @@ def step(model, rows: Rows, tmp_path, *, batch: int, accumulation: int, flat: bo
         remove_unused_columns=False,
     )
     trainer = SftTrainer(model, arguments, tokenizer=Tokenizer, train=rows, evaluation={}, callbacks=[Keep()])
-    if flat:
-        trainer.data_collator = FlatCollator()
+    trainer.lay_out(Layout("varlen" if flat else "sdpa", chunked))
     trainer.train()
     return next(line["loss"] for line in trainer.state.log_history if "loss" in line), kept
 
@@ -79,6 +80,16 @@ LAYOUTS = {
     "padded": {"capacity": None, "batch": 8, "accumulation": 1},
     "padded, an uneven last batch": {"capacity": None, "batch": 3, "accumulation": 3},
     "end to end": {"capacity": None, "batch": 4, "accumulation": 2, "flat": True},
+    "end to end, document by document": {"capacity": None, "batch": 4, "accumulation": 2, "attention": "varlen"},
+    "by chunks of the output layer": {"capacity": None, "batch": 4, "accumulation": 2, "chunked": True},
+    "packs, document by document, by chunks": {
+        "capacity": 128,
+        "batch": 1,
+        "accumulation": 3,
+        "attention": "varlen",
+        "chunked": True,
+    },
+    "packs, document by document": {"capacity": 128, "batch": 2, "accumulation": 2, "attention": "varlen"},
 }
 
 
@@ -88,8 +99,10 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
     scale = max(float(gradient.abs().max()) for gradient in want.values())
     assert len(want) > 10 and scale > 0
     for name, layout in LAYOUTS.items():
-        capacity, split = layout["capacity"], {k: v for k, v in layout.items() if k != "capacity"}
-        loss, got = step(load(architecture), rows_of(capacity=capacity), tmp_path, **split)
+        split = {key: value for key, value in layout.items() if key not in ("capacity", "attention")}
+        attention = layout.get("attention", "sdpa")
+        rows, flat = rows_of(capacity=layout["capacity"]), split.pop("flat", False) or attention == "varlen"
+        loss, got = step(load(architecture, attention), rows, tmp_path, flat=flat, **split)
         assert loss == pytest.approx(want_loss, rel=2e-6), name
         assert got.keys() == want.keys()
         difference = max(float((got[key] - want[key]).abs().max()) for key in want)
@@ -98,15 +111,69 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packs_are_found_apart_on_every_backend(architecture, attention):
-    found = check_isolation(load(architecture, attention), [rows_of(), rows_of(capacity=128)])
-    assert found is not None and found.holds
-    assert found.difference < 1e-5 and found.leak < 1e-5
-    assert len(found.packed) == 3
+def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog):
+    with caplog.at_level("INFO"):
+        layout = lay_out(load(architecture, attention), [rows_of(), rows_of(capacity=128)], attention)
+    assert layout == Layout(attention, chunked=True)
+    assert "packed and separate losses agree on 2 of them" in caplog.text
 
 
-def test_without_packs_there_is_nothing_to_compare():
-    assert check_isolation(load("llama"), [rows_of()]) is None
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("capacity", [None, 128])
+def test_every_family_trains_without_padding(architecture, capacity):
+    model = load(architecture)
+    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", chunked=True)
+    assert model.config._attn_implementation == "varlen"
+
+
+def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
+    model = load("llama")
+    with caplog.at_level("INFO"):
+        lay_out(model, [rows_of()], None)
+        lay_out(model, [rows_of()], None)
+    assert caplog.text.count("without padding") == 1
+
+
+def attention_blind_to(names: tuple[str, ...]):
+    """varlen attention of a model that does not tell it these facts."""
+    from sft.training.attention import varlen_attention
+
+    def blind(*args, **kwargs):
+        return varlen_attention(*args, **{key: value for key, value in kwargs.items() if key not in names})
+
+    return blind
+
+
+@pytest.mark.parametrize(("architecture", "hidden"), [("llama", "scaling"), ("gemma3", "sliding_window")])
+def test_an_attention_that_differs_from_the_models_own_is_not_taken(architecture, hidden, monkeypatch, caplog):
+    monkeypatch.setattr("sft.training.layout.register", lambda: None)
+    model = load(architecture)
+    if hidden == "scaling":  # which is the default's where it is the square root; make it another
+        for layer in model.model.layers:
+            layer.self_attn.scaling = 0.1
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("varlen", attention_blind_to((hidden,)))
+    with caplog.at_level("INFO"):
+        assert lay_out(model, [rows_of()], None) == Layout("sdpa", chunked=True)
+    assert "batches are padded: varlen attention is not for" in caplog.text
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(UserError, match="varlen attention does not give the losses") as caught:
+        lay_out(model, [rows_of()], "varlen")
+    assert caught.value.remedy == "model.attn_implementation=sdpa"
+    register()
+
+
+def test_soft_capping_is_padded_and_refused_by_name():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Gemma2ForCausalLM(
+        Gemma2Config(vocab_size=1000, num_key_value_heads=1, head_dim=16, attn_implementation="eager", **sizes)
+    )
+    assert lay_out(model, [rows_of()], None) == Layout("eager", chunked=False)  # its logits are capped as well
+    with pytest.raises(UserError, match="soft-capping"):
+        lay_out(model, [rows_of()], "varlen")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -119,7 +186,7 @@ def test_a_mask_that_lets_documents_see_each_other_stops_the_run(architecture, m
 
     monkeypatch.setattr(model, "forward", leaking)
     with pytest.raises(UserError, match=r"not apart in .* with attention sdpa.*another first document") as caught:
-        check_isolation(model, [rows_of(capacity=128)])
+        lay_out(model, [rows_of(capacity=128)], "sdpa")
     assert caught.value.where == "dataset.packing"
     assert "dataset.packing=false" in caught.value.remedy
 
@@ -130,18 +197,25 @@ def test_positions_that_do_not_start_again_stop_the_run(monkeypatch):
     forward = model.forward
 
     def counting_on(input_ids, position_ids, **kwargs):
-        starts = (position_ids == 0).cumsum(-1)
-        apart = (starts[:, :, None] == starts[:, None, :]) & torch.ones(
-            input_ids.shape[1], input_ids.shape[1]
-        ).tril().bool()
+        starts, count = (position_ids == 0).cumsum(-1), input_ids.shape[1]
+        apart = (starts[:, :, None] == starts[:, None, :]) & torch.ones(count, count).tril().bool()
         mask = torch.where(apart, 0.0, torch.finfo(torch.float32).min)[:, None]
-        on = torch.arange(input_ids.shape[1])[None]
+        on = torch.arange(count)[None]
         return forward(input_ids=input_ids, position_ids=on, attention_mask=mask, **kwargs)
 
     monkeypatch.setattr(model, "forward", counting_on)
     with pytest.raises(UserError, match="not apart") as caught:
-        check_isolation(model, [rows_of(capacity=128)])
+        lay_out(model, [rows_of(capacity=128)], "sdpa")
     assert "another first document" not in str(caught.value)
+
+
+def test_numbers_that_are_none_do_not_hold():
+    model = load("llama", "varlen")
+    documents = few_documents(rows_of())
+    with torch.no_grad():
+        apart = alone(model, documents)
+        assert compare(model, documents, apart).holds
+        assert not compare(model, documents, [each * float("nan") for each in apart]).holds
 
 
 def test_the_check_leaves_random_states_and_modes_as_they_were():
@@ -149,6 +223,6 @@ def test_the_check_leaves_random_states_and_modes_as_they_were():
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
-    check_isolation(model, [rows_of(capacity=128)])
+    lay_out(model, [rows_of(capacity=128)], None)
     assert torch.equal(torch.rand(3), want)
     assert model.training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ class RunCallback(TrainerCallback):
         examples: a few conversations of the evaluation data.
         objective: the metric that decides which model is better, such as "eval_loss".
         direction: "minimize" or "maximize".
+        rows_of_step: gives the rows of the step being made, as text.
     """
 
     run: RunDirectory | None = None
@@ -34,13 +35,14 @@ class RunCallback(TrainerCallback):
     examples: list[dict[str, Any]] | None = None
     objective: str | None = None
     direction: str | None = None
+    rows_of_step: Callable[[], str] | None = None
 
     def bind(self, run: RunDirectory | None, **context: Any) -> None:
         """Give the callback its run directory and what else it may want; called once before training.
 
         Args:
             run: the run directory.
-            context: tokenizer, template, examples, objective, direction. Others are kept as attributes too.
+            context: tokenizer, template, examples, objective, direction, rows_of_step. Others are kept as attributes too.
         """
         self.run = run
         for name, value in context.items():

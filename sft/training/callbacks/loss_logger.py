@@ -53,11 +53,12 @@ class LossLogger(RunCallback, ExportableState):
             if loss > self.spike_factor * median and loss - median >= self.spike_least:
                 self.spikes += 1
                 log.warning(
-                    "loss spike at step %d: %.3g, where the last %d were around %.3g",
+                    "loss spike at step %d: %.3g, where the last %d were around %.3g%s",
                     step,
                     loss,
                     len(self.recent),
                     median,
+                    f"; its rows: {self.rows_of_step()}" if self.rows_of_step is not None else "",
                 )
         self.recent = [*self.recent, loss][-self.window :]
 

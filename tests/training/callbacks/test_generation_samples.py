@@ -11,33 +11,32 @@ import numpy
 import torch
 from transformers import TrainerCallback
 
+from sft.evaluation.undisturbed import undisturbed
 from sft.run.directory import RunDirectory
+from sft.training.callbacks import generation_samples
 from sft.training.callbacks.base import bind_all
-from sft.training.callbacks.generation_samples import GenerationSamples, undisturbed
+from sft.training.callbacks.generation_samples import GenerationSamples
 
 
 class Words:
     """A tokenizer of single digits, as far as generation needs one."""
 
-    eos_token_id, pad_token_id, unk_token_id = 9, 0, None
+    eos_token_id, pad_token_id, bos_token_id, unk_token_id = 9, 0, None, None
 
-    def __call__(self, text: str, **_: Any) -> Any:
-        ids = torch.tensor([[int(c) for c in text if c.isdigit()]])
-        return Inputs(input_ids=ids, attention_mask=torch.ones_like(ids))
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [int(c) for c in text if c.isdigit()]}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return "".join(message["content"] for message in messages)
 
-    def decode(self, ids: torch.Tensor, **_: Any) -> str:
+    def decode(self, ids: list[int], **_: Any) -> str:
         return " ".join(str(int(i)) for i in ids)
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return int(token)
 
-
-class Inputs(dict):
-    def to(self, device: Any) -> Inputs:
-        return self
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return str(token)
 
 
 EXAMPLES = [
@@ -58,7 +57,7 @@ def test_samples_are_kept_once_a_step(event, tiny, run: RunDirectory) -> None:
     callback.bind(run, tokenizer=Words(), examples=EXAMPLES)
     for step in (2, 2, 4):
         event("on_evaluate", callback, step, model=tiny(), metrics={})
-    lines = run.read_jsonl(run.samples_jsonl)
+    lines = run.read_jsonl(run.generations_jsonl)
     assert [(line["step"], line["messages"][-1]["content"], line["reference"]) for line in lines] == [
         (2, "12", "3"),
         (2, "4", "5"),
@@ -67,11 +66,19 @@ def test_samples_are_kept_once_a_step(event, tiny, run: RunDirectory) -> None:
     ]
     assert all(len(line["answer"].split()) <= 4 for line in lines)
     event("on_train_begin", callback, 2)
-    assert [line["step"] for line in run.read_jsonl(run.samples_jsonl)] == [2, 2]
+    assert [line["step"] for line in run.read_jsonl(run.generations_jsonl)] == [2, 2]
 
 
-def test_prompts_of_ones_own_are_rendered_by_the_bound_template(event, tiny, run: RunDirectory) -> None:
+def test_prompts_of_ones_own_are_rendered_by_the_bound_template(event, tiny, run: RunDirectory, monkeypatch) -> None:
     seen: list[Any] = []
+    stops: list[Any] = []
+    generate = generation_samples.generate_answers
+
+    def noting(*args: Any, **settings: Any) -> list[str]:
+        stops.append(settings["stop_tokens"])
+        return generate(*args, **settings)
+
+    monkeypatch.setattr(generation_samples, "generate_answers", noting)
 
     def render(conversation: dict[str, Any], add_generation_prompt: bool = False) -> str:
         seen.append((conversation, add_generation_prompt))
@@ -81,8 +88,8 @@ def test_prompts_of_ones_own_are_rendered_by_the_bound_template(event, tiny, run
     callback.bind(run, tokenizer=Words(), template=SimpleNamespace(render=render, stop_tokens=["8"]))
     event("on_evaluate", callback, 1, model=tiny(), metrics={})
     assert seen == [({"messages": [{"role": "user", "content": "7"}]}, True)]
-    assert run.read_jsonl(run.samples_jsonl)[0]["reference"] is None
-    assert callback._stop_ids(Words()) == [8, 9]
+    assert run.read_jsonl(run.generations_jsonl)[0]["reference"] is None
+    assert stops == [["8"]]
 
 
 def test_training_is_the_same_with_and_without_samples(trainer, run: RunDirectory) -> None:
@@ -93,7 +100,7 @@ def test_training_is_the_same_with_and_without_samples(trainer, run: RunDirector
         return built.model.state_dict()
 
     with_samples, without = weights([GenerationSamples(max_new_tokens=3)]), weights([])
-    assert len(run.read_jsonl(run.samples_jsonl)) == 6
+    assert len(run.read_jsonl(run.generations_jsonl)) == 6
     assert all(torch.equal(with_samples[name], without[name]) for name in without)
 
 

@@ -1,0 +1,37 @@
+"""`hydra/launcher=submitit_slurm` and `submitit_local`: each job its own Slurm job, or process, through submitit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SubmititLauncher(Launcher):
+    """Runs jobs through submitit. The work is done in sft.sweep.submit.
+
+    Args:
+        cluster: slurm or local.
+        parameters: the keys of `conf/hydra/launcher/submitit_*.yaml`, as submitit.AutoExecutor takes them.
+    """
+
+    def __init__(self, cluster: str, **parameters: Any) -> None:
+        self.cluster, self.parameters = cluster, parameters
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sft.config.errors import PastHydra, UserError
+        from sft.sweep.launching import Sweep, note_lost
+        from sft.sweep.submit import submit_all
+
+        sweep = Sweep.of(self.context, self.task, self.config)
+        try:
+            returned = submit_all(sweep, self.cluster, self.parameters, job_overrides, initial_job_idx)
+        except UserError as error:  # Hydra would wrap it
+            raise PastHydra(error) from error
+        note_lost(self.config, returned, initial_job_idx)
+        return returned

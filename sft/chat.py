@@ -1,0 +1,47 @@
+"""`python -m sft.chat run=DIR prompt="…"`: one answer on stdout; without a prompt an interactive chat."""
+
+from __future__ import annotations
+
+import sys
+
+from omegaconf import DictConfig
+
+from sft.config.app import command, logs_to_stderr
+
+
+@command("chat")
+def main(config: DictConfig) -> None:
+    """Answer `prompt`, or what is piped in, or talk. Nothing is written anywhere."""
+    from sft.config.compose import plain
+    from sft.run.log import RunLog
+
+    settings = plain(config)
+    question = _question(settings.get("prompt"))
+    with logs_to_stderr():  # before the log is opened, which takes over what is imported by then
+        from sft.inference.talk import open_talk
+        from sft.inference.terminal import Terminal, harmless
+    with RunLog(None):
+        with logs_to_stderr():
+            talk = open_talk(settings)
+            answer = talk.ask(question) if question is not None else None
+        if answer is None:
+            Terminal(talk).run()
+        else:
+            print(harmless(answer) if sys.stdout.isatty() else answer)
+
+
+def _question(prompt: str | None) -> str | None:
+    """The prompt, else what is piped into standard input; None where a person sits at it."""
+    from sft.config.errors import UserError
+
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            return None
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not prompt.strip():
+        raise UserError("there is nothing to answer", where="prompt", remedy='prompt="a question"')
+    return prompt.strip()
+
+
+if __name__ == "__main__":
+    main()

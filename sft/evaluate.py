@@ -1,0 +1,80 @@
+"""`python -m sft.evaluate run=DIR`: loss, accuracy and scored answers of a finished run, a merged model or a bare base."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from sft.config.app import command, logs_to_stderr
+
+if TYPE_CHECKING:
+    from sft.inference.evaluated import Evaluated
+
+
+@command("evaluate")
+def main(config: DictConfig) -> None:
+    """Evaluate, print the tables and the directory with metrics.json and the answers."""
+    from sft.config.errors import UserError
+
+    try:
+        with logs_to_stderr():
+            found = evaluate(config)
+    except UserError:
+        _leave_nothing()
+        raise
+    print(found)
+
+
+def _leave_nothing() -> None:
+    """Remove the directory that Hydra made for an evaluation that was refused; `rmdir` takes empty ones alone."""
+    from hydra.core.hydra_config import HydraConfig
+
+    made = Path(HydraConfig.get().runtime.output_dir)
+    for directory in (made, made.parent) if made.parent.name == "evaluations" else (made,):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def evaluate(config: DictConfig) -> Evaluated:
+    """Evaluate what a composed config names.
+
+    Raises:
+        UserError: a mistake in config or data, or a run without weights.
+    """
+    from sft.config.build import build
+    from sft.inference.evaluated import Evaluated, free_directory, write
+    from sft.inference.examine import batch_size_of, examine, examine_before
+    from sft.inference.rows import evaluation_rows
+    from sft.inference.subject import find_subject
+    from sft.model.dtype import autocast_dtype
+    from sft.run.log import RunLog
+    from sft.training.job import Job
+
+    job = Job.of(config)
+    plain = job.config
+    with RunLog(None):
+        spec = build(plain["evaluation"], where="evaluation")
+        subject = find_subject(plain)
+        rows = evaluation_rows(plain, subject)
+        settings = {
+            "batch_size": batch_size_of(plain),
+            "autocast": autocast_dtype(plain.get("trainer") or {}, plain["model"]["dtype"]),
+            "seed": plain["seed"],
+        }
+        model = subject.load(rows.reading.tokenizer, rows.control)
+        before = examine_before(subject, model, rows, spec, **settings) if spec.before and subject.adapter else None
+        after = examine(model, rows, spec, **settings)
+        del model
+        if spec.before and not subject.adapter:
+            before = examine_before(subject, None, rows, spec, **settings)
+        directory = free_directory(job.run)
+        found = Evaluated(directory.path, subject, after, before, spec.num_samples)
+        write(directory, found)
+    return found
+
+
+if __name__ == "__main__":
+    main()

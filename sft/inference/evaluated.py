@@ -1,0 +1,87 @@
+"""What an evaluation found: metrics.json, samples.jsonl, samples.html, and the tables for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.evaluation.compare import loss_table, sample_table, score_table
+from sft.evaluation.samples import samples_html, samples_jsonl
+from sft.inference.examine import Figures
+from sft.inference.subject import Subject
+from sft.run.directory import RunDirectory
+from sft.run.record import now
+
+NAMES = ("base", "fine-tuned")  # headings where both are shown
+
+
+@dataclass
+class Evaluated:
+    """The figures of one evaluation.
+
+    Attributes:
+        directory: where it was written.
+        subject: the model.
+        after: its figures.
+        before: those of the model that its training started from, where they were asked for.
+        shown: answers shown in the terminal and in samples.html.
+    """
+
+    directory: Path
+    subject: Subject
+    after: Figures
+    before: Figures | None = None
+    shown: int = 5
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json; figures of the base are prefixed with `before_`."""
+        run = self.subject.run
+        facts = {"status": "finished", "model": self.subject.name, "run": str(run.path) if run else None}
+        earlier = self.before.metrics() if self.before else {}
+        return {
+            **facts,
+            "evaluated": now(),
+            **self.after.metrics(),
+            **{f"before_{name}": value for name, value in earlier.items()},
+        }
+
+    def __str__(self) -> str:
+        """The tables, and the directory in the last line."""
+        parts = []
+        if self.after.loss:
+            parts.append(loss_table(self.after.loss, self.before.loss if self.before else None, NAMES))
+        else:
+            parts.append("the loss was left out (evaluation.generate=only)")
+        if self.after.answers is not None:
+            earlier = self.before.answers if self.before else None
+            parts.append(score_table(self.after.answers, earlier, NAMES if earlier else ("", "score")))
+            parts.append(sample_table(self.after.answers, earlier, self.shown, NAMES if earlier else ("", "answer")))
+        else:
+            parts.append(
+                "no answers were asked for: evaluation=generate scores them, evaluation=compare the base's too"
+            )
+        return "\n\n".join(part for part in [*parts, str(self.directory)] if part)
+
+
+def free_directory(run: RunDirectory) -> RunDirectory:
+    """The directory, or where only the clock named it and another evaluation of this second has it, one beside."""
+    path, number = run.path, 1
+    while path.parent.name == "evaluations" and (path / "metrics.json").exists():
+        number += 1
+        path = run.path.with_name(f"{run.path.name}-{number}")
+    return RunDirectory(path)
+
+
+def write(directory: RunDirectory, found: Evaluated) -> None:
+    """Write what was found."""
+    directory.write_json(directory.metrics_json, found.metrics)
+    if found.after.answers is None:
+        return
+    earlier = found.before.answers if found.before else None
+    directory.write_text(directory.samples_jsonl, samples_jsonl(found.after.answers, earlier))
+    directory.write_text(
+        "samples.html",
+        samples_html(found.after.answers, earlier, count=found.shown, title=f"Answers of {found.subject.name}"),
+    )

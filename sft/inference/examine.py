@@ -1,0 +1,113 @@
+"""One model's figures on evaluation rows: loss by source, answers and their scores."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sft.evaluation.answers import Answers, evaluate_generation
+from sft.evaluation.loss import evaluate_loss
+from sft.evaluation.spec import Evaluation
+from sft.inference.rows import EvaluationRows
+from sft.inference.subject import Subject
+
+log = logging.getLogger(__name__)
+
+SAY_EVERY = 20.0  # seconds between two lines on how far it is
+
+
+@dataclass
+class Figures:
+    """What was measured of one model.
+
+    Attributes:
+        loss: loss, perplexity and token accuracy, by source where there are several; {} where it was left out.
+        answers: its answers, None where none were asked for.
+    """
+
+    loss: dict[str, float] = field(default_factory=dict)
+    answers: Answers | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """All figures, flat; `eval_fields` has the share of right values of each field of JSON answers."""
+        if self.answers is None or not self.answers.rows:
+            return dict(self.loss)
+        found = {**self.loss, **self.answers.metrics(), "answer_seconds": self.answers.seconds}
+        fields = self.answers.fields()
+        return {**found, "eval_fields": fields} if fields else found
+
+
+def examine(
+    model: Any, rows: EvaluationRows, spec: Evaluation, *, batch_size: int, autocast: Any, seed: int
+) -> Figures:
+    """Measure a model.
+
+    Args:
+        model: as `Subject.load` gives it.
+        rows: what it is measured on.
+        spec: what is measured.
+        batch_size: rows side by side for the loss.
+        autocast: the torch.dtype that training computed in, None for that of the weights.
+        seed: of draws.
+    """
+    figures = Figures()
+    if spec.measures_loss:
+        with _computing_in(autocast, model):
+            figures.loss = evaluate_loss(model, rows.rows, batch_size=batch_size, progress=_said("loss"))
+    if spec.generates:
+        reading = rows.reading
+        conversations = rows.conversations(spec.max_samples)
+        figures.answers = evaluate_generation(
+            model, reading.tokenizer, reading.template, conversations, spec, seed=seed, progress=_said("answers")
+        )
+    return figures
+
+
+def examine_before(
+    subject: Subject, model: Any, rows: EvaluationRows, spec: Evaluation, **settings: Any
+) -> Figures | None:
+    """The same of the model that training started from; None where that is not known.
+
+    Args:
+        subject: the trained model.
+        model: it, loaded; an adapter is switched off meanwhile. None after it was let go of, to make room.
+        **settings: of `examine`.
+    """
+    if model is not None and hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            return examine(model, rows, spec, **settings)
+    base = subject.base()
+    if base is None:
+        log.warning("evaluation.before: no training is recorded with %s, so there is no before", subject.name)
+        return None
+    return examine(base.load(rows.reading.tokenizer, rows.control), rows, spec, **settings)
+
+
+@contextlib.contextmanager
+def _computing_in(dtype: Any, model: Any) -> Iterator[None]:
+    import torch
+
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        yield
+
+
+def _said(what: str) -> Callable[[int, int], None]:
+    """A progress function that logs a line now and then."""
+    last = [time.monotonic()]
+
+    def progress(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > SAY_EVERY and done < total:
+            last[0] = time.monotonic()
+            log.info("%s: %d of %d rows", what, done, total)
+
+    return progress
+
+
+def batch_size_of(config: Mapping[str, Any]) -> int:
+    """Rows side by side: those of the training's evaluation, else of the answers."""
+    return int((config.get("trainer") or {}).get("per_device_eval_batch_size") or 8)

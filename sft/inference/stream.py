@@ -1,0 +1,57 @@
+"""An answer's text while it is made, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers.generation.streamers import BaseStreamer
+
+
+class Stream(BaseStreamer):
+    """Shows text as soon as it is certain: no half characters, no white space at the ends, nothing of a stop.
+
+    Args:
+        tokenizer: decodes; special tokens are left out.
+        show: called with each new piece.
+        stop_texts: stops that the tokenizer writes in several tokens; a beginning of one is held back.
+    """
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None], stop_texts: Iterable[str] = ()) -> None:
+        self.tokenizer, self.show, self.stop_texts = tokenizer, show, tuple(stop_texts)
+        self.ids: list[int] = []
+        self.shown = ""
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, which comes first, or the next token of the one answer."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.ids += value.reshape(-1).tolist()
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self._advance(self._certain(text))
+
+    def end(self) -> None:
+        """The answer is over; what was held back is shown by `finish`."""
+
+    def finish(self, answer: str) -> None:
+        """Show what is left of the whole answer."""
+        if answer.startswith(self.shown):
+            self._advance(answer)
+
+    def _advance(self, text: str) -> None:
+        piece = text[len(self.shown) :] if text.startswith(self.shown) else ""
+        if piece:
+            self.shown += piece
+            self.show(piece)
+
+    def _certain(self, text: str) -> str:
+        """The text without an end that may still change."""
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        for stop in self.stop_texts:
+            if (place := text.find(stop)) >= 0:
+                text = text[:place]
+            held = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+            text = text[: len(text) - held]
+        return text.strip()

@@ -1,0 +1,163 @@
+"""The model that a command is about: a run's adapter, a fine-tuned or merged model, or a bare base."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sft.config.build import build
+from sft.config.errors import UserError
+from sft.model.spec import Model, Tokenizer
+from sft.run.directory import RunDirectory
+from sft.run.info import TrainingInfo
+from sft.run.resume import read_snapshot
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Subject:
+    """What to load, and what is known of it.
+
+    Attributes:
+        name: how to speak of it: the run directory's name, or the model's.
+        spec: the model to load; of a run with an adapter, its base.
+        quant: the config node of the base's quantization; None for none.
+        adapter: the directory of the adapter, None for a whole model.
+        info: what its training recorded; None for a model that sft did not train.
+        run: the run directory, None where a model is named instead.
+        allowed: the config's `allow_targets`.
+    """
+
+    name: str
+    spec: Model
+    quant: Mapping[str, Any] | None
+    adapter: Path | None
+    info: TrainingInfo | None
+    run: RunDirectory | None
+    allowed: list[str]
+
+    @property
+    def weights(self) -> str:
+        """The directory or hub id that has tokenizer and chat template."""
+        return str(self.adapter) if self.adapter else self.spec.locate()
+
+    def load(self, tokenizer: Any = None, control: Sequence[str] = (), device: str | None = None) -> Any:
+        """The model in eval mode.
+
+        Args:
+            tokenizer: given, embeddings of the tokens that it added to the base start as they did in training.
+            control: the chat template's own tokens, with `tokenizer`.
+            device: as in `load_model`.
+
+        Raises:
+            UserError: weights that cannot be found or read, or an adapter over another base than it was trained on.
+        """
+        from sft.model.embeddings import fit_embeddings
+        from sft.model.existing import load_adapter
+        from sft.model.load import load_model
+
+        if self.adapter is not None:
+            self.check_base()
+        model = load_model(self.spec, build(self.quant, where="quant", allowed=self.allowed), device=device)
+        if tokenizer is not None:
+            fit_embeddings(model, tokenizer, control)
+        return (model if self.adapter is None else load_adapter(model, self.adapter)).eval()
+
+    def base(self) -> Subject | None:
+        """The model that training started from, None where it is not known; an adapter is switched off instead."""
+        if self.info is None or not self.info.model_path:
+            return None
+        spec = replace(self.spec, name=self.info.model_path, revision=self.info.model_revision, tokenizer=Tokenizer())
+        return replace(self, name=self.info.model_name, spec=spec, adapter=None, info=None)
+
+    def check_base(self) -> None:
+        """Refuse an adapter over another base than it was trained on.
+
+        Raises:
+            UserError: the base's weights have another fingerprint than training_info.json says.
+        """
+        from sft.model.fingerprint import weights_fingerprint
+
+        wanted = self.info.base_fingerprint if self.info else None
+        found = weights_fingerprint(self.spec.locate(), self.spec.revision) if wanted else None
+        if found is not None and found != wanted:
+            assert self.info is not None
+            raise UserError(
+                f"{self.spec.locate()} is not the base that the adapter was trained on: its weights differ",
+                where="model.name",
+                remedy=f"give the one that training had ({self.info.model_path}"
+                + (f", revision {self.info.model_revision})" if self.info.model_revision else ")"),
+            )
+
+
+def find_subject(config: Mapping[str, Any]) -> Subject:
+    """What a resolved config names: with `run`, what that run made; else `model`.
+
+    Raises:
+        UserError: the run has no weights yet, or there is no such model.
+    """
+    allowed = list(config.get("allow_targets") or [])
+    spec: Model = build(config["model"], where="model", allowed=allowed)
+    if config.get("run"):
+        return _of_run(config, spec, allowed)
+    located, info = spec.locate(), None
+    if Path(located).is_dir():
+        info = _info_beside(Path(located))
+    quant = config.get("quant")
+    return Subject(spec.name or Path(located).name, spec, quant, None, info, None, allowed)
+
+
+def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
+    run = RunDirectory(config["run"])
+    info = TrainingInfo.read(run)
+    if unchanged(config, run, "model.dtype"):
+        spec = replace(spec, dtype=_precision(info, spec))
+    name = run.path.name
+    if (run.adapter / "adapter_config.json").is_file():
+        spec = replace(spec, adapter=None)
+        return Subject(name, spec, config.get("quant"), run.adapter, info, run, allowed)
+    if (run.model / "config.json").is_file():
+        spec = replace(spec, name=str(run.model), revision=None, adapter=None, tokenizer=Tokenizer())
+        return Subject(name, spec, config.get("quant"), None, info, run, allowed)
+    raise UserError(
+        "has no weights yet: neither adapter/ nor model/ is there",
+        where=f"run={config['run']}",
+        remedy=f"start its training again with hydra.run.dir={run.path}: it goes on from its last checkpoint",
+    )
+
+
+def unchanged(config: Mapping[str, Any], run: RunDirectory, key: str) -> bool:
+    """Whether a dotted key has the value that the run was trained with."""
+    before = read_snapshot(run) or {}
+    return _select(config, key) == _select(before, key)
+
+
+def _select(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def _precision(info: TrainingInfo, spec: Model) -> Any:
+    """The precision that the weights had in training, so that what is measured is what was trained."""
+    return info.dtype if info.dtype in ("bfloat16", "float16", "float32") else spec.dtype
+
+
+def _info_beside(directory: Path) -> TrainingInfo | None:
+    """training_info.json in a merged model's directory, or beside the model/ of a run."""
+    for place in (directory, directory.parent) if directory.name == "model" else (directory,):
+        path = place / "training_info.json"
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                raise UserError("is no valid JSON object", where=str(path), remedy="restore the file or remove it")
+            return TrainingInfo.of(found)
+    return None

@@ -1,0 +1,138 @@
+"""A conversation with a model: its history, its system prompt, one answer after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sft.config.build import build
+from sft.config.errors import UserError
+from sft.evaluation.generate import answer_prompts, find_stops
+from sft.evaluation.sampling import Sampling
+from sft.inference.stream import Stream
+from sft.inference.subject import Subject, find_subject, unchanged
+from sft.template.bind import BoundTemplate, bind
+from sft.template.spec import Template
+
+
+@dataclass
+class Talk:
+    """A model that answers, and what has been said.
+
+    Attributes:
+        model, tokenizer, template: the model, ready to generate.
+        sampling: how tokens are drawn; each further answer draws anew.
+        system: the system prompt, None for none.
+        stop_tokens: texts that end an answer.
+        messages: the turns so far, the system prompt apart.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: BoundTemplate
+    sampling: Sampling = field(default_factory=Sampling)
+    system: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    _answered: int = 0
+
+    def ask(self, text: str, show: Callable[[str], None] | None = None) -> str:
+        """The answer to one more message; both join the history, unless an error or an interrupt comes between.
+
+        Args:
+            text: what the user says.
+            show: called with each piece of the answer while it is made.
+
+        Raises:
+            UserError: the conversation fills the model's positions.
+        """
+        answer = self._answer([*self.messages, {"role": "user", "content": text}], show)
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        return answer
+
+    def again(self, show: Callable[[str], None] | None = None) -> str:
+        """Another answer to the last message, in place of the one it got.
+
+        Raises:
+            UserError: nothing has been asked.
+        """
+        if not self.messages:
+            raise UserError("nothing has been asked yet")
+        answer = self._answer(self.messages[:-1], show)
+        self.messages[-1] = {"role": "assistant", "content": answer}
+        return answer
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt stays."""
+        self.messages.clear()
+
+    def save(self, path: str | Path) -> Path:
+        """Add the conversation to a file as one line of JSON, which `dataset.path` reads.
+
+        Raises:
+            UserError: there is nothing to save, or the file cannot be written.
+        """
+        if not self.messages:
+            raise UserError("nothing has been said yet")
+        target = Path(path).expanduser()
+        try:
+            with target.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"messages": self._whole(self.messages)}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot be written: {error.strerror}", where=str(target)) from None
+        return target
+
+    def _whole(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}, *messages] if self.system else messages
+
+    def _answer(self, messages: list[dict[str, str]], show: Callable[[str], None] | None) -> str:
+        prompt = self.template.render({"messages": self._whole(messages)}, add_generation_prompt=True)
+        stream = None
+        if show is not None:
+            stream = Stream(self.tokenizer, show, find_stops(self.tokenizer, self.stop_tokens, self.model).texts)
+        drawn = replace(self.sampling, seed=self.sampling.seed + self._answered)
+        (answer,) = answer_prompts(
+            self.model, self.tokenizer, [prompt], stop_tokens=self.stop_tokens, streamer=stream, **asdict(drawn)
+        )
+        if stream is not None:
+            stream.finish(answer.text)
+        self._answered += 1
+        return answer.text
+
+
+def open_talk(config: Mapping[str, Any]) -> Talk:
+    """A conversation with what a resolved config names, loaded.
+
+    Without a `system` in the config it is the one that the model was trained with.
+
+    Raises:
+        UserError: settings out of range, or a model that cannot be loaded.
+    """
+    sampling = Sampling.of(config)
+    subject = find_subject(config)
+    tokenizer, bound = bind_subject(config, subject)
+    system = config.get("system")
+    if system is None and subject.info:
+        system = subject.info.system
+    stops = list(dict.fromkeys([*bound.stop_tokens, *(subject.info.stop_tokens if subject.info else [])]))
+    return Talk(subject.load(), tokenizer, bound, sampling, system or None, stops)
+
+
+def bind_subject(config: Mapping[str, Any], subject: Subject) -> tuple[Any, BoundTemplate]:
+    """A model's tokenizer, and the chat template that it was trained with unless the config names another."""
+    from sft.model.facts import family_of
+    from sft.model.load import load_config, load_tokenizer
+
+    spec = subject.spec
+    if subject.adapter is not None:
+        spec = replace(spec, tokenizer=replace(spec.tokenizer, name=str(subject.adapter)))
+    model_config = load_config(spec)
+    tokenizer = load_tokenizer(spec, model_config)
+    node: Template = build(config["template"], where="template", allowed=subject.allowed)
+    recorded = subject.info.template if subject.info else None
+    if recorded and subject.run is not None and unchanged(config, subject.run, "template"):
+        node = Template(name="file", text=recorded, date=node.date)
+    return tokenizer, bind(node, tokenizer, family_of(spec, model_config))

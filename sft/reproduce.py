@@ -1,0 +1,29 @@
+"""`python -m sft.reproduce run=DIR`: a finished run once more, from its directory, and whether both are the same."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from sft.config.app import command, logs_to_stderr
+from sft.config.errors import RunFailed
+
+
+@command("reproduce")
+def main(config: DictConfig) -> None:
+    """Replay a run into a directory of its own and print both runs' figures side by side; 1 where they differ."""
+    from sft.train import train_job
+    from sft.training.reproduce import compare, replay_of, table
+
+    with logs_to_stderr():
+        origin, job = replay_of(config)
+        result = train_job(job)
+    rows = compare(origin, job.run)
+    print(table(rows))
+    print(result.directory)
+    differ = [row.name for row in rows if not row.equal]
+    if differ:
+        raise RunFailed(f"the replay differs from {origin.path} in: {', '.join(differ)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A sweep from its first job to its last, as Hydra's own events tell it: checked, recorded, ranked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from sft.config.errors import PastHydra, RunFailed
+
+if TYPE_CHECKING:
+    from sft.run.lock import RunLock
+    from sft.sweep.record import SweepRecord
+
+
+class SweepCallback(Callback):
+    """Keeps sweep.json, refuses a directory that holds another sweep, and writes the leaderboard at the end.
+
+    Hydra swallows what its callbacks raise, so mistakes leave past it.
+    """
+
+    def __init__(self) -> None:
+        self.record: SweepRecord | None = None
+        self.lock: RunLock | None = None
+        self.task: Any = None
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        """Take the directory, check every job that an earlier session began in it, and write sweep.json."""
+        from sft.run.lock import RunLock
+        from sft.sweep.plan import plan, refuse_other_sweep
+        from sft.sweep.record import SweepRecord
+
+        directory = Path(config.hydra.sweep.dir).expanduser().absolute()
+        try:
+            self.lock = RunLock(directory).acquire()
+            self.record = SweepRecord(directory)
+            planned = plan(config)
+            refuse_other_sweep(self.record, planned, str(config_name))
+            self.record.begin(planned.facts, planned.jobs)
+        except Exception as error:
+            self._release()
+            raise PastHydra(error) from error
+
+    def on_job_start(self, config: DictConfig, *, task_function: Any = None, **_: Any) -> None:
+        """Note a job's directory; searches make their jobs as they go."""
+        if not _in_sweep(config):
+            return
+        self.task = task_function
+        task_function.at_stop = self.stopped
+        record = self._of(config)
+        from sft.sweep.plan import swept_of
+
+        number, directory = _number(config), Path(config.hydra.runtime.output_dir)
+        swept = swept_of(OmegaConf.to_container(config.hydra.overrides.task), _swept(record.read()))  # type: ignore[arg-type]
+        record.job(number, directory=directory.name, overrides=swept, status="running", error=None)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Note how a job ended, and keep an error that came before the run directory could hold it."""
+        from sft.run.directory import RunDirectory
+        from sft.run.record import RunRecord
+        from sft.sweep.record import state_of
+
+        if not _in_sweep(config):
+            return
+        record, directory = self._of(config), Path(config.hydra.runtime.output_dir)
+        error = getattr(self.task, "error", None)
+        run = RunRecord(RunDirectory(directory))
+        if error and run.content.get("status") in (None, "running"):
+            run.finish("failed", error=error)
+        record.job(_number(config), status=state_of(directory, {"error": error}), error=error)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write the end and the leaderboard; a sweep with failed jobs leaves with their list."""
+        record = self._of(config)
+        content = record.end("finished")
+        failed = [job for job in content["jobs"] if job["status"] == "failed"]
+        if failed:
+            content = record.end("failed")
+        self._rank(record, content)
+        self._release()
+        if failed:
+            raise PastHydra(RunFailed(_listing(failed, content)))
+
+    def stopped(self, error: BaseException) -> None:
+        """The sweep was broken off (Ctrl-C, a signal): its state is written, what is finished is ranked."""
+        if self.record is not None:
+            self._rank(self.record, self.record.end("interrupted"))
+        self._release()
+
+    def _rank(self, record: SweepRecord, content: Mapping[str, Any]) -> None:
+        from sft.sweep.leaderboard import show, write_leaderboard
+
+        if not any(job["status"] == "finished" for job in content["jobs"]):
+            return
+        try:
+            show(write_leaderboard(record.directory))
+        except Exception as error:  # the runs are done and safe; a table can be made again
+            print(f"no leaderboard: {error}\n  -> python -m sft.leaderboard dir={record.directory}", file=sys.stderr)
+
+    def _of(self, config: DictConfig) -> SweepRecord:
+        """The record; a launcher's worker process opens its own."""
+        from sft.sweep.record import SweepRecord
+
+        if self.record is None:
+            self.record = SweepRecord(Path(config.hydra.sweep.dir).expanduser().absolute())
+        return self.record
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+
+def _in_sweep(config: DictConfig) -> bool:
+    return not OmegaConf.is_missing(config.hydra.job, "num")
+
+
+def _number(config: DictConfig) -> int:
+    return int(config.hydra.job.num)
+
+
+def _swept(content: Mapping[str, Any]) -> list[str]:
+    return list(content.get("swept") or [])
+
+
+def _listing(failed: list[Mapping[str, Any]], content: Mapping[str, Any]) -> str:
+    lines = [f"{job['directory']}: {str(job['error'] or '').splitlines()[0] if job['error'] else ''}" for job in failed]
+    many = f"{len(failed)} of {len(content['jobs'])} jobs failed"
+    return "\n  ".join([f"{many}; each has its traceback in its train.log", *lines])

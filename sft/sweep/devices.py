@@ -1,0 +1,91 @@
+"""What each of several worker processes on one machine gets of it: accelerators and threads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def deal(devices: Sequence[str], slot: int, each: int = 1) -> list[str]:
+    """The devices of one worker: its own while there are enough, else shared in turn.
+
+    Args:
+        devices: all that may be used.
+        slot: the worker's number, from 0.
+        each: how many a worker gets. A run trains on all it sees.
+    """
+    if not devices:
+        return []
+    first = slot * each
+    return [devices[(first + offset) % len(devices)] for offset in range(min(each, len(devices)))]
+
+
+def visible_devices(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The accelerators this process may use, by the names that CUDA_VISIBLE_DEVICES takes; [] on a CPU."""
+    given = (os.environ if environment is None else environment).get(VISIBLE)
+    if given is not None:
+        names = [name.strip() for name in given.split(",") if name.strip()]
+        return [] if "-1" in names else names
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def threads_each(workers: int, environment: Mapping[str, str] | None = None) -> int:
+    """Threads of each of so many workers: the user's OMP_NUM_THREADS, else the cores shared out."""
+    environment = os.environ if environment is None else environment
+    given = environment.get(THREADS[0], "")
+    return int(given) if given.isdigit() and int(given) > 0 else max(1, cores() // workers)
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def take(devices: Sequence[str], threads: int, environment: MutableMapping[str, str] | None = None) -> None:
+    """Make this process see these devices alone and compute with so many threads; before torch is used."""
+    import sys
+
+    environment = os.environ if environment is None else environment
+    environment[VISIBLE] = ",".join(devices)
+    for name in THREADS:
+        environment[name] = str(threads)
+    if "torch" in sys.modules:  # it read the variables when it was loaded
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def claim_slot(directory: Path, slots: int, patience: float = 30.0) -> int:
+    """The first free of so many slots, this process's until it ends: a worker that replaces another gets its slot.
+
+    Args:
+        directory: of the pool's; one lock file a slot.
+        patience: how long to wait for the process that is being replaced to end, in seconds.
+
+    Raises:
+        RuntimeError: all are taken.
+    """
+    until = time.monotonic() + patience
+    while (slot := _free_slot(directory, slots)) is None:
+        if time.monotonic() > until:
+            raise RuntimeError(f"all {slots} slots in {directory} are taken")
+        time.sleep(0.1)
+    return slot
+
+
+def _free_slot(directory: Path, slots: int) -> int | None:
+    for slot in range(slots):
+        handle = os.open(directory / f"slot-{slot}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            continue
+        return slot  # the handle stays open as long as the process lives
+    return None

@@ -1,0 +1,117 @@
+"""Running a sweep's job in another process, for the launchers under hydra_plugins/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class Sweep:
+    """What all jobs of a sweep have in common; it is pickled to the workers.
+
+    Attributes:
+        context: Hydra's loader and callbacks.
+        task: the door's function.
+        config: the sweep's config, Hydra's node included.
+        state: Hydra's singletons.
+    """
+
+    context: HydraContext
+    task: TaskFunction
+    config: DictConfig
+    state: dict[Any, Any]
+
+    @classmethod
+    def of(cls, context: HydraContext, task: TaskFunction, config: DictConfig) -> Sweep:
+        """In the process that launches."""
+        from hydra.core.singleton import Singleton
+        from hydra.core.utils import setup_globals
+
+        from sft.sweep.callback import SweepCallback
+
+        setup_globals()
+        directory(config).mkdir(parents=True, exist_ok=True)
+        for callback in context.callbacks.callbacks:  # on_job_start, which does so, comes in the workers alone
+            if isinstance(callback, SweepCallback):
+                task.at_stop = callback.stopped  # type: ignore[attr-defined]
+        return cls(context, task, config, Singleton.get_state())
+
+    def run(self, overrides: Sequence[str], number: int) -> JobReturn:
+        """Compose and run one job, in a process of its own."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.core.singleton import Singleton
+        from hydra.core.utils import run_job, setup_globals
+        from omegaconf import OmegaConf, open_dict
+
+        from sft.config.resolvers import register
+        from sft.sweep.pruning import reporting
+        from sft.sweep.study import trial_reporter
+
+        Singleton.set_state(self.state)
+        setup_globals()
+        register()
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        with reporting(trial_reporter(sweeper, directory(config), number)):
+            return run_job(
+                hydra_context=self.context,
+                task_function=self.task,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+
+
+def directory(config: DictConfig) -> Path:
+    """The sweep's directory."""
+    return Path(str(config.hydra.sweep.dir)).expanduser().absolute()
+
+
+@dataclass
+class Lost(JobReturn):
+    """What stands for a job whose process was killed (out of memory, by the queue); Hydra sees a job without a value."""
+
+    error: str = ""
+
+
+def lost(overrides: Sequence[str], error: BaseException) -> Lost:
+    """For a job whose process died with this error: the other jobs go on."""
+    what = str(error).strip().partition("\n")[0]
+    return Lost(overrides=list(overrides), status=JobStatus.COMPLETED, error=f"its process died: {what}")
+
+
+def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> None:
+    """Write into sweep.json and run.json what the jobs whose process died could not write themselves.
+
+    Args:
+        config: the sweep's.
+        returned: of consecutive jobs, `first` being the first one's number.
+    """
+    import sys
+
+    from sft.run.directory import RunDirectory
+    from sft.run.record import RunRecord
+    from sft.sweep.record import SweepRecord
+
+    record = SweepRecord(directory(config))
+    jobs = {job["number"]: job for job in record.read().get("jobs", [])}
+    for number, each in enumerate(returned, first):
+        if not isinstance(each, Lost):
+            continue
+        print(f"job {number} failed: {each.error}", file=sys.stderr)
+        if number not in jobs:
+            continue
+        record.job(number, status="failed", error=each.error)
+        run = RunRecord(RunDirectory(record.directory / str(jobs[number]["directory"])))
+        if run.content.get("status") == "running":
+            run.finish("failed", error=each.error)

@@ -1,0 +1,107 @@
+"""What a sweep is going to do: its jobs with their directories, and whether its directory allows it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sft.config.compose import compose_job, config_loader, expand_sweep, plain
+from sft.config.errors import UserError, UserErrors
+from sft.config.overrides import swept_values
+from sft.config.resolvers import RESOLVER, as_typed, job_name
+from sft.run.directory import RunDirectory
+from sft.run.record import begun
+from sft.run.resume import refuse_changes
+from sft.run.secrets import redact_command, typed_command
+from sft.sweep.record import SweepRecord
+
+
+@dataclass
+class Plan:
+    """A sweep before its first job.
+
+    Attributes:
+        facts: command, overrides, swept keys, objective, direction.
+        jobs: number, directory and swept values of each job; empty for a search, which makes them as it goes.
+        overrides: of each job, all of them.
+    """
+
+    facts: dict[str, Any]
+    jobs: list[dict[str, Any]]
+    overrides: list[list[str]]
+
+
+def plan(config: DictConfig) -> Plan:
+    """The plan of a multirun's config (Hydra's node included)."""
+    task = [str(override) for override in config.hydra.overrides.task]
+    swept = list(swept_values(task))
+    facts = {
+        "command": shlex.join(typed_command()),
+        "overrides": redact_command(task),
+        "swept": swept,
+        "objective": config.get("objective"),
+        "direction": config.get("direction"),
+    }
+    grid = str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
+    overrides = expand_sweep(task, most=None) if grid else []
+    named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    jobs = [
+        {
+            "number": number,
+            "directory": job_name(number, each) if named else None,
+            "overrides": swept_of(each, swept),
+        }
+        for number, each in enumerate(overrides)
+    ]
+    return Plan(facts, jobs, overrides)
+
+
+def swept_of(overrides: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
+    """{key: value as typed} of the swept keys in a job's overrides."""
+    pairs = (str(override).lstrip("+~").partition("=") for override in overrides)
+    return {key: as_typed(key, value) for key, _, value in pairs if key in swept}
+
+
+def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> None:
+    """Refuse to write a sweep into the directory of another.
+
+    Raises:
+        UserError: the directory's sweep was started with other overrides, or a job that was begun there would now be
+            another one (a YAML file changed); with the differences.
+    """
+    before = record.read().get("overrides")
+    if before is not None and sorted(before) != sorted(planned.facts["overrides"]):
+        raise _other_overrides(record.directory, before, planned.facts["overrides"])
+    errors = []
+    loader = None
+    for job, overrides in zip(planned.jobs, planned.overrides, strict=True):
+        run = RunDirectory(record.directory / str(job["directory"]))
+        if job["directory"] is None or not begun(run):
+            continue
+        loader = loader or config_loader()
+        composed = compose_job(loader, config_name, overrides, "train", multirun=True)
+        config = plain(composed.config)
+        try:
+            refuse_changes(run, config, config.get("allow_changes") or [])
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+
+
+def _other_overrides(directory: Path, before: Sequence[str], now: Sequence[str]) -> UserError:
+    gone, new = [o for o in before if o not in now], [o for o in now if o not in before]
+    return UserError(
+        f"holds another sweep: it was started with {_quoted(gone) or 'no more'}, now it is {_quoted(new) or 'without'}",
+        where=str(directory),
+        remedy="the same overrides go on with it; for other ones choose another hydra.sweep.dir",
+    )
+
+
+def _quoted(overrides: Sequence[str]) -> str:
+    return " ".join(shlex.quote(str(override)) for override in overrides)

@@ -1,0 +1,185 @@
+"""Which job of a sweep is best: jobs by their objective, and points (jobs that differ in the seed alone) by their mean."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.config.check import nearest
+from sft.config.errors import UserError
+from sft.sweep.results import JobResult, SweepResults
+
+_SEED = re.compile(r"(.*[._])?seed")
+
+
+@dataclass
+class Point:
+    """One setting of the swept keys and the jobs that ran it.
+
+    Attributes:
+        values: the swept keys' values, the seed left out.
+        jobs: its jobs, by number.
+        scores: the objective of each job that is finished and has one, best first.
+        best: the job of the first score, None where there is none.
+        rank: among the points with a score, from 1; None for the others.
+    """
+
+    values: dict[str, Any]
+    jobs: list[JobResult]
+    scores: list[float] = field(default_factory=list)
+    best: JobResult | None = None
+    rank: int | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """The mean objective, None without a score."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def spread(self) -> float | None:
+        """The sample standard deviation of the objective, None for fewer than two scores."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+
+@dataclass
+class Leaderboard:
+    """A ranked sweep.
+
+    Attributes:
+        sweep: the jobs as they were read.
+        objective: the figure they are ranked by.
+        direction: minimize or maximize.
+        ranked: finished jobs that have the figure, best first.
+        unranked: all others, by number.
+        points: best first; those without a score at the end.
+    """
+
+    sweep: SweepResults
+    objective: str
+    direction: str
+    ranked: list[JobResult]
+    unranked: list[JobResult]
+    points: list[Point]
+
+    @property
+    def repeated(self) -> bool:
+        """Whether some point was run more than once."""
+        return any(len(point.jobs) > 1 for point in self.points)
+
+    @property
+    def winner(self) -> JobResult | None:
+        """The best point's best job; None where no job has the figure."""
+        return self.points[0].best if self.points else None
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's directory."""
+        return self.sweep.directory
+
+    def score(self, job: JobResult) -> float | None:
+        """The job's objective, None where it has none."""
+        return finite(job.figures.get(self.objective))
+
+
+def rank(sweep: SweepResults, objective: str | None = None, direction: str | None = None) -> Leaderboard:
+    """Rank a sweep's jobs and points.
+
+    Args:
+        sweep: as `read_sweep` gives it.
+        objective: a figure of metrics.json; None takes the sweep's own, else eval_loss, else train_loss.
+        direction: minimize or maximize; None takes the sweep's own for its own objective, else what the name says.
+
+    Raises:
+        UserError: an objective was given that no finished job has.
+    """
+    finished = [job for job in sweep.jobs if job.status == "finished"]
+    if objective is not None and finished:
+        _refuse_unknown(objective, finished)
+    name = objective or sweep.objective or _usual(finished)
+    own = sweep.direction if name == sweep.objective or sweep.objective is None else None
+    way = direction or own or usual_direction(name)
+    sign = -1 if way == "maximize" else 1
+
+    def order(job: JobResult) -> tuple[float, int]:
+        return sign * (finite(job.figures.get(name)) or 0.0), job.number
+
+    ranked = sorted((job for job in finished if finite(job.figures.get(name)) is not None), key=order)
+    placed = {id(job) for job in ranked}
+    unranked = [job for job in sweep.jobs if id(job) not in placed]
+    points = _points(sweep, ranked, name)
+    points.sort(key=lambda point: (point.mean is None, sign * (point.mean or 0.0), point.jobs[0].number))
+    for place, point in enumerate(points, 1):
+        point.rank = place if point.scores else None
+    return Leaderboard(sweep, name, way, ranked, unranked, points)
+
+
+def usual_direction(figure: str) -> str:
+    """Which way a figure is better by its name: losses and perplexities when smaller, all others when larger."""
+    return "minimize" if figure.endswith(("loss", "perplexity")) else "maximize"
+
+
+def point_keys(keys: Iterable[str]) -> list[str]:
+    """The swept keys that make a point: all but seeds."""
+    return [key for key in keys if not is_seed(key)]
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key only chooses random numbers."""
+    return bool(_SEED.fullmatch(key))
+
+
+def finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def as_number(value: Any) -> float | None:
+    """A swept value as the number that it stands for ("1e-3"), None where it is none."""
+    if isinstance(value, str):
+        try:
+            return finite(float(value)) if "_" not in value else None
+        except ValueError:
+            return None
+    return finite(value)
+
+
+def _points(sweep: SweepResults, ranked: list[JobResult], objective: str) -> list[Point]:
+    keys = point_keys(sweep.keys)
+    found: dict[tuple[Any, ...], Point] = {}
+    for job in sweep.jobs:
+        place = tuple(_comparable(job.values.get(key)) for key in keys)
+        point = found.setdefault(place, Point({key: job.values.get(key) for key in keys}, []))
+        point.jobs.append(job)
+    owner = {id(job): point for point in found.values() for job in point.jobs}
+    for job in ranked:
+        point = owner[id(job)]
+        point.best = point.best or job
+        point.scores.append(float(job.figures[objective]))
+    return list(found.values())
+
+
+def _comparable(value: Any) -> Any:
+    """The same for two spellings of one value ("1e-3" and 0.001)."""
+    number = as_number(value)
+    return number if number is not None else str(value)
+
+
+def _usual(finished: list[JobResult]) -> str:
+    scored = any(finite(job.figures.get("eval_loss")) is not None for job in finished)
+    trained = any(finite(job.figures.get("train_loss")) is not None for job in finished)
+    return "train_loss" if trained and not scored else "eval_loss"
+
+
+def _refuse_unknown(objective: str, finished: list[JobResult]) -> None:
+    figures = sorted({key for job in finished for key, value in job.figures.items() if finite(value) is not None})
+    if objective not in figures:
+        near = nearest(objective, figures)
+        remedy = f"did you mean objective={near}? " * bool(near) + f"There are: {', '.join(figures) or 'none'}"
+        raise UserError(f"no finished job has the figure {objective!r}", where="objective", remedy=remedy)

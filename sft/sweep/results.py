@@ -1,0 +1,185 @@
+"""What the jobs of a sweep came to: values, status and figures, read from the run directories themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.run.atomic import TEMPORARY
+from sft.run.directory import RunDirectory
+from sft.run.lock import holder
+from sft.run.metrics import last_values
+from sft.run.plots import Curve, curves
+from sft.run.record import read_record
+from sft.run.resume import HARMLESS, flat, read_snapshot
+from sft.sweep.record import NAME
+
+_NUMBERED = re.compile(r"(\d+)(?:_|$)")
+
+
+@dataclass
+class JobResult:
+    """One job of a sweep.
+
+    Attributes:
+        number: its place in the sweep.
+        name: its directory's name; its number as text where it never had a directory.
+        path: its run directory, None where it never had one.
+        values: what each swept key was set to, as the command line had it.
+        status: running, finished, interrupted, failed or pruned; pending where it has not begun; unreadable where its
+            files are broken.
+        error: why it failed, None where it did not.
+        figures: those of metrics.json; of a job that is not finished also the last ones it logged.
+        config: its resolved config, {} where there is none.
+        curves: its curves by name, as `sft.run.plots.curves` gives them.
+    """
+
+    number: int
+    name: str
+    path: Path | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    status: str = "pending"
+    error: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+
+@dataclass
+class SweepResults:
+    """A sweep's jobs in the order of their numbers, and what sweep.json says of the whole.
+
+    Attributes:
+        directory: the sweep's.
+        keys: the swept keys.
+        jobs: every job, those without a directory too.
+        objective, direction: as sweep.json or the jobs' configs have them, None where they leave it open.
+        command: the command line, None where it is not known.
+    """
+
+    directory: Path
+    keys: list[str]
+    jobs: list[JobResult]
+    objective: str | None = None
+    direction: str | None = None
+    command: str | None = None
+
+
+def read_sweep(directory: Path) -> SweepResults:
+    """Read a sweep's directory, by sweep.json where there is one, else every run directory in it.
+
+    Raises:
+        UserError: the directory is not there, or no run is in it.
+    """
+    directory = directory.expanduser().absolute()
+    if not directory.is_dir():
+        raise UserError("no such directory", where=f"dir={directory}", remedy="give the directory of a sweep")
+    record = RunDirectory(directory).read_json(NAME)
+    found = _recorded(directory, record) if isinstance(record, dict) else _scanned(directory)
+    if not found.jobs:
+        if is_run(directory):
+            raise UserError(
+                "is the directory of one run, not of a sweep",
+                where=f"dir={directory}",
+                remedy=f"dir={directory.parent} ranks the runs beside it",
+            )
+        raise UserError(
+            "has no sweep.json and no run in it",
+            where=f"dir={directory}",
+            remedy="give the directory that holds the jobs' directories, as `sft.train -m` printed it",
+        )
+    return found
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a run has begun to write the directory."""
+    run = RunDirectory(directory)
+    return any(path.is_file() for path in (run.config, run.run_json, run.metrics_json))
+
+
+def _recorded(directory: Path, record: Mapping[str, Any]) -> SweepResults:
+    """A sweep by its sweep.json."""
+    jobs = []
+    for index, entry in enumerate(record.get("jobs") or []):
+        name = entry.get("directory")
+        number = entry.get("number", index)
+        job = JobResult(number, name or str(number), status=entry.get("status") or "pending", error=entry.get("error"))
+        if name:
+            _read_job(job, directory / name)
+        said = {key.lstrip("+"): value for key, value in (entry.get("overrides") or {}).items()}
+        job.values = {**said}
+        jobs.append(job)
+    keys = [key.lstrip("+") for key in record.get("swept") or []]
+    for job in jobs:
+        config = flat(job.config)
+        job.values = {key: job.values.get(key, config.get(key)) for key in keys}
+    objective, direction = record.get("objective"), record.get("direction")
+    if objective is None:
+        objective, direction = _asked_for(jobs)
+    jobs.sort(key=lambda job: job.number)
+    return SweepResults(directory, keys, jobs, objective, direction, record.get("command"))
+
+
+def _scanned(directory: Path) -> SweepResults:
+    """Every run directory there; what their configs differ in was swept."""
+    paths = [path for path in directory.iterdir() if not path.name.startswith(TEMPORARY) and path.is_dir()]
+    paths = sorted(filter(is_run, paths), key=lambda path: (_number(path.name), path.name))
+    jobs = [JobResult(index, path.name) for index, path in enumerate(paths)]
+    numbers = [_number(path.name) for path in paths]
+    distinct = len(set(numbers)) == len(numbers) and all(number < 1 << 30 for number in numbers)
+    for job, path, number in zip(jobs, paths, numbers, strict=True):
+        job.number = int(number) if distinct else job.number
+        _read_job(job, path)
+    keys = swept_keys([job.config for job in jobs if job.config])
+    for job in jobs:
+        config = flat(job.config)
+        job.values = {key: config.get(key) for key in keys}
+    return SweepResults(directory, keys, jobs, *_asked_for(jobs))
+
+
+def swept_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The dotted keys that resolved configs differ in, those left out that cannot change what is trained."""
+    flats = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for config in flats for key in config)
+    varied = [key for key in keys if any(config.get(key) != flats[0].get(key) for config in flats)]
+    return [key for key in varied if not HARMLESS.fullmatch(key) and not key.endswith("_target_")]
+
+
+def _read_job(job: JobResult, path: Path) -> None:
+    """Fill in what the job's own directory says; it wins over sweep.json."""
+    if not path.is_dir():
+        return
+    job.path, run = path, RunDirectory(path)
+    try:
+        record, figures = read_record(run), run.read_json(run.metrics_json, {}) or {}
+        history = run.read_jsonl(run.metrics_jsonl)
+        job.config = read_snapshot(run) or {}
+    except UserError as error:
+        job.status, job.error = "unreadable", str(error)
+        return
+    job.status = record.get("status") or figures.get("status") or job.status
+    if job.status == "running" and holder(path) is None:
+        job.status = "interrupted"  # killed before it could say so
+    job.error = (record.get("error") or job.error) if job.status != "finished" else None
+    job.curves = curves(history)
+    if job.status != "finished":
+        last = last_values(history)
+        logged = {key: value for key, value in last.items() if key.startswith("eval_")}
+        logged |= {"steps": last["step"]} if "step" in last else {}
+        figures = {**figures, **{key: value for key, value in logged.items() if not figures.get(key)}}
+    job.figures = {key: value for key, value in figures.items() if key != "status"}
+
+
+def _asked_for(jobs: Iterable[JobResult]) -> tuple[str | None, str | None]:
+    """Objective and direction as the jobs' configs name them; None where they do not, or not all the same."""
+    named = {(job.config.get("objective"), job.config.get("direction")) for job in jobs if job.config}
+    return named.pop() if len(named) == 1 else (None, None)
+
+
+def _number(name: str) -> float:
+    match = _NUMBERED.match(name)
+    return int(match[1]) if match else float("inf")

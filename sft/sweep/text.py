@@ -1,0 +1,95 @@
+"""Values in tables: short, on one line, and unable to break the table they stand in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What Markdown or HTML would read as their own, as entities: a backslash before a pipe would need one itself.
+_MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;", "*": "&#42;"}
+)
+
+
+def clean(text: str, most: int | None = None) -> str:
+    """Text on one line without control characters, cut to `most` characters."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def plain(value: Any) -> str:
+    """A value as a command line or a CSV file has it; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A value for people: figures to five digits, long numbers of a search too."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = clean(plain(value), most)
+    if len(text) > 8:
+        try:
+            return f"{float(text):.5g}" if "_" not in text and "." in text else text
+        except ValueError:
+            return text
+    return text
+
+
+def markdown_cell(text: str) -> str:
+    """Text that stands in a Markdown table as it is."""
+    return clean(text).translate(_MARKDOWN).replace("](", "]&#40;")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; figures to the right."""
+    right = [_figures([row[i] for row in rows]) for i in range(len(header))]
+    lines = [header, ["---:" if figures else "---" for figures in right]]
+    table = [[markdown_cell(cell) for cell in line] for line in [header, *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [table[0], lines[1], *table[1:]])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout: as wide as the terminal is, and as wide as it needs to be in a file or a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=100_000)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, name in enumerate(header):
+        figures = _figures([row[index] for row in rows])
+        table.add_column(Text(clean(name)), justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted key by its last part, or whole where another ends the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _figures(cells: Sequence[str]) -> bool:
+    """Whether a column holds numbers and gaps alone."""
+    filled = [cell for cell in cells if cell not in ("", "-")]
+    return bool(filled) and all(_is_number(cell.rstrip("%")) for cell in filled)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

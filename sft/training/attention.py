@@ -1,0 +1,148 @@
+"""`attn_implementation=varlen`: documents laid end to end with no padding, attention within each document alone.
+
+A batch is one row of all its documents' tokens with `cu_seq_lens_q`, their borders, under the names that transformers'
+flash attention has for them. On the CPU each document is one scaled_dot_product_attention; on CUDA all of them are one
+call of flash-attention, if it is installed, or of torch's own `torch.nn.attention.varlen`. Batches that come without
+borders (generation, padded evaluation) are computed as attention `sdpa` computes them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+VARLEN = "varlen"
+
+
+def register() -> None:
+    """Make `varlen` known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, varlen_mask)
+
+
+def varlen_mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """No mask where there is no padding: documents are told apart by their borders. Else that of `sdpa`."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within documents.
+
+    Args:
+        query: [1, heads, tokens, dimension]; key and value may have fewer heads (grouped queries).
+        sliding_window: keys that a token sees, itself included; None: all before it.
+        cu_seq_lens_q: [documents + 1], where each document begins, and the end of the last.
+        max_length_q: tokens of the longest document.
+
+    Returns:
+        [1, tokens, heads, dimension], and no weights.
+
+    Raises:
+        ValueError: the model asks for what this attention does not compute (soft-capping, sinks).
+    """
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("varlen attention knows no soft-capping and no sinks")
+    if attention_mask is not None or cu_seq_lens_q is None:
+        if attention_mask is None and _starts_again(kwargs.get("position_ids")):
+            raise ValueError("packed documents without cu_seq_lens_q would see each other")
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if query.is_cuda:
+        return _fused(query, key, value, cu_seq_lens_q, int(max_length_q or 0), scaling, dropout, sliding_window), None
+    return _one_by_one(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    """A call for each document. `split` and `cat` have backwards that touch each token once; slices would not."""
+    lengths = borders.diff().tolist()
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    found = []
+    for q, k, v in parts:
+        mask = _band(q.shape[2], window, q.device)
+        found.append(
+            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling).transpose(1, 2)
+        )
+    return torch.cat(found, 1)
+
+
+def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """The mask of a document longer than the sliding window; None where plain causality says it all."""
+    if window is None or length <= window:
+        return None
+    here = torch.arange(length, device=device)
+    back = here[:, None] - here[None, :]
+    return (back >= 0) & (back < window)
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    """One kernel for all documents. Both libraries' windows count the keys to the left of a token."""
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [tokens, heads, dimension]
+    sight = (-1 if window is None else window - 1, 0)
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q=borders,
+            cu_seqlens_k=borders,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            window_size=sight,
+        )[None]
+    from torch.nn.attention.varlen import varlen_attn
+
+    if dropout:
+        raise ValueError("torch's varlen attention has no dropout: install flash-attn, or set the model's to 0")
+    grouped = q.shape[1] != k.shape[1]
+    out: Any = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=scaling, window_size=sight, enable_gqa=grouped
+    )
+    return out[None]
+
+
+def _starts_again(position_ids: Any) -> bool:
+    """Whether positions begin anew within a row: several documents."""
+    return isinstance(position_ids, torch.Tensor) and bool((position_ids.diff(dim=-1) < 0).any())

@@ -1,0 +1,63 @@
+"""Tell a search what the evaluations give, and end the run where the search gives it up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from sft.config.errors import Pruned
+from sft.sweep.pruning import Reporter
+from sft.training.callbacks.base import RunCallback
+
+
+class Pruning(RunCallback):
+    """Reports the objective after each evaluation, or the evaluation loss where the objective is known at the end only.
+
+    Args:
+        reporter: the search's end of the line.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.value: float | None = None
+        self.last_step = -1
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the figure; with several evaluation sets the figures arrive one set at a time."""
+        logs = logs or {}
+        if self.objective in logs and self.objective.startswith("eval_"):
+            self.value = float(logs[self.objective])
+        elif "eval_loss" in logs:
+            loss = float(logs["eval_loss"])
+            self.value = -loss if self.direction == "maximize" else loss
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Report once a step, after everything else has noted the figures; a run at its last step is not given up.
+
+        Raises:
+            Pruned: the search gives this run up.
+        """
+        value, self.value = self.value, None
+        if value is None or not math.isfinite(value) or state.global_step == self.last_step:
+            return
+        self.last_step = state.global_step
+        self.reporter.report(state.global_step, value)
+        if state.global_step < state.max_steps and self.reporter.should_prune():
+            raise Pruned(f"given up by the search at step {state.global_step} of {state.max_steps}")
+
+
+def pruning_callbacks() -> list[RunCallback]:
+    """The callback of a search's job; [] for any other run."""
+    from sft.sweep.pruning import current
+
+    reporter = current()
+    return [Pruning(reporter)] if reporter is not None else []

@@ -1,0 +1,101 @@
+"""Which overrides would make a run fit: those that `sft.training.memory` names, each estimated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from sft.config.paths import conf_dir
+from sft.run.available import Place
+from sft.run.directory import RunDirectory
+from sft.training.estimate.estimate import Estimate, Estimator, fits
+from sft.training.estimate.step import Batch
+from sft.training.memory import helps_in_training
+
+
+@dataclass(frozen=True)
+class Advice:
+    """An override, or several, and what the run would take with them.
+
+    Attributes:
+        overrides: as on the command line.
+        needs: bytes.
+        fits: whether that is there.
+    """
+
+    overrides: str
+    needs: int
+    fits: bool
+
+
+def advise(
+    config: Mapping[str, Any],
+    run: RunDirectory,
+    place: Place,
+    batch: Batch,
+    evaluation: Batch | None,
+    model_config: Any,
+) -> list[Advice]:
+    """What helps alone, most first; and where nothing alone is enough, what is enough together, last.
+
+    Args:
+        config: resolved, plain.
+        run: for what is known of its rows.
+        place: where it has to fit.
+        batch, evaluation: what was estimated.
+        model_config: the model's own config.
+    """
+    overrides = [override for override, _ in helps_in_training(config, run) if "auto_find" not in override]
+    found = []
+    for override in overrides:
+        estimate = _with(config, [override], place, (batch, evaluation), model_config)
+        found.append(Advice(override, estimate.needs, fits(estimate, place)))
+    found.sort(key=lambda advice: advice.needs)
+    if found and not any(advice.fits for advice in found):
+        together: list[str] = []
+        for override in [advice.overrides for advice in found]:
+            together.append(override)
+            estimate = _with(config, together, place, (batch, evaluation), model_config)
+            if fits(estimate, place):
+                break
+        if len(together) > 1:
+            found.append(Advice(" ".join(together), estimate.needs, fits(estimate, place)))
+    return found
+
+
+def _with(
+    config: Mapping[str, Any],
+    overrides: list[str],
+    place: Place,
+    batches: tuple[Batch, Batch | None],
+    model_config: Any,
+) -> Estimate:
+    changed = copy.deepcopy(dict(config))
+    batch, evaluation = batches
+    for part in " ".join(overrides).split():
+        key, _, value = part.partition("=")
+        _set(changed, key, value)
+        if key == "trainer.per_device_train_batch_size":
+            batch = batch.with_rows(int(value))
+        if key == "dataset.max_length":
+            batch = batch.with_length(int(value))
+            evaluation = evaluation.with_length(int(value)) if evaluation else None
+    return Estimator(changed, place.device, model_config).estimate(batch, evaluation)
+
+
+def _set(config: dict[str, Any], key: str, value: str) -> None:
+    if "." not in key:  # an option of a group
+        node = OmegaConf.create({**config, key: OmegaConf.load(conf_dir() / key / f"{value}.yaml")})
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        config[key] = plain[key]
+        return
+    *path, last = key.split(".")
+    for name in path:
+        config = config[name]
+    config[last] = yaml.safe_load(value)

@@ -1,0 +1,144 @@
+"""The answer of `sft.estimate`: the parts, the peak, what there is, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.model.load import load_config
+from sft.run.available import Place, places
+from sft.run.directory import RunDirectory
+from sft.training.estimate.advice import Advice, advise
+from sft.training.estimate.estimate import (
+    Estimate,
+    Estimator,
+    configured_batch,
+    evaluates,
+    fits,
+    longest_batch,
+    with_lengths,
+)
+from sft.training.estimate.step import Batch
+
+WIDTH = 14
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `sft.estimate` prints.
+
+    Attributes:
+        estimate: of one process.
+        places: where it could run.
+        advice: what would make it fit; empty where it does.
+        measured: the real peak in bytes, None where it was not asked for.
+    """
+
+    estimate: Estimate
+    places: list[Place]
+    advice: list[Advice]
+    measured: int | None = None
+
+    def __str__(self) -> str:
+        return "\n".join([*self._parts(), "", *self._against(), *self._measured()])
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, plain; sizes in bytes."""
+        return {
+            "estimate": self.estimate.to_json(),
+            "places": [vars(place) for place in self.places],
+            "fits": fits(self.estimate, self.places[0]),
+            "advice": [vars(advice) for advice in self.advice],
+            "measured": self.measured,
+        }
+
+    def _parts(self) -> list[str]:
+        e, b = self.estimate, self.estimate.batch
+        trained = f"{e.trained_parameters:,} of {e.parameters:,}"
+        rows = f"{b.rows} x {b.length:,} tokens, {b.trained:,} of them trained"
+        checkpointing = "computed again in the backward pass" if e.checkpointing else "all kept"
+        table = [
+            ("weights", e.weights, f"{e.parameters:,} parameters" if not e.quantized else "not quantized"),
+            ("quantized", e.quantized, f"of {e.parameters:,} parameters" if e.quantized else ""),
+            ("adapter", e.adapter, ""),
+            (
+                "gradients",
+                e.gradients,
+                f"{trained} parameters train" if not e.adapter else f"{e.trained_parameters:,} parameters train",
+            ),
+            ("optimizer", e.optimizer, ""),
+            ("activations", e.activations, f"{rows}; {checkpointing}"),
+            ("logits", e.logits, "with their gradients, at trained tokens"),
+            ("process", e.process, "Python and libraries"),
+        ]
+        lines = [f"{name:<{WIDTH}}{gib(size):>12}  {why}".rstrip() for name, size, why in table if size]
+        if e.evaluation:
+            lines.append(f"{'(evaluation)':<{WIDTH}}{gib(e.evaluation):>12}  the most in evaluation, weights among it")
+        return [*lines, f"{'peak':<{WIDTH}}{gib(e.peak):>12}  not all of it lives at once"]
+
+    def _against(self) -> list[str]:
+        lines = []
+        for place in self.places:
+            verdict = "fits" if fits(self.estimate, place) else "does not fit"
+            lines.append(f"{place.name}: {gib(place.free)} of {gib(place.total)} free ({place.limit}): {verdict}")
+        if self.advice:
+            width = max(len(advice.overrides) for advice in self.advice)
+            lines += ["", "with"]
+            for advice in self.advice:
+                verdict = "fits" if advice.fits else "not enough"
+                lines.append(f"  {advice.overrides:<{width}}  {gib(advice.needs):>12}  {verdict}")
+        return lines
+
+    def _measured(self) -> list[str]:
+        if self.measured is None:
+            return []
+        off = self.estimate.peak / self.measured - 1
+        return ["", f"predicted {gib(self.estimate.peak)}, measured {gib(self.measured)}: {off:+.1%}"]
+
+
+def gib(size: int) -> str:
+    """Bytes as text."""
+    return f"{size / 2**30:.2f} GiB" if size >= 10 << 20 else f"{size / 2**20:.2f} MiB"
+
+
+def answer(config: Mapping[str, Any], rows: bool = False, measured: bool = False) -> Answer:
+    """Estimate a resolved config.
+
+    Args:
+        rows: read the dataset for the longest batch in it.
+        measured: make two steps and measure.
+
+    Raises:
+        UserError: a mistake in config, model or data.
+    """
+    from sft.config.build import build
+
+    config = with_lengths(config)
+    found = places()
+    model_config = load_config(build(config["model"], where="model", allowed=config.get("allow_targets") or []))
+    batch, evaluation = _batches(config, rows)
+    estimator = Estimator(config, found[0].device, model_config)
+    estimate = estimator.estimate(batch, evaluation)
+    advice = []
+    if not fits(estimate, found[0]):
+        advice = advise(config, RunDirectory(Path("none")), found[0], batch, evaluation, model_config)
+    real = None
+    if measured:
+        from sft.training.estimate.measure import measure
+
+        real = measure(config, batch, estimate.checkpointing)
+    return Answer(estimate, found, advice, real)
+
+
+def _batches(config: Mapping[str, Any], rows: bool) -> tuple[Batch, Batch | None]:
+    if not rows:
+        return configured_batch(config), configured_batch(config, evaluation=True) if evaluates(config) else None
+    from sft.training.inputs import prepare_inputs
+
+    data = prepare_inputs(config).data
+    trainer = config["trainer"]
+    batch = longest_batch([data.train], int(trainer.get("per_device_train_batch_size") or 8))
+    assert batch is not None  # prepare refuses a dataset without rows
+    return batch, longest_batch(list(data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))

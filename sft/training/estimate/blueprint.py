@@ -1,0 +1,181 @@
+"""The model that a config will train, on the meta device: every module and shape, no weights, no memory."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from sft.model.adapter import attach
+from sft.model.dtype import resolve_dtype
+from sft.model.existing import check_adapter, read_adapter_config
+from sft.model.facts import empty_model
+from sft.model.footprint import Footprint, footprint
+from sft.model.spec import Model
+
+
+@dataclass
+class Blueprint:
+    """A model with one of each kind of layer.
+
+    Attributes:
+        model: to be trained, on the meta device; the first layer, one of each kind, and the last.
+        layers: the list of layers in it.
+        order: for every layer of the whole model, in order, the index in `layers` of the one that stands for it.
+    """
+
+    model: Any
+    layers: nn.ModuleList
+    order: list[int]
+
+    def footprint(self) -> Footprint:
+        """What the whole model holds."""
+        counts = Counter(self.order)
+        return footprint(self.model, {id(layer): counts[index] for index, layer in enumerate(self.layers)})
+
+
+def layer_list(model: nn.Module) -> tuple[nn.Module, str] | None:
+    """The module that holds the decoder's layers and its attribute; None for a model that is not made so.
+
+    The longest list of modules of one class, which is the text part's.
+    """
+    found: tuple[nn.Module, str] | None = None
+    longest = 0
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) > longest and len({type(c) for c in child}) == 1:
+                found, longest = (module, name), len(child)
+    return found
+
+
+def shorten(model: nn.Module, uniform: bool = True) -> tuple[nn.ModuleList, list[int]]:
+    """Leave the first layer, the first of each kind and the last in a model, in place.
+
+    Args:
+        uniform: whether layers of one kind are adapted alike; all are left otherwise.
+
+    Returns:
+        The list that is left, and for every layer there was the index of the one that stands for it.
+    """
+    place = layer_list(model)
+    if place is None:
+        return nn.ModuleList(), []
+    owner, name = place
+    layers = list(getattr(owner, name))
+    kinds: list[Any] = [_kind(layer) for layer in layers] if uniform else list(range(len(layers)))
+    inner = range(1, len(layers) - 1)
+    first = {kind: min(i for i in inner if kinds[i] == kind) for kind in {kinds[i] for i in inner}}
+    keep = sorted({0, len(layers) - 1, *first.values()})
+    stands = {i: (first[kinds[i]] if i in inner else i) for i in range(len(layers))}
+    left = nn.ModuleList(layers[i] for i in keep)
+    setattr(owner, name, left)
+    return left, [keep.index(stands[i]) for i in range(len(layers))]
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    return tuple(
+        (name, type(m).__name__, *(tuple(p.shape) for p in m.parameters(recurse=False)))
+        for name, m in layer.named_modules()
+    )
+
+
+def draw(
+    model: Model,
+    config: Any,
+    quant: Any = None,
+    lora: Any = None,
+    *,
+    targets: Any = "all-linear",
+    rows: Sequence[int] = (),
+) -> Blueprint:
+    """The model that would be trained, as `load_model` and `attach` make it of the weights.
+
+    Args:
+        model: the spec.
+        config: the model's own config.
+        quant: a transformers.BitsAndBytesConfig, or None.
+        lora: a peft.LoraConfig, or None for full fine-tuning.
+        targets: what to adapt where `lora` does not say.
+        rows: embedding rows that are trained.
+
+    Raises:
+        UserError: the adapter would cover nothing, or cannot be built over this base.
+    """
+    options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype, trained=lora is None)}
+    if model.attn_implementation == "eager":  # all others are fused kernels, which keep the same
+        options["attn_implementation"] = "eager"
+    if model.adapter:
+        lora = LoraConfig(**_plain(read_adapter_config(check_adapter(model.adapter))))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _norms_of_nothing():
+        empty = empty_model(config, model.trust_remote_code, **options)
+        if quant is not None:
+            _quantize(empty, quant)
+        layers, order = shorten(empty, uniform=_uniform(lora))
+        if lora is not None:
+            lora = copy.deepcopy(lora)
+            lora.init_lora_weights = True  # the others look at the weights
+        adapted, _ = attach(empty, lora, replace(model, adapter=None), target_modules=targets, new_rows=rows)
+    adapted.config.use_cache = False
+    return Blueprint(adapted, layers, order)
+
+
+def _uniform(lora: Any) -> bool:
+    """Whether an adapter treats layers of one kind alike: none of its settings goes by a layer's number."""
+    if lora is None:
+        return True
+    single = (
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "layer_replication",
+        "target_parameters",
+    )
+    if any(getattr(lora, name, None) for name in single):
+        return False
+    names = [lora.target_modules, lora.exclude_modules, lora.modules_to_save]
+    texts = [text for name in names if name is not None for text in ([name] if isinstance(name, str) else name)]
+    return not any(character.isdigit() or character in "*[(" for text in texts for character in text)
+
+
+def _quantize(model: Any, quant: Any) -> None:
+    """Put quantized layers in place of those that transformers would replace."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(quant, pre_quantized=False)
+    quantizer._process_model_before_weight_loading(model, device_map=None)
+    model.requires_grad_(False)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's stored settings that LoraConfig takes."""
+    known = {field.name for field in fields(LoraConfig)}
+    return {
+        name: value for name, value in settings.items() if name in known and name not in ("peft_type", "loftq_config")
+    }
+
+
+@contextmanager
+def _norms_of_nothing() -> Iterator[None]:
+    """DoRA starts from the norms of the weights, which quantized ones on the meta device do not have."""
+    from peft.tuners.lora import dora
+
+    before = dora.dequantize_module_weight
+
+    def weight_of(module: Any) -> torch.Tensor:
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            return torch.empty((module.out_features, module.in_features), dtype=torch.float32, device="meta")
+        return before(module)
+
+    dora.dequantize_module_weight = weight_of
+    try:
+        yield
+    finally:
+        dora.dequantize_module_weight = before

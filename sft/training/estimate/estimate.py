@@ -1,0 +1,185 @@
+"""What a run will take: weights, adapter, gradients, optimizer, activations and logits, and their peak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sft.config.build import build
+from sft.data.documents import Rows
+from sft.data.spec import Dataset
+from sft.model.dtype import autocast_dtype
+from sft.model.facts import family_of
+from sft.model.load import load_config
+from sft.model.spec import Model
+from sft.run.available import Place
+from sft.training.estimate.blueprint import Blueprint, draw
+from sft.training.estimate.optimizer import state_bytes, step_bytes
+from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
+
+LIBRARIES = 640 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
+FRAGMENTS = 0.02  # of the tensors: what allocators hold beyond them
+CONTEXT = 600 << 20  # CUDA's own, beside what torch's allocator hands out
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of each part, and at the peak; of one process on one device.
+
+    Attributes:
+        parameters: of the base, how many.
+        trained_parameters: how many are trained.
+        weights: the base's, as far as they are not quantized.
+        quantized: the base's in 4 or 8 bits.
+        adapter: trained weights beside the base.
+        gradients: of all that is trained.
+        optimizer: its states.
+        activations: what the forward pass keeps for the backward pass.
+        logits: what output layer and loss add at most.
+        process: the interpreter and libraries; 0 on a GPU.
+        step: the peak of a training step.
+        evaluation: the peak of an evaluation batch, without `process`; 0 where there is none.
+        peak: the most at any time: the process's memory, or what the GPU's allocator hands out.
+        batch: rows, length, trained tokens of the longest batch.
+        checkpointing: whether activations are computed again.
+        device: "cpu" or "cuda".
+    """
+
+    parameters: int
+    trained_parameters: int
+    weights: int
+    quantized: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    process: int
+    evaluation: int
+    peak: int
+    batch: Batch
+    checkpointing: bool
+    device: str
+
+    @property
+    def needs(self) -> int:
+        """What has to be free on the device: the peak, and on a GPU CUDA's own memory."""
+        return self.peak + (CONTEXT if self.device == "cuda" else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, plain."""
+        return {**asdict(self), "needs": self.needs}
+
+
+class Estimator:
+    """Estimates of one config, whose model is drawn once.
+
+    Args:
+        config: resolved, plain.
+        device: "cpu" or "cuda".
+        model_config: the model's own config where it has been loaded already.
+        rows: embedding rows that are trained beside the adapter.
+
+    Raises:
+        UserError: the model's config cannot be found, or the adapter cannot be built over it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], device: str, model_config: Any = None, rows: Any = ()) -> None:
+        allowed = config.get("allow_targets") or []
+        self.config, self.device = config, device
+        self.model: Model = build(config["model"], where="model", allowed=allowed)
+        own = model_config if model_config is not None else load_config(self.model)
+        quant = build(config.get("quant"), where="quant", allowed=allowed)
+        lora = build(config.get("lora"), where="lora", allowed=allowed)
+        targets = family_of(self.model, own).target_modules
+        self.blueprint: Blueprint = draw(self.model, own, quant, lora, targets=targets, rows=rows)
+        self.held = self.blueprint.footprint()
+
+    def estimate(self, batch: Batch, evaluation: Batch | None = None, checkpointing: bool | None = None) -> Estimate:
+        """For batches of this shape.
+
+        Args:
+            batch: the longest batch of training.
+            evaluation: the longest of evaluation; None for no evaluation.
+            checkpointing: None takes it from the config, where `auto` is off.
+        """
+        trainer, held = self.config["trainer"], self.held
+        on = checkpointing if checkpointing is not None else trainer.get("gradient_checkpointing") is True
+        machine = Machine(
+            self.device, autocast_dtype(trainer, self.model.dtype), on, trainer.get("gradient_accumulation_steps") or 1
+        )
+        optim = str(trainer.get("optim") or "adamw_torch_fused")
+        states = state_bytes(optim, held.trained)
+        step = simulate(self.blueprint, batch, machine)
+        evaluated = simulate_evaluation(self.blueprint, evaluation, machine) if evaluation else 0
+        base = held.weights + held.quantized + held.adapter
+        resident = base + (0 if optim.startswith("paged") and self.device == "cuda" else states)
+        update = held.gradients + step_bytes(optim, held.trained, self.device)
+        process = LIBRARIES if self.device == "cpu" else 0
+        peak = resident + max(step.peak, update, evaluated)
+        return Estimate(
+            parameters=held.parameters,
+            trained_parameters=held.trained_parameters,
+            weights=held.weights,
+            quantized=held.quantized,
+            adapter=held.adapter,
+            gradients=held.gradients,
+            optimizer=states,
+            activations=step.activations,
+            logits=step.logits,
+            process=process,
+            evaluation=resident + evaluated if evaluation else 0,
+            peak=process + int(peak * (1 + FRAGMENTS)),
+            batch=batch,
+            checkpointing=on,
+            device=self.device,
+        )
+
+
+def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Batch:
+    """The largest batch a config allows: every row as long as `dataset.max_length`, and trained whole.
+
+    Args:
+        config: as `with_lengths` gives it.
+        evaluation: of evaluation instead of training.
+    """
+    key = f"per_device_{'eval' if evaluation else 'train'}_batch_size"
+    count = int(config["trainer"].get(key) or 8)
+    dataset = config["dataset"]
+    packed = bool(dataset["eval_packing" if evaluation else "packing"])
+    return Batch(count, dataset["max_length"], count * (dataset["max_length"] - 1), masked=packed)
+
+
+def with_lengths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with `dataset.max_length` and `dataset.packing` written out where the dataset's defaults hold."""
+    dataset: Dataset = build(
+        config["dataset"], where="dataset", allowed=config.get("allow_targets") or [], _recursive_=False
+    )
+    said = {"max_length": dataset.max_length, "packing": dataset.packing, "eval_packing": dataset.eval_packing}
+    return {**config, "dataset": {**config["dataset"], **said}}
+
+
+def evaluates(config: Mapping[str, Any]) -> bool:
+    """Whether the run will evaluate, as far as the config tells."""
+    dataset = config["dataset"]
+    return bool(dataset.get("eval_sources") or dataset.get("eval_fraction", 0.1))
+
+
+def longest_batch(rows: Sequence[Rows], count: int) -> Batch | None:
+    """The largest batch of `count` of these rows that could come together; None without rows."""
+    rows = [part for part in rows if len(part)]
+    if not rows:
+        return None
+    lengths = np.concatenate([part.lengths for part in rows])
+    trained = np.sort(np.concatenate([part.trained for part in rows]))[-count:]
+    packed = any(part.packs is not None for part in rows)
+    masked = packed or (count > 1 and bool(lengths.min() != lengths.max()))
+    return Batch(min(count, len(lengths)), int(lengths.max()), int(trained.sum()), masked)
+
+
+def fits(estimate: Estimate, place: Place, share: float = 1.0) -> bool:
+    """Whether this share of what an estimate needs is free; where nothing is known of the place it fits."""
+    return not place.total or share * estimate.needs <= place.free

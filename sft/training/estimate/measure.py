@@ -1,0 +1,64 @@
+"""The real thing: two steps on a batch of the estimate's shape, and the most memory there was."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from sft.run import memory
+from sft.run.directory import RunDirectory
+from sft.run.trackers.base import Tracker
+from sft.training.build import build_model, build_trainer
+from sft.training.estimate.step import Batch
+from sft.training.inputs import Inputs, prepare_reading
+from sft.training.start import seed_everything
+
+STEPS = 2  # the second has the optimizer's states
+
+
+def measure(config: Mapping[str, Any], batch: Batch, checkpointing: bool) -> int:
+    """Train on random tokens, each row `batch.length` long, and keep nothing.
+
+    Returns:
+        The peak in bytes: of the GPU's allocator, or of the process where there is none.
+    """
+    trainer_node = {
+        **config["trainer"],
+        "max_steps": STEPS,
+        "per_device_train_batch_size": batch.rows,
+        "gradient_checkpointing": checkpointing,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+    }
+    config = {**config, "trainer": trainer_node, "callbacks": None}
+    seed_everything(config["seed"])
+    reading = prepare_reading(config)
+    accumulation = trainer_node.get("gradient_accumulation_steps") or 1
+    rows = _rows(batch, batch.rows * accumulation * STEPS, reading.model_config.get_text_config().vocab_size)
+    data: Any = SimpleNamespace(train=rows, eval={})
+    inputs = Inputs(**vars(reading), data=data)
+    model = build_model(config, inputs)
+    with tempfile.TemporaryDirectory(prefix="sft-measure-") as directory:
+        run = RunDirectory(Path(directory))
+        trainer = build_trainer(config, run, model, inputs, {}, [], Tracker())
+        memory.reset_peak()
+        trainer.train()
+        return memory.peak_bytes()
+
+
+def _rows(batch: Batch, count: int, vocabulary: int) -> list[dict[str, Any]]:
+    """Rows of one length whose last tokens are trained, as many in all as the batch says."""
+    import numpy
+
+    generator = numpy.random.default_rng(0)
+    trained = -(-batch.trained // batch.rows)
+    found = []
+    for number in range(count):
+        ids = generator.integers(0, vocabulary, batch.length).tolist()
+        labels = [-100] * (batch.length - trained) + ids[batch.length - trained :]
+        found.append({"input_ids": ids, "labels": labels, "lengths": [batch.length], "source": "random", "row": number})
+    return found

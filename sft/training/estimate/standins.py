@@ -1,0 +1,168 @@
+"""Stand-ins for what cannot run on the meta device, which allocate and keep exactly what the real thing does.
+
+Attention kernels choose by device, positions are chosen by value, autocast goes by device, and quantized weights have
+no meta form. Everything else of a model runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS = {
+    functional.linear,
+    torch.matmul,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.mm,
+    torch.bmm,
+    torch.baddbmm,
+    torch.addmm,
+    functional.scaled_dot_product_attention,
+}
+_IN_FP32 = {functional.layer_norm, functional.softmax, torch.softmax, functional.cross_entropy, functional.log_softmax}
+
+
+class OnMeta(TorchFunctionMode):
+    """Run a model on the meta device as on `device`.
+
+    Args:
+        device: "cpu" or "cuda", which decides the kernels.
+        chosen: positions that a boolean mask of whole batches chooses.
+        autocast: the dtype that products are cast to; None for no autocast.
+    """
+
+    def __init__(self, device: str, chosen: int, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.device, self.chosen, self.autocast = device, chosen, autocast
+        self.casts: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__bool__ and args[0].is_meta:
+            return True  # models ask whether a mask is all ones
+        if func is torch.Tensor.__getitem__ and _is_mask(args[1]):
+            return func(
+                args[0], tuple(torch.empty(self.chosen, dtype=torch.long, device="meta") for _ in args[1].shape)
+            )
+        if self.autocast is not None:
+            if func in _PRODUCTS:
+                args, kwargs = _mapped(self._cast, args, kwargs)
+            elif func in _IN_FP32:
+                args, kwargs = _mapped(_widen, args, kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return attention(self.device, *args, **kwargs)
+        if func is functional.dropout and self.device == "cuda":
+            return _fused_dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As autocast does it: a trained weight is cast once a step, and the copy kept."""
+        if tensor.dtype is not torch.float32:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(self.autocast)
+        if id(tensor) not in self.casts:
+            self.casts[id(tensor)] = tensor.to(self.autocast)
+        return self.casts[id(tensor)]
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype is torch.bool and index.is_meta
+
+
+def _mapped(change: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def one(value: Any) -> Any:
+        return change(value) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(one(a) for a in args), {name: one(value) for name, value in kwargs.items()}
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float()
+
+
+def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """CUDA's dropout keeps a mask of one byte an element; the CPU's one of the input's dtype."""
+    return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+def attention(
+    device: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Scaled dot product attention as the fused kernels do it: no scores are kept, only the log of their sums."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the fused kernels add their mask
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
+    return _Attention.apply(device, query, key, value, attn_mask)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, device: str, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
+        batch, heads, length, _ = query.shape
+        out = torch.empty((batch, length, heads, value.shape[-1]), dtype=query.dtype, device="meta").transpose(1, 2)
+        sums = torch.empty((batch, heads, length), dtype=torch.float32, device="meta")
+        ctx.save_for_backward(query, key, value, out, sums, mask)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        query, key, value, *_ = ctx.saved_tensors
+        return None, torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+# -- quantized layers --------------------------------------------------------------------------------------------------
+class _Quantized(torch.autograd.Function):
+    """A product with weights that are made anew from their few bits, forward and backward, and kept in neither."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shape: tuple[int, int], keeps: bool, bias: Any) -> torch.Tensor:
+        ctx.shape, ctx.kept = shape, x if keeps else None
+        weight = torch.empty(shape, dtype=x.dtype, device="meta")
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        weight = torch.empty(ctx.shape, dtype=grad.dtype, device="meta")
+        return torch.matmul(grad, weight), None, None, None
+
+
+def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What `Linear4bit` and `Linear8bitLt` of bitsandbytes allocate; the 8-bit one keeps its input."""
+    eight = type(module).__name__ == "Linear8bitLt"
+    dtype = x.dtype
+    wanted = None if eight else module.compute_dtype
+    out = _Quantized.apply(x if wanted is None else x.to(wanted), tuple(module.weight.shape), eight, module.bias)
+    return out.to(dtype)
+
+
+@contextmanager
+def quantized_layers() -> Iterator[None]:
+    """For the time of the block, quantized layers of all models compute by their stand-in."""
+    try:
+        from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    except ImportError:
+        yield
+        return
+    before = [(kind, kind.forward) for kind in (Linear4bit, Linear8bitLt)]
+    for kind, _ in before:
+        kind.forward = quantized_linear
+    try:
+        yield
+    finally:
+        for kind, forward in before:
+            kind.forward = forward

@@ -1,0 +1,161 @@
+"""How rows lie in a batch, and how their loss is computed: the cheapest way that gives the model's own losses.
+
+Documents end to end with no padding (`varlen`) where the model keeps them apart so, else side by side; the output layer
+by chunks where the model does nothing else to its logits, else at once. What holds for a model is measured before the
+first step on a few of the run's rows (see `isolation`), and a run whose packed documents would see each other does not
+start.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.data.collate import FlatCollator, PaddedCollator
+from sft.data.documents import Rows
+from sft.evaluation.undisturbed import undisturbed
+from sft.training.attention import VARLEN, register
+from sft.training.isolation import TOKENS, Isolation, alone, compare, few_documents
+from sft.training.loss import output_layer
+
+log = logging.getLogger(__name__)
+
+Computing = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How batches are made and their loss is computed.
+
+    Attributes:
+        attention: the model's attention implementation.
+        chunked: whether the output layer is applied by chunks.
+    """
+
+    attention: str
+    chunked: bool
+
+    def collator(self, pad_token_id: int) -> PaddedCollator | FlatCollator:
+        """What makes batches of rows."""
+        return FlatCollator() if self.attention == VARLEN else PaddedCollator(pad_token_id, padding_side="right")
+
+
+# what was found of a base model, for the jobs of a sweep that share it: (what it was found for, the layout)
+_found: weakref.WeakKeyDictionary[Any, tuple[Any, Layout]] = weakref.WeakKeyDictionary()
+
+
+def lay_out(model: Any, parts: list[Rows], asked: str | None, computing: Computing = nullcontext) -> Layout:
+    """Choose a run's layout; the model's attention is set to it.
+
+    Args:
+        model: with its adapter, on its device.
+        parts: the rows of training and of each evaluation source.
+        asked: `model.attn_implementation`; None tries varlen and falls back to the model's own.
+        computing: the context that training computes its forward passes in (autocast).
+
+    Raises:
+        UserError: varlen was asked for and the model cannot take it, or packed documents are not apart.
+    """
+    base = _base(model)
+    register()
+    own = _own_attention(base)
+    packed = [rows for rows in parts if rows.packs is not None]
+    longest = _window(base)
+    samples = (few_documents(rows, longest and longest + TOKENS // 2) for rows in packed or parts)
+    documents = next(filter(None, samples), None)
+    if documents is None:
+        base.set_attn_implementation(own)
+        return Layout(own, chunked=False)
+    key = (documents, asked, own, bool(packed))
+    if base not in _found or _found[base][0] != key:
+        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing)
+    layout = _found[base][1]
+    base.set_attn_implementation(layout.attention)
+    return layout
+
+
+def _measured(
+    model: Any, documents: list[list[int]], asked: str | None, own: str, packed: bool, computing: Computing
+) -> Layout:
+    """The first of the candidates whose losses are those of each document alone with the model's own attention."""
+    base, reasons = _base(model), {}
+    with undisturbed(model), computing():
+        base.set_attn_implementation(own)
+        apart = alone(model, documents)
+        for layout in _candidates(model, asked, own):
+            try:
+                base.set_attn_implementation(layout.attention)
+                found = compare(model, documents, apart, output_layer(model) if layout.chunked else None)
+            except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
+                reasons[layout] = str(error).split("\n")[0]
+                continue
+            if found.holds or not (packed or layout.attention == VARLEN or layout.chunked):
+                _tell(base, layout, found, len(documents), reasons)
+                return layout
+            reasons[layout] = str(found)
+        base.set_attn_implementation(own)
+    if asked == VARLEN:
+        raise UserError(
+            f"varlen attention does not give the losses of {type(base).__name__}'s own: {next(iter(reasons.values()))}",
+            where="model.attn_implementation",
+            remedy=f"model.attn_implementation={own}",
+        )
+    what = f"the documents of a pack are not apart in {type(base).__name__} with attention {own}"
+    offered = getattr(base, "_supports_sdpa", False) and own != "sdpa"
+    remedy = "model.attn_implementation=sdpa, or " * offered + "dataset.packing=false"
+    raise UserError(f"{what}: {list(reasons.values())[-1]}", where="dataset.packing", remedy=remedy)
+
+
+def _candidates(model: Any, asked: str | None, own: str) -> Iterator[Layout]:
+    """From the cheapest on."""
+    heads = [True, False] if output_layer(model) is not None else [False]
+    attentions = {None: [VARLEN, own], VARLEN: [VARLEN]}.get(asked, [own])
+    for attention in attentions:
+        for chunked in heads:
+            yield Layout(attention, chunked)
+
+
+def _tell(base: Any, layout: Layout, found: Isolation, count: int, reasons: dict[Layout, str]) -> None:
+    """Say what was chosen, and what was not and why."""
+    tried = {each.attention: reason for each, reason in reasons.items() if each.attention != layout.attention}
+    for attention, reason in tried.items():
+        log.info("batches are padded: %s attention is not for %s (%s)", attention, type(base).__name__, reason)
+    how = "end to end, without padding" if layout.attention == VARLEN else "side by side, padded"
+    log.info(
+        "documents lie %s (attention %s); packed and separate losses agree on %d of them (difference %.1e)",
+        how,
+        layout.attention,
+        count,
+        found.difference,
+    )
+    if not layout.chunked:
+        log.info(
+            "the logits of a batch are computed at once: %s does more to them than its output layer",
+            type(base).__name__,
+        )
+
+
+def _own_attention(base: Any) -> str:
+    """The model's attention before anyone switched it to varlen."""
+    now = str(base.config._attn_implementation)
+    if now != VARLEN:
+        return now
+    return "sdpa" if getattr(base, "_supports_sdpa", False) else "eager"
+
+
+def _window(base: Any) -> int:
+    """The tokens of the model's sliding window; 0 where it has none."""
+    config = base.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    if getattr(config, "use_sliding_window", True) is False or (layers and "sliding_attention" not in layers):
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

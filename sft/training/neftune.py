@@ -1,0 +1,58 @@
+"""`trainer.neftune_noise_alpha`: uniform noise on the embeddings in training (Jain et al. 2023), the same in every layout.
+
+The noise of a document shrinks with the square root of its own length. transformers takes the width of the batch, which
+is that of the padding, or of all documents together where they lie end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Noise:
+    """A forward hook of the embeddings.
+
+    Args:
+        alpha: noise is uniform in ±alpha / sqrt(tokens of the document · embedding size).
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.lengths: torch.Tensor | None = None
+
+    def of(self, batch: Mapping[str, Any]) -> None:
+        """The batch that the next forward pass is of."""
+        self.lengths = document_lengths(batch)
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training or self.lengths is None:
+            return output
+        lengths = self.lengths.to(output.device, torch.float32)
+        most = self.alpha / (lengths * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * most.unsqueeze(-1).to(output.dtype)
+
+
+@contextmanager
+def noisy(model: Any, noise: Noise | None) -> Iterator[None]:
+    """Noise on a model's embeddings for the time of the block; None for none."""
+    if noise is None:
+        yield
+        return
+    handle = model.get_input_embeddings().register_forward_hook(noise)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def document_lengths(batch: Mapping[str, Any]) -> torch.Tensor:
+    """For each position [rows, tokens] the tokens of its document; of its row, where a mask says what padding is."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if mask is not None:
+        return mask.sum(-1, keepdim=True).expand_as(ids)
+    number = (batch["position_ids"] == 0).flatten().cumsum(0) - 1
+    return torch.bincount(number)[number].reshape(ids.shape)

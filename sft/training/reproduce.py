@@ -1,0 +1,168 @@
+"""A run replayed from its directory: what must be the same before it starts, and what was the same in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from sft.config.errors import UserError, raise_all
+from sft.run.directory import RunDirectory
+from sft.run.environment import git_state
+from sft.run.rank import world_size
+from sft.run.record import read_record
+from sft.run.resume import changes, read_snapshot
+from sft.training.identity import refuse_other_versions
+from sft.training.job import Job
+
+log = logging.getLogger(__name__)
+
+# Times, speeds and memory are never the same twice.
+_OF_THE_MOMENT = re.compile(r"time|.*(second|runtime|memory_bytes).*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison."""
+
+    name: str
+    then: str
+    now: str
+    equal: bool
+
+
+def replay_of(config: DictConfig) -> tuple[RunDirectory, Job]:
+    """The job that replays a run, checked as far as that needs no data.
+
+    Args:
+        config: the run's own config with `run`, and what the command line changes of it.
+
+    Returns:
+        The run's directory, and the job that writes into another one, without the run's tracker.
+
+    Raises:
+        UserError: the run is not finished; its config, its library versions or its number of processes would not be
+            the same, and `allow_changes` does not name what differs.
+    """
+    with open_dict(config):
+        origin = RunDirectory(str(config.pop("run")))
+    record = read_record(origin)
+    if record.get("status") != "finished":
+        raise UserError(
+            f"the run is {record.get('status') or 'not begun'}: there is no end to compare with",
+            where=f"run={origin.path}",
+            remedy=f"finish it first with its own command and hydra.run.dir={origin.path}",
+        )
+    job = Job.of(config)
+    if job.run.path == origin.path:
+        raise UserError(
+            "a replay does not write over its original", where="hydra.run.dir", remedy="choose another directory"
+        )
+    job.config["tracker"] = None
+    job.origin = record
+    _refuse_changes(origin, job.config)
+    refuse_other_versions(job.config, record)
+    _refuse_other_ranks(record, job.config)
+    _report_code(record)
+    return origin, job
+
+
+def compare(then: RunDirectory, now: RunDirectory) -> list[Row]:
+    """The figures of metrics.json, every logged step, and the weights' bytes, times and memory left out."""
+    first, second = then.read_json(then.metrics_json, {}), now.read_json(now.metrics_json, {})
+    rows = [
+        Row(key, _short(first.get(key)), _short(second.get(key)), first.get(key) == second.get(key))
+        for key in dict.fromkeys([*first, *second])
+        if not _OF_THE_MOMENT.fullmatch(key)
+    ]
+    return [*rows, _steps(then, now), *_weights(then, now)]
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, columns aligned."""
+    lines = [("figure", "then", "now", "equal"), *((r.name, r.then, r.now, "yes" if r.equal else "NO") for r in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _refuse_changes(origin: RunDirectory, config: Mapping[str, Any]) -> None:
+    """A replay is of the same config but for what reaches no weights."""
+    errors = []
+    for key, (old, new) in changes(read_snapshot(origin) or {}, config, config.get("allow_changes") or []).items():
+        remedy = f"leave {key} out; to see what it changes, 'allow_changes=[{key}]'"
+        errors.append(UserError(f"the run to replay had {old}, not {new}", where=key, remedy=remedy))
+    raise_all(errors)
+
+
+def _refuse_other_ranks(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    then, now = record.get("world_size", 1), world_size()
+    if then != now and "world_size" not in (config.get("allow_changes") or []):
+        raise UserError(
+            f"the run was made by {then} processes together, this is {now}",
+            where="world_size",
+            remedy=f"torchrun --nproc-per-node={then} -m sft.reproduce ..., or 'allow_changes=[world_size]'",
+        )
+
+
+def _report_code(record: Mapping[str, Any]) -> None:
+    """Say where code or machine are others; whether that mattered is what the comparison tells."""
+    then, now = record.get("git") or {}, git_state() or {}
+    if then.get("commit") != now.get("commit"):
+        log.warning("the code was at commit %s then and is at %s now", then.get("commit"), now.get("commit"))
+    elif then.get("dirty") or now.get("dirty"):
+        log.warning("the code is at the same commit, with changes that are not committed")
+    machines = [
+        {key: (facts or {}).get(key) for key in ("cpu", "gpus")} for facts in (record.get("hardware"), _hardware())
+    ]
+    if machines[0] != machines[1]:
+        log.warning("the machine was another one: %s then, %s now", *machines)
+
+
+def _hardware() -> dict[str, Any]:
+    from sft.run.environment import hardware
+
+    return hardware()
+
+
+def _steps(then: RunDirectory, now: RunDirectory) -> Row:
+    first, second = _logged(then), _logged(now)
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            where = f"from step {one.get('step')}"
+            return Row("logged steps", f"{len(first)} lines", f"{len(second)} lines, others {where}", False)
+    return Row("logged steps", f"{len(first)} lines", f"{len(second)} lines", len(first) == len(second))
+
+
+def _logged(run: RunDirectory) -> list[dict[str, Any]]:
+    """metrics.jsonl without what is of the moment, and without a session's summary of itself."""
+    lines = [line for line in run.read_jsonl(run.metrics_jsonl) if "train_runtime" not in line]
+    return [{key: value for key, value in line.items() if not _OF_THE_MOMENT.fullmatch(key)} for line in lines]
+
+
+def _weights(then: RunDirectory, now: RunDirectory) -> list[Row]:
+    rows = []
+    for name in ("adapter", "model"):
+        files = [{path.name: path for path in (run.path / name).glob("*.safetensors")} for run in (then, now)]
+        for file in sorted({*files[0], *files[1]}):
+            first, second = (_digest(found.get(file)) for found in files)
+            rows.append(Row(f"{name}/{file}", first[:16], second[:16], first == second))
+    return rows
+
+
+def _digest(path: Path | None) -> str:
+    if path is None:
+        return "missing"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else "-" if value is None else str(value)

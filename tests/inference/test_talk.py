@@ -1,0 +1,193 @@
+"""Chat: what is asked is what is answered, with the training's system prompt, and nothing is left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft.chat import _question
+from sft.config.errors import UserError
+from sft.inference.stream import Stream
+from sft.inference.talk import open_talk
+from sft.inference.terminal import Terminal, harmless
+
+SYSTEM = "Extract customer, product, issue and urgency as JSON."
+ASKED = '-x "Is it broken", and why? It\'s = dead; 100% of ${it}, {really}\\ [now]!'
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+    """A function that opens a talk with the trained run."""
+    from sft.api import compose
+    from sft.config.compose import plain
+
+    def start(*overrides: str):
+        return open_talk(plain(compose(f"run={trained()}", "max_new_tokens=12", *overrides, command="chat")))
+
+    return start
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """What the model is given, as text."""
+    from sft.inference import talk
+
+    seen: list[str] = []
+    answer = talk.answer_prompts
+
+    def noting(model, tokenizer, texts, **settings):
+        seen.extend(texts)
+        return answer(model, tokenizer, texts, **settings)
+
+    monkeypatch.setattr(talk, "answer_prompts", noting)
+    return seen
+
+
+def test_the_prompt_is_rendered_as_training_rendered_rows(opened, prompts, trained):
+    opened().ask("My phone is broken")
+    row = json.loads((trained() / "preview.jsonl").read_text().splitlines()[0])["text"]
+    head = row[: row.index(SYSTEM) + len(SYSTEM)]
+    (prompt,) = prompts
+    assert prompt.startswith(head) and "My phone is broken" in prompt
+    assert row[row.index("assistant") :].startswith(prompt[prompt.rindex("assistant") :])
+
+
+def test_any_punctuation_of_a_prompt_reaches_the_model(opened, prompts, settings, trained):
+    config = settings("chat", f"run={trained()}", f"prompt={ASKED}")
+    assert config["prompt"] == ASKED
+    opened().ask(config["prompt"])
+    assert ASKED in prompts[0]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(["system=Be brief, = kind"], "Be brief, = kind"), (["system="], None)])
+def test_the_system_prompt_can_be_another_or_none(opened, given, wanted):
+    assert opened(*given).system == wanted
+    assert opened().system == SYSTEM
+
+
+def test_a_conversation_has_a_history(opened, prompts):
+    talk = opened()
+    first = talk.ask("one")
+    talk.ask("two")
+    assert prompts[1].startswith(prompts[0]) and first in prompts[1]
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    talk.again()
+    assert prompts[2] == prompts[1] and len(talk.messages) == 4
+    talk.reset()
+    talk.ask("one")
+    assert prompts[3] == prompts[0]
+
+
+def test_pieces_join_to_the_answer_and_greedy_is_the_default(opened):
+    talk, pieces = opened(), []
+    answer = talk.ask("hello", pieces.append)
+    assert "".join(pieces) == answer != "" and len(pieces) > 1
+    assert opened().ask("hello") == answer
+    sampled = opened("temperature=2.0", "seed=1")
+    drawn = sampled.ask("hello")
+    assert sampled.again() != drawn != answer
+    assert opened("temperature=2.0", "seed=1").ask("hello") == drawn
+
+
+def test_settings_out_of_range_are_named(opened):
+    with pytest.raises(UserError, match=r"(?s)max_new_tokens.*top_p"):
+        opened("max_new_tokens=0", "top_p=2.0")
+
+
+def test_an_interrupted_answer_is_forgotten(opened):
+    talk = opened()
+
+    def stop(piece: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("hello", stop)
+    assert talk.messages == [] and talk.ask("hello")
+
+
+class Letters:
+    """A tokenizer of bytes."""
+
+    def decode(self, ids: list[int], **_) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("  hé y ", ["h", "é", " y"]),  # white space at the ends and half a character wait
+        ("ab<end>cd", ["a", "b"]),  # a stop of several tokens
+        ("a<e b", ["a", "<e", " b"]),  # what only began like one
+    ],
+)
+def test_a_stream_shows_what_is_certain(text, pieces):
+    shown: list[str] = []
+    stream = Stream(Letters(), shown.append, ["<end>"])
+    stream.put(torch.tensor([[1, 2, 3]]))
+    for byte in text.encode():
+        stream.put(torch.tensor([byte]))
+    stream.finish(text.partition("<end>")[0].strip())
+    assert shown == pieces
+
+
+def chat(talk, *lines: str) -> str:
+    out: list[str] = []
+    given = iter(lines)
+
+    def read(prompt: str) -> str:
+        line = next(given, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    Terminal(talk, read, out.append).run()
+    return "".join(out)
+
+
+def test_the_commands_of_the_terminal(opened, tmp_path):
+    talk = opened()
+    file = tmp_path / "said.jsonl"
+    text = chat(talk, "hello", "/save " + str(file), "/system Be kind", "/save", "/nothing", "/regenerate", "/help")
+    first = json.loads(file.read_text())["messages"]
+    assert [(m["role"], m["content"]) for m in first[:2]] == [("system", SYSTEM), ("user", "hello")]
+    assert talk.system == "Be kind"
+    assert all(harmless(said) in text for said in (first[2]["content"], talk.messages[1]["content"]))
+    for said in ("system: Be kind", "no file is named", "there is no command /nothing", "/regenerate    another"):
+        assert said in text
+    assert "(forgotten)" in chat(talk, "/reset", "/exit", "never asked") and talk.messages == []
+    assert "nothing has been asked yet" in chat(talk, "/regenerate")
+
+
+def test_an_answer_cannot_drive_the_terminal():
+    assert harmless("a\x1b]0;title\x07\x1b[2Jb\u202ec\r\n\té") == "a]0;title[2Jbc\n\té"
+
+
+def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  Wie geht's?\n")))
+    assert _question(None) == "Wie geht's?"
+    assert _question("said") == "said"
+    with pytest.raises(UserError, match="nothing to answer"):
+        _question(None)  # it is read empty
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert _question(None) is None
+
+
+def test_the_door_prints_the_answer_alone_and_leaves_nothing(opened, trained, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sft.chat", f"run={trained()}", "max_new_tokens=12", f"prompt={ASKED}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == opened().ask(ASKED) + "\n"
+    assert "Loading weights" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
