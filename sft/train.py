@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
+from sft.run.phases import begin as begin_phases
+from sft.run.phases import mark
 
 if TYPE_CHECKING:
     from sft.run.record import RunRecord
@@ -48,10 +50,11 @@ def train(
 def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None) -> Result:
     """As `train`, of a job that is made already."""
     started = time.time()
+    begin_phases()
     from sft.run.hub import Push
     from sft.run.record import RunRecord
     from sft.run.session import holding, recording
-    from sft.training.finish import earlier_result, push_weights
+    from sft.training.earlier import earlier_result, push_weights
     from sft.training.memory import answering
     from sft.training.start import begin
 
@@ -78,13 +81,17 @@ def _run(
 ) -> Result:
     """Data and model; then `_fit`."""
     from sft.model.shared import lent
+    from sft.run import memory
     from sft.training.build import build_model
+    from sft.training.estimate.start import with_memory
     from sft.training.identity import input_facts, refuse_other_inputs, with_recorded_day
     from sft.training.inputs import prepare_inputs
     from sft.training.outputs import write_data
     from sft.training.start import seed_everything
     from sft.training.stopping import Stopping
 
+    mark("imports")
+    memory.reset_peak()  # a sweep's job has its own
     before = job.origin or record.content
     job.config = config = with_recorded_day(job.config, before)
     stopping = Stopping()
@@ -95,6 +102,9 @@ def _run(
         refuse_other_inputs(config, before, facts)
         write_data(job.run, inputs)
         record.update(**facts)
+        mark("data")
+        job.config = config = with_memory(config, inputs, before, job.run)
+        record.update(gradient_checkpointing=config["trainer"].get("gradient_checkpointing"))
         model = build_model(config, inputs, job.shares_base)
         with lent(model):
             return _fit(job, inputs, model, resume_from, (more, stopping, compute_metrics), started)
@@ -110,9 +120,11 @@ def _fit(
     from sft.training.build import build_callbacks, build_trainer
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.callbacks.pruning import pruning_callbacks
-    from sft.training.finish import finish, objective_of
+    from sft.training.earlier import objective_of
+    from sft.training.finish import finish
     from sft.training.layout import lay_out
-    from sft.training.outputs import training_info
+    from sft.training.outputs import settle_steps, training_info
+    from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 
     config, run, (more, stopping, compute_metrics) = job.config, job.run, given
@@ -122,15 +134,19 @@ def _fit(
     objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
     callbacks = build_callbacks(config, objective, direction)
     examination = Examination(build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"])
+    profiling = profiling_callbacks(bool(config.get("profile")))
     tracker = build(config["tracker"], where="tracker", allowed=allowed)
-    with tracking(tracker, run, config, run.path.name, job.group) as active, closing(callbacks.values()):
+    with (
+        tracking(tracker, run, config, run.path.name, job.group) as active,
+        closing([*callbacks.values(), *profiling]),
+    ):
         trainer = build_trainer(
             config,
             run,
             model,
             inputs,
             callbacks,
-            [*more, *pruning_callbacks(), stopping],
+            [*more, *pruning_callbacks(), *profiling, stopping],
             active,
             explicit_keys(job),
             compute_metrics,
@@ -145,9 +161,14 @@ def _fit(
             direction=direction,
             rows_of_step=trainer.guard.rows_of_step,
         )
-        attention = inputs.model.attn_implementation
+        attention = trainer.attention_for(inputs.model.attn_implementation)
+        mark("trainer")
         trainer.lay_out(lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast))
+        settle_steps(run, inputs, config, trainer.batches_are_padded)
+        mark("start-up check")
         examination.ask_before(model)
+        if examination.before is not None:
+            mark("answers before training")
         trainer.train(resume_from_checkpoint=resume_from)
         stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
         return finish(job, trainer, inputs, info, examination, active, (objective, started))

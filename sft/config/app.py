@@ -113,8 +113,9 @@ class _Jobs:
             if not self.multirun:
                 raise PastHydra(error) from error
             self.error = str(error) or type(error).__name__
-            self.failed.append(f"job {self.count - 1}: {error}")
-            print(f"job {self.count - 1} failed: {error}", file=sys.stderr)
+            job = _job_number()
+            self.failed.append(f"job {job}: {error}")
+            print(f"job {job} failed: {error}", file=sys.stderr)
             traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames, and they the model
             return None
 
@@ -123,6 +124,13 @@ class _Jobs:
         if self.failed:
             listed = "\n  ".join(self.failed)
             raise RunFailed(f"{len(self.failed)} of {self.count} jobs failed:\n  {listed}")
+
+
+def _job_number() -> int:
+    """Of the sweep's job that Hydra is running; in a launcher's worker process too."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return int(HydraConfig.get().job.num)
 
 
 def over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:

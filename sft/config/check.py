@@ -28,7 +28,35 @@ OWNED = {
     "lora.base_model_name_or_path": "model.name",
     "lora.task_type": "sft, which trains causal language models",
     "lora.inference_mode": "sft",
+    "trainer.packing": "dataset.packing",
+    "trainer.max_length": "dataset.max_length",
+    "trainer.padding_free": "model.attn_implementation",
+    "trainer.assistant_only_loss": "dataset.train_on",
+    "trainer.completion_only_loss": "dataset.train_on",
+    "trainer.dataset_kwargs": "dataset",
 }
+# What people call a setting elsewhere, and its name here.
+SYNONYMS = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "sequence_len": "max_length",
+}
+# Keys of other commands, by what this one has instead.
+ELSEWHERE = {"run": "to go on with a run: hydra.run.dir=DIR (or resume=DIR for a new one from its checkpoints)"}
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # Read **kwargs only to warn about what they do not know, which is what this check is for.
 CLOSED = {"transformers.BitsAndBytesConfig"}
@@ -55,7 +83,9 @@ def check(config: dict[str, Any], command: str = "train") -> list[UserError]:
 
 
 def nearest(key: str, valid: list[str]) -> str | None:
-    """The valid name most like a mistyped one."""
+    """The valid name most like a mistyped one, or the name that a setting known by another one has here."""
+    if SYNONYMS.get(key) in valid:
+        return SYNONYMS[key]
     found = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if found:
         return found[0]
@@ -66,6 +96,8 @@ def nearest(key: str, valid: list[str]) -> str | None:
 
 def unknown_key(key: str, valid: list[str]) -> UserError:
     """The error for a key that nothing takes, naming the nearest that something does."""
+    if key in ELSEWHERE:
+        return UserError("this command has no such key", where=key, remedy=ELSEWHERE[key])
     prefix, _, last = key.rpartition(".")
     near = nearest(last, valid)
     full = f"{prefix}.{near}" if prefix else near

@@ -67,7 +67,7 @@ def compose_job(
 
     errors: list[UserError] = []
     groups, values = [], []
-    for override in _parse(overrides):
+    for override in _parse(overrides, loader):
         if override.is_hydra_override():
             groups.append(override)
         elif _is_group(loader, override):
@@ -107,7 +107,7 @@ def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], com
     """
     errors: dict[str, UserError] = {}
     added: set[str] = set()
-    for job in expand_sweep(overrides) if multirun else [overrides]:
+    for job in expand_sweep(overrides, loader) if multirun else [overrides]:
         composed = compose_job(loader, name, job, command, multirun)
         added |= composed.added
         errors.update({str(error): error for error in composed.errors})
@@ -115,14 +115,17 @@ def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], com
     return [f"++{o}" if o.partition("=")[0] in added else o for o in overrides]
 
 
-def expand_sweep(overrides: list[str], most: int | None = MOST_JOBS_CHECKED) -> list[list[str]]:
+def expand_sweep(
+    overrides: list[str], loader: ConfigLoaderImpl, most: int | None = MOST_JOBS_CHECKED
+) -> list[list[str]]:
     """The jobs of a sweep: the product of its choices, the ends of its intervals.
 
     Args:
+        loader: knows the options of groups, which `glob(...)` chooses from.
         most: of a larger product only some jobs are given, in which every value is present; None: all of them.
     """
     axes: list[list[str]] = []
-    for override in _parse(overrides):
+    for override in _parse(overrides, loader):
         key = f"{'+' * (override.is_add() + override.is_force_add())}{override.get_key_element().lstrip('+')}"
         if not override.is_sweep_override():
             axes.append([override.input_line or ""])
@@ -148,12 +151,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return found  # type: ignore[return-value]
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def _parse(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list[Override]:
     """Hydra's parse of each override; one that its grammar does not admit is named."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    parser, parsed, errors = OverridesParser.create(), [], []
+    parser, parsed, errors = OverridesParser.create(config_loader=loader), [], []  # glob() asks it for the options
     for override in overrides:
         try:
             parsed += parser.parse_overrides([override])

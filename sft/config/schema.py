@@ -44,6 +44,7 @@ class Train:
     objective: str | None
     direction: Literal["minimize", "maximize"] | None
     save_merged_model: bool
+    profile: bool
     allow_targets: list[str]
     allow_changes: list[str]
     model: dict[str, Any]

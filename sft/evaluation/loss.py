@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from sft.data.collate import FlatCollator, PaddedCollator, reads_borders, split_
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
+from sft.model.head import chooses_positions, left_out
 
 IGNORE = -100
 
@@ -59,6 +59,7 @@ def evaluate_loss(
     batch_size: int = 8,
     prefix: str = "eval_",
     progress: Callable[[int, int], None] | None = None,
+    head: Any = None,
 ) -> dict[str, float]:
     """Measure encoded rows by source.
 
@@ -69,6 +70,7 @@ def evaluate_loss(
         batch_size: rows side by side.
         prefix: of the figures' names.
         progress: called with rows done and rows in all, after each batch.
+        head: the output layer, to be applied by chunks; None: the model makes the logits of a batch at once.
 
     Returns:
         `{prefix}loss`, `{prefix}perplexity` and `{prefix}token_accuracy` over all tokens; with several sources the same
@@ -76,7 +78,7 @@ def evaluate_loss(
     """
     compact = {name: [_compact(row) for row in rows] for name, rows in sources.items()}
     every = [row for rows in compact.values() for row in rows]
-    totals = measure(model, every, batch_size=batch_size, progress=progress)
+    totals = measure(model, every, batch_size=batch_size, progress=progress, head=head)
     figures = sum(totals, TokenTotals()).metrics(prefix)
     start = 0
     for name, rows in compact.items():
@@ -92,13 +94,14 @@ def measure(
     *,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    head: Any = None,
 ) -> list[TokenTotals]:
     """Total each row (a document, or a pack of several), in the given order; the model is left as it was."""
     totals = [TokenTotals()] * len(rows)
     done = 0
     with undisturbed(model):
         for batch in by_length([len(row["input_ids"]) for row in rows], batch_size):
-            for i, total in zip(batch, _measure_batch(model, [rows[i] for i in batch]), strict=True):
+            for i, total in zip(batch, _measure_batch(model, [rows[i] for i in batch], head), strict=True):
                 totals[i] = total
             done += len(batch)
             if progress:
@@ -114,7 +117,7 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**arrays, "lengths": row.get("lengths") or [len(arrays["input_ids"])]}
 
 
-def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]]) -> list[TokenTotals]:
+def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]], head: Any) -> list[TokenTotals]:
     """Total rows, end to end where the model's attention tells documents apart by their borders, else side by side."""
     batch, _ = split_batch((FlatCollator() if reads_borders(model) else PaddedCollator(pad_token_id=0))(rows))
     targets = batch.pop("shift_labels")
@@ -124,8 +127,9 @@ def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]]) -> list[TokenT
         return [TokenTotals()] * len(rows)
     device = model.get_input_embeddings().weight.device
     inputs = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-    logits = _logits_at(model, inputs, wanted.to(device))
-    losses, hits = _score_tokens(logits, targets[wanted].to(logits.device))
+    with left_out(head):
+        logits = _logits_at(model, inputs, wanted.to(device))  # with a head: hidden states
+    losses, hits = _score_tokens(logits, targets[wanted].to(logits.device), head)
     return _per_row(losses, hits, _owners(wanted, rows), len(rows))
 
 
@@ -149,20 +153,27 @@ def _per_row(losses: Any, hits: Any, owners: Any, count: int) -> list[TokenTotal
 
 def _logits_at(model: Any, batch: Mapping[str, Any], wanted: Any) -> Any:
     """Logits [wanted positions, vocabulary]; a model that cannot choose positions computes them all."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    chooses = "logits_to_keep" in inspect.signature(inner.forward).parameters
-    chosen = {"logits_to_keep": wanted} if chooses and type(inner).__module__.startswith("transformers.") else {}
+    chosen = {"logits_to_keep": wanted} if chooses_positions(model) else {}
     out = model(**batch, use_cache=False, **chosen).logits
     return out.reshape(-1, out.shape[-1]) if chosen else out[wanted]
 
 
-def _score_tokens(logits: Any, targets: Any, chunk: int = 1024) -> tuple[Any, Any]:
+def _score_tokens(logits: Any, targets: Any, head: Any, chunk: int = 1024) -> tuple[Any, Any]:
     """Cross entropy (float64) and whether the likeliest token is right, for each row; a chunk in float32 at a time."""
     import torch
 
     losses, hits = [], []
     for start in range(0, len(targets), chunk):
-        part, wanted = logits[start : start + chunk].float(), targets[start : start + chunk]
+        part, wanted = logits[start : start + chunk], targets[start : start + chunk]
+        part = (part if head is None else head(part.to(_dtype(head)))).float()
         losses.append(torch.nn.functional.cross_entropy(part, wanted, reduction="none").double().cpu())
         hits.append((part.argmax(-1) == wanted).cpu())
     return torch.cat(losses), torch.cat(hits)
+
+
+def _dtype(head: Any) -> Any:
+    """What the output layer computes in; accelerate gives the hidden states of a 16-bit model in fp32."""
+    import torch
+
+    weight = getattr(head, "weight", None)
+    return weight.dtype if weight is not None and weight.is_floating_point() else torch.float32

@@ -48,8 +48,11 @@ def _draw(history: list[Mapping[str, Any]], title: str, path: str) -> None:
     from matplotlib.figure import Figure
 
     found = curves(history)
-    figure = Figure(figsize=(9, 9), layout="constrained")  # no pyplot: nothing global, no display, safe in threads
+    figure = Figure(figsize=(9, 9))  # no pyplot: nothing global, no display, safe in threads
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=0.1, right=0.97, top=0.94, bottom=0.06, hspace=0.08
+    )  # solving a layout costs as much again
     losses, rate, norm = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1, 1]})
     for key, curve in found.items():
         if key == "loss" or _EVAL_LOSS.match(key):

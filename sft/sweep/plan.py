@@ -48,7 +48,7 @@ def plan(config: DictConfig) -> Plan:
         "direction": config.get("direction"),
     }
     grid = str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
-    overrides = expand_sweep(task, most=None) if grid else []
+    overrides = expand_sweep(task, config_loader(), most=None) if grid else []
     named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     jobs = [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -12,6 +12,9 @@ from sft.config.build import build
 from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
 from sft.training.supported import supported
+
+if TYPE_CHECKING:
+    from sft.training.trainer import SftTrainer
 
 
 @dataclass
@@ -24,6 +27,12 @@ class Arguments(TrainingArguments):
     """
 
     max_tokens_per_batch: int | None = None
+
+    def trainer(self) -> type[SftTrainer]:
+        """What trains with them."""
+        from sft.training.trainer import SftTrainer
+
+        return SftTrainer
 
 
 def build_arguments(

@@ -16,13 +16,13 @@ from sft.model.adapter import attach, changes_base
 from sft.model.embeddings import fit_embeddings
 from sft.model.load import load_model
 from sft.run.directory import RunDirectory
+from sft.run.phases import mark
 from sft.run.trackers.base import Tracker
 from sft.training.arguments import build_arguments
 from sft.training.callbacks.base import bind_all, trainer_arguments
 from sft.training.callbacks.tracker import TrackerCallback
 from sft.training.inputs import Inputs
 from sft.training.nonfinite import Guard
-from sft.training.trainer import SftTrainer
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +37,19 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     quant = build(config.get("quant"), where="quant", allowed=allowed)
     lora = build(config.get("lora"), where="lora", allowed=allowed)
     load = partial(load_model, inputs.model, quant, trained=lora is None, config=inputs.model_config)
-    if shares_base and not changes_base(lora, inputs.model):
+    trl = str(config["trainer"].get("_target_", "")).endswith("TrlArguments")  # puts an output layer of its own into it
+    if shares_base and not trl and not changes_base(lora, inputs.model):
         base = shared.lend(_base_key(config), load)
     else:
         shared.give_up()
         base = load()
+    mark("weights")
     control = [token for token in inputs.family.control_tokens if token in inputs.template.text]
     new_rows = fit_embeddings(base, inputs.tokenizer, control)
     targets = inputs.family.target_modules
     model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
     log.info("%s", coverage.line())
+    mark("adapter")
     return model
 
 
@@ -86,7 +89,7 @@ def build_trainer(
     tracker: Tracker,
     explicit: Iterable[str] = (),
     compute_metrics: Callable[..., Any] | None = None,
-) -> SftTrainer:
+) -> Any:
     """The trainer, its callbacks bound to the run.
 
     Args:
@@ -106,7 +109,7 @@ def build_trainer(
         dtype=inputs.model.dtype,
         evaluates=bool(inputs.data.eval),
     )
-    trainer = SftTrainer(
+    trainer = arguments.trainer()(
         model,
         arguments,
         tokenizer=inputs.tokenizer,

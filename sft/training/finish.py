@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from sft.run.directory import RunDirectory
-from sft.run.hub import Push
 from sft.run.metrics import Metrics
 from sft.run.phases import current
 from sft.run.plots import write_curves
-from sft.run.record import now, read_record
+from sft.run.record import now
 from sft.run.trackers.base import Tracker
 from sft.training.answers import Examination
 from sft.training.inputs import Inputs
@@ -21,28 +18,6 @@ from sft.training.outputs import write_card, write_weights
 from sft.training.result import Result
 
 log = logging.getLogger(__name__)
-
-
-def objective_of(config: Mapping[str, Any], evaluates: bool) -> tuple[str, str]:
-    """The figure a run is judged by, and its direction."""
-    from sft.training.callbacks.checkpoint import greater_is_better
-
-    objective = config.get("objective") or ("eval_loss" if evaluates else "train_loss")
-    direction = config.get("direction") or ("maximize" if greater_is_better(objective) else "minimize")
-    return objective, direction
-
-
-def earlier_result(job: Job) -> Result | None:
-    """The result of a run that is finished already; None for any other."""
-    if read_record(job.run).get("status") != "finished":
-        return None
-    metrics = Metrics.read(job.run)
-    if metrics is None:
-        return None
-    log.info("%s is finished; resume=never trains it again", job.run.path)
-    figures = metrics.as_dict()
-    objective, _ = objective_of(job.config, evaluates=figures.get("eval_loss") is not None)
-    return Result(job.run.path, figures, objective, figures.get(objective))
 
 
 def finish(
@@ -80,17 +55,6 @@ def finish(
     if figures.get(objective) is None:
         log.warning("the run has no figure %s to be judged by", objective)
     return Result(run.path, figures, objective, figures.get(objective))
-
-
-def push_weights(run: RunDirectory, push: Push) -> str:
-    """Push a finished run's weights to the hub.
-
-    Raises:
-        UserError: they cannot be pushed; the run stays finished, and the same command tries again.
-    """
-    if push.what == "merged":
-        return push.send(run.merged)
-    return push.send(run.adapter if run.adapter.is_dir() else run.model)
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:

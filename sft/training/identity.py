@@ -6,14 +6,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.config.build import build
 from sft.data.cache import Cache, key_of
 from sft.data.content import content_of
 from sft.data.spec import Dataset
 from sft.run.sameness import changed_inputs, changed_versions, refuse
-from sft.training.inputs import Inputs, prepare_inputs
+
+if TYPE_CHECKING:
+    from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> 
     """
     kept = (record.get("data") or {}).get("files")
     if kept and kept != file_digests(config):
+        from sft.training.inputs import prepare_inputs  # heavy, and needed only here
+
         config = with_recorded_day(config, record)
         refuse_other_inputs(config, record, input_facts(config, prepare_inputs(config)))
 

@@ -18,6 +18,7 @@ from sft.model.facts import family_of
 from sft.model.load import load_config, load_tokenizer
 from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
+from sft.run.phases import mark
 from sft.run.rank import world_size
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
@@ -98,6 +99,7 @@ def prepare_reading(config: Mapping[str, Any]) -> Reading:
         log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
     control = [token for token in family.control_tokens if token in bound.text]
     _check_tokenizer(tokenizer, bound, control, model.tokenizer.expected_ids)
+    mark("tokenizer and template")
     encoder = Encoder(
         bound,
         tokenizer,

@@ -19,9 +19,9 @@ from sft.config.errors import UserError
 from sft.data.collate import FlatCollator, PaddedCollator
 from sft.data.documents import Rows
 from sft.evaluation.undisturbed import undisturbed
+from sft.model.head import output_layer
 from sft.training.attention import VARLEN, register
 from sft.training.isolation import TOKENS, Isolation, alone, compare, few_documents
-from sft.training.loss import output_layer
 
 log = logging.getLogger(__name__)
 

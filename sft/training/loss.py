@@ -7,32 +7,18 @@ applied to the hidden states a chunk at a time, each chunk's gradient taken whil
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from sft.model.head import left_out
+
 IGNORE = -100
 CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once, where the model computes all of them
 # elements of a chunk's logits where the output layer is applied by chunks: 64 MiB on the CPU's caches, 512 MiB on CUDA
 CPU_ELEMENTS, CUDA_ELEMENTS = 2**24, 2**27
-
-
-def chooses_positions(model: nn.Module) -> bool:
-    """Whether the model computes logits at chosen positions (transformers' own models with `logits_to_keep`)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    own = type(inner).__module__.startswith("transformers.")
-    return own and "logits_to_keep" in inspect.signature(inner.forward).parameters
-
-
-def output_layer(model: nn.Module) -> nn.Module | None:
-    """The module that makes logits of hidden states, adapters on it included; None where more is done to them than that."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    capped = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
-    return inner.get_output_embeddings() if chooses_positions(model) and not capped else None
 
 
 def summed_loss(
@@ -76,22 +62,6 @@ def _outputs(model: Any, batch: Any, wanted: torch.Tensor, positions: bool, head
         inputs["logits_to_keep"] = wanted
     with left_out(head):
         return model(**inputs, use_cache=False, **extra)
-
-
-@contextmanager
-def left_out(head: nn.Module | None) -> Iterator[None]:
-    """For the time of the block the output layer gives back the hidden states that it is given."""
-    if head is None:
-        yield
-        return
-    hooked = head.__dict__.get("forward")  # accelerate puts one on the module where weights are spread over devices
-    head.forward = lambda hidden: hidden  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del head.forward
-        if hooked is not None:
-            head.forward = hooked  # type: ignore[method-assign]
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

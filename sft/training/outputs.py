@@ -17,7 +17,7 @@ from sft.run.card import Card
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
-from sft.training.inputs import Inputs
+from sft.training.inputs import Inputs, fill_steps
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ def write_data(run: RunDirectory, inputs: Inputs) -> None:
     run.write_text(run.preview_html, to_html(previews, run.path.name))
     run.write_text("preview.jsonl", to_jsonl(previews))
     run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, Path(path)))
+
+
+def settle_steps(run: RunDirectory, inputs: Inputs, config: Mapping[str, Any], padded: bool) -> None:
+    """data_report.json with the steps of an epoch as they are now that the batches' layout is known."""
+    before = inputs.data.report["train"]["steps_per_epoch"]
+    fill_steps(inputs.data, config, padded)
+    now = inputs.data.report["train"]["steps_per_epoch"]
+    if now != before:
+        log.info("batches are padded: %d steps an epoch, not %d", now, before)
+        run.write_json(run.data_report, inputs.data.report)
 
 
 def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> TrainingInfo:

@@ -24,7 +24,7 @@ from sft.training.job import Job
 log = logging.getLogger(__name__)
 
 # Times, speeds and memory are never the same twice.
-_OF_THE_MOMENT = re.compile(r"time|.*(second|runtime|memory_bytes).*")
+_OF_THE_MOMENT = re.compile(r"time|.*(second|runtime|memory_bytes|utilization).*")
 
 
 @dataclass(frozen=True)

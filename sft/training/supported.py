@@ -42,7 +42,7 @@ def _liger(found: dict[str, Any], cuda: bool) -> None:
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError(
-            "liger-kernel is not installed", where="trainer.use_liger_kernel", remedy="pip install liger-kernel"
+            "liger-kernel is not installed", where="trainer.use_liger_kernel", remedy="pip install 'sft[liger]'"
         )
     asked = dict(found.get("liger_kernel_config") or {})
     wrong = next((name for name in LIGER_LOSSES if asked.get(name)), None)

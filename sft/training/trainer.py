@@ -17,10 +17,11 @@ from sft.data.batches import TokenBatches
 from sft.data.collate import FlatCollator, PaddedCollator, split_batch
 from sft.data.documents import Rows
 from sft.evaluation.loss import evaluate_loss
+from sft.model.head import chooses_positions, output_layer
 from sft.run import checkpoint
 from sft.training.callbacks.state import collect, restore
 from sft.training.layout import Layout
-from sft.training.loss import chooses_positions, output_layer, summed_loss
+from sft.training.loss import summed_loss
 from sft.training.memory import Draws, free, is_out_of_memory, smaller
 from sft.training.neftune import Noise, noisy
 from sft.training.nonfinite import IN_A_ROW, Guard, NonFinite
@@ -78,11 +79,16 @@ class SftTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None  # transformers' depends on the layout
         self.noise = Noise(alpha) if alpha else None
+        self.lengths = getattr(train, "lengths", None)  # tokens of each row
         self.batches: TokenBatches | None = None  # with trainer.max_tokens_per_batch
         self.effective_batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         self._loss_before: Any = None  # the logged loss as it was before this step
         self._draws: Draws | None = None  # the random generators as they were before this step
         self._window = 1  # steps that a logged loss is the mean of
+
+    def attention_for(self, asked: str | None) -> str | None:
+        """The attention to lay batches out for; None: the cheapest that the model takes."""
+        return asked
 
     def lay_out(self, layout: Layout) -> None:
         """Make batches and compute losses in this way."""
@@ -96,11 +102,21 @@ class SftTrainer(Trainer):
         Raises:
             UserError: a row is longer than a batch may be.
         """
-        limit, rows = getattr(self.args, "max_tokens_per_batch", None), self.train_dataset
+        limit = getattr(self.args, "max_tokens_per_batch", None)
         if not limit:
             return None
-        padded = not isinstance(self.data_collator, FlatCollator)
-        return TokenBatches(rows.lengths, limit, self.args.seed, padded=padded, ranks=self.args.world_size)  # type: ignore[union-attr]
+        return TokenBatches(
+            self.lengths,  # type: ignore[arg-type]
+            limit,
+            self.args.seed,
+            padded=self.batches_are_padded,
+            ranks=self.args.world_size,
+        )
+
+    @property
+    def batches_are_padded(self) -> bool:
+        """Whether rows lie side by side."""
+        return not isinstance(self.data_collator, FlatCollator)
 
     def get_train_dataloader(self) -> Any:
         """Batches of so many rows, or of so many tokens."""
@@ -140,7 +156,9 @@ class SftTrainer(Trainer):
         batch, about = split_batch(inputs)
         if self.noise is not None:
             self.noise.of(batch)
-        with self.accelerator.autocast():  # accelerate's covers the model's forward alone, not an output layer by chunks
+        with (
+            self.accelerator.autocast()
+        ):  # accelerate's covers the model's forward alone, not an output layer by chunks
             loss, outputs = summed_loss(model, batch, self.positions, self.head)
         if num_items_in_batch is None:
             num_items_in_batch = (batch["shift_labels"] != -100).sum()
@@ -149,11 +167,15 @@ class SftTrainer(Trainer):
             loss = (
                 loss * self.accelerator.num_processes
             )  # ranks' gradients are averaged, and the count is of all of them
+        self.look(model, loss, batch, about)
+        return (loss, outputs) if return_outputs else loss
+
+    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Count a training batch and see that its loss is a number."""
         if model.training:
             if not torch.isfinite(loss):
                 self.guard.meet("loss", about, self.state.global_step + 1)
             self.progress.count(batch, about)
-        return (loss, outputs) if return_outputs else loss
 
     # -- steps ---------------------------------------------------------------------------------------------------------
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -267,12 +289,13 @@ class SftTrainer(Trainer):
         A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.
         """
         sources = self.evaluation if eval_dataset is None else {"eval": eval_dataset}
-        with self.progress.evaluating(), self.compute_loss_context_manager():
+        with self.progress.evaluating(), self.accelerator.autocast():
             figures = evaluate_loss(
                 self.accelerator.unwrap_model(self.model_wrapped),
                 sources,
                 batch_size=self.args.per_device_eval_batch_size,
                 prefix=f"{metric_key_prefix}_",
+                head=self.head,
             )
         if self.compute_metrics is not None:
             figures |= self._predicted_metrics(sources, metric_key_prefix)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from sft.config.compose import expand_sweep
+from sft.config.compose import config_loader, expand_sweep
 from sft.config.errors import UserError
 from sft.config.overrides import parse_command_line, quote_literal, with_environment
 
@@ -71,7 +71,7 @@ def test_the_command_line_wins_over_the_environment(overrides, expected):
 
 
 def test_a_sweep_is_the_product_of_its_choices():
-    jobs = expand_sweep(["lora.r=8,16", "seed=range(1,3)", "name=x"])
+    jobs = expand_sweep(["lora.r=8,16", "seed=range(1,3)", "name=x"], config_loader())
     assert jobs == [
         ["lora.r=8", "seed=1", "name=x"],
         ["lora.r=8", "seed=2", "name=x"],
@@ -81,6 +81,8 @@ def test_a_sweep_is_the_product_of_its_choices():
 
 
 def test_a_huge_sweep_is_checked_with_every_value_once():
-    jobs = expand_sweep([f"{key}=range(0,20)" for key in ("a", "b", "c")])
+    glob = expand_sweep(["quant=glob(n*)"], config_loader())
+    assert glob == [["quant=nf4"], ["quant=none"]]
+    jobs = expand_sweep([f"{key}=range(0,20)" for key in ("a", "b", "c")], config_loader())
     assert len(jobs) == 20
     assert jobs[0] == ["a=0", "b=0", "c=0"] and jobs[-1] == ["a=19", "b=19", "c=19"]

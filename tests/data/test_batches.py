@@ -96,6 +96,8 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches():
 
 
 def test_a_row_beyond_the_limit_is_refused():
-    with pytest.raises(UserError, match="2 of 3 rows have more tokens than a batch may have; the longest has 90") as caught:
+    with pytest.raises(
+        UserError, match="2 of 3 rows have more tokens than a batch may have; the longest has 90"
+    ) as caught:
         TokenBatches(np.array([90, 10, 70]), 64, 0)
     assert caught.value.remedy == "trainer.max_tokens_per_batch=90, or dataset.max_length=64"

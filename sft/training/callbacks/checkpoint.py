@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.run.metrics import greater_is_better
 from sft.training.callbacks.base import RunCallback
 from sft.training.callbacks.schedule import schedule
 
@@ -69,10 +70,3 @@ def _metric(name: str | None, direction: str | None) -> dict[str, Any]:
     if name == "eval_train_loss":
         name = "eval_loss"  # the objective of a run without evaluations
     return {"metric_for_best_model": name, "greater_is_better": greater_is_better(name, direction)}
-
-
-def greater_is_better(metric: str, direction: str | None = None) -> bool:
-    """Whether larger values of a metric are better: as the direction says, else all but losses and perplexities."""
-    if direction is not None:
-        return direction == "maximize"
-    return not metric.endswith(("loss", "perplexity"))

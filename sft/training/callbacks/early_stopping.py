@@ -10,8 +10,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from sft.config.errors import UserError
+from sft.run.metrics import greater_is_better
 from sft.training.callbacks.base import RunCallback
-from sft.training.callbacks.checkpoint import greater_is_better
 
 log = logging.getLogger(__name__)
 

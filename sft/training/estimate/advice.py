@@ -51,16 +51,16 @@ def advise(
         model_config: the model's own config.
     """
     overrides = [override for override, _ in helps_in_training(config, run) if "auto_find" not in override]
-    found = []
+    drawn, found = Estimator(config, place.device, model_config), []
     for override in overrides:
-        estimate = _with(config, [override], place, (batch, evaluation), model_config)
+        estimate = _with(config, [override], place, (batch, None), model_config, drawn)
         found.append(Advice(override, estimate.needs, fits(estimate, place)))
     found.sort(key=lambda advice: advice.needs)
     if found and not any(advice.fits for advice in found):
         together: list[str] = []
         for override in [advice.overrides for advice in found]:
             together.append(override)
-            estimate = _with(config, together, place, (batch, evaluation), model_config)
+            estimate = _with(config, together, place, (batch, None), model_config, drawn)
             if fits(estimate, place):
                 break
         if len(together) > 1:
@@ -74,6 +74,7 @@ def _with(
     place: Place,
     batches: tuple[Batch, Batch | None],
     model_config: Any,
+    estimator: Estimator,
 ) -> Estimate:
     changed = copy.deepcopy(dict(config))
     batch, evaluation = batches
@@ -85,7 +86,16 @@ def _with(
         if key == "dataset.max_length":
             batch = batch.with_length(int(value))
             evaluation = evaluation.with_length(int(value)) if evaluation else None
-    return Estimator(changed, place.device, model_config).estimate(batch, evaluation)
+    return _estimator(changed, place, model_config, estimator).estimate(batch, evaluation)
+
+
+def _estimator(config: dict[str, Any], place: Place, model_config: Any, drawn: Estimator) -> Estimator:
+    """The one that is drawn where the model stays what it is; drawing is most of an estimate."""
+    if all(config.get(key) == drawn.config.get(key) for key in ("model", "quant", "lora")):
+        same = copy.copy(drawn)
+        same.config = config
+        return same
+    return Estimator(config, place.device, model_config)
 
 
 def _set(config: dict[str, Any], key: str, value: str) -> None:

@@ -72,6 +72,8 @@ class Answer:
             ("activations", e.activations, f"{rows}; {checkpointing}"),
             ("logits", e.logits, "with their gradients, at trained tokens"),
             ("process", e.process, "Python and libraries"),
+            ("holes", e.holes, "of the heap, beside the tensors"),
+            ("mapped file", e.mapped, "of the weights; gives way where memory is short"),
         ]
         lines = [f"{name:<{WIDTH}}{gib(size):>12}  {why}".rstrip() for name, size, why in table if size]
         if e.evaluation:

@@ -174,7 +174,7 @@ def _norms_of_nothing() -> Iterator[None]:
             return torch.empty((module.out_features, module.in_features), dtype=torch.float32, device="meta")
         return before(module)
 
-    dora.dequantize_module_weight = weight_of
+    dora.dequantize_module_weight = weight_of  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from sft.config.build import build
 from sft.data.documents import Rows
 from sft.data.spec import Dataset
-from sft.model.dtype import autocast_dtype
+from sft.model.dtype import autocast_dtype, resolve_dtype
 from sft.model.facts import family_of
 from sft.model.load import load_config
 from sft.model.spec import Model
@@ -20,8 +21,10 @@ from sft.training.estimate.blueprint import Blueprint, draw
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
 
-LIBRARIES = 640 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
-FRAGMENTS = 0.02  # of the tensors: what allocators hold beyond them
+LIBRARIES = 590 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
+# What the C library's heap cannot use again of the tensors that the forward pass lets go of: torch asks for aligned
+# memory, and the hole of a freed tensor is too small for the next of its size. Measured, see docs/estimate.md.
+HOLES = 0.3
 CONTEXT = 600 << 20  # CUDA's own, beside what torch's allocator hands out
 
 
@@ -40,6 +43,8 @@ class Estimate:
         activations: what the forward pass keeps for the backward pass.
         logits: what output layer and loss add at most.
         process: the interpreter and libraries; 0 on a GPU.
+        holes: what the process's heap holds beside the tensors; 0 on a GPU.
+        mapped: the weights' file, which a quantized model on the CPU keeps in sight; gives way where memory is short.
         step: the peak of a training step.
         evaluation: the peak of an evaluation batch, without `process`; 0 where there is none.
         peak: the most at any time: the process's memory, or what the GPU's allocator hands out.
@@ -58,6 +63,8 @@ class Estimate:
     activations: int
     logits: int
     process: int
+    holes: int
+    mapped: int
     evaluation: int
     peak: int
     batch: Batch
@@ -66,8 +73,8 @@ class Estimate:
 
     @property
     def needs(self) -> int:
-        """What has to be free on the device: the peak, and on a GPU CUDA's own memory."""
-        return self.peak + (CONTEXT if self.device == "cuda" else 0)
+        """What has to be free on the device: the peak without what gives way, and on a GPU CUDA's own memory."""
+        return self.peak - self.mapped + (CONTEXT if self.device == "cuda" else 0)
 
     def to_json(self) -> dict[str, Any]:
         """All figures, plain."""
@@ -97,6 +104,14 @@ class Estimator:
         targets = family_of(self.model, own).target_modules
         self.blueprint: Blueprint = draw(self.model, own, quant, lora, targets=targets, rows=rows)
         self.held = self.blueprint.footprint()
+        self.mapped = self._mapped(own) if quant is not None and device == "cpu" else 0
+
+    def _mapped(self, own: Any) -> int:
+        """The part of the file that only quantized weights were read from, where the others still lie in it."""
+        stored = getattr(own, "dtype", None) or torch.float32
+        if stored is not resolve_dtype(self.model.dtype):
+            return 0  # the others were converted, and the file let go of
+        return max(0, self.held.parameters * stored.itemsize - self.held.weights)
 
     def estimate(self, batch: Batch, evaluation: Batch | None = None, checkpointing: bool | None = None) -> Estimate:
         """For batches of this shape.
@@ -119,7 +134,8 @@ class Estimator:
         resident = base + (0 if optim.startswith("paged") and self.device == "cuda" else states)
         update = held.gradients + step_bytes(optim, held.trained, self.device)
         process = LIBRARIES if self.device == "cpu" else 0
-        peak = resident + max(step.peak, update, evaluated)
+        holes = int(HOLES * step.freed) if self.device == "cpu" else 0
+        peak = resident + max(step.peak + holes, update, evaluated)
         return Estimate(
             parameters=held.parameters,
             trained_parameters=held.trained_parameters,
@@ -131,8 +147,10 @@ class Estimator:
             activations=step.activations,
             logits=step.logits,
             process=process,
+            holes=holes,
+            mapped=self.mapped,
             evaluation=resident + evaluated if evaluation else 0,
-            peak=process + int(peak * (1 + FRAGMENTS)),
+            peak=process + self.mapped + peak,
             batch=batch,
             checkpointing=on,
             device=self.device,
@@ -149,8 +167,10 @@ def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Bat
     key = f"per_device_{'eval' if evaluation else 'train'}_batch_size"
     count = int(config["trainer"].get(key) or 8)
     dataset = config["dataset"]
-    packed = bool(dataset["eval_packing" if evaluation else "packing"])
-    return Batch(count, dataset["max_length"], count * (dataset["max_length"] - 1), masked=packed)
+    length = dataset["max_length"]
+    if dataset["eval_packing" if evaluation else "packing"]:
+        return Batch(1, count * length, count * (length - 1))  # packs lie end to end
+    return Batch(count, length, count * (length - 1))
 
 
 def with_lengths(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +195,9 @@ def longest_batch(rows: Sequence[Rows], count: int) -> Batch | None:
         return None
     lengths = np.concatenate([part.lengths for part in rows])
     trained = np.sort(np.concatenate([part.trained for part in rows]))[-count:]
-    packed = any(part.packs is not None for part in rows)
-    masked = packed or (count > 1 and bool(lengths.min() != lengths.max()))
+    if any(part.packs is not None for part in rows):  # packs lie end to end
+        return Batch(1, int(np.sort(lengths)[-count:].sum()), int(trained.sum()))
+    masked = count > 1 and bool(lengths.min() != lengths.max())
     return Batch(min(count, len(lengths)), int(lengths.max()), int(trained.sum()), masked)
 
 

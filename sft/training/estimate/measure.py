@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sft.data.documents import Documents, Rows, Tokens
 from sft.run import memory
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_model, build_trainer
 from sft.training.estimate.step import Batch
 from sft.training.inputs import Inputs, prepare_reading
+from sft.training.layout import lay_out
 from sft.training.start import seed_everything
 
 STEPS = 2  # the second has the optimizer's states
@@ -45,20 +47,32 @@ def measure(config: Mapping[str, Any], batch: Batch, checkpointing: bool) -> int
     with tempfile.TemporaryDirectory(prefix="sft-measure-") as directory:
         run = RunDirectory(Path(directory))
         trainer = build_trainer(config, run, model, inputs, {}, [], Tracker())
+        attention = reading.model.attn_implementation
+        trainer.lay_out(lay_out(model, [rows], attention, trainer.accelerator.autocast))
         memory.reset_peak()
         trainer.train()
         return memory.peak_bytes()
 
 
-def _rows(batch: Batch, count: int, vocabulary: int) -> list[dict[str, Any]]:
+def _rows(batch: Batch, count: int, vocabulary: int) -> Rows:
     """Rows of one length whose last tokens are trained, as many in all as the batch says."""
     import numpy
 
     generator = numpy.random.default_rng(0)
     trained = -(-batch.trained // batch.rows)
-    found = []
-    for number in range(count):
-        ids = generator.integers(0, vocabulary, batch.length).tolist()
-        labels = [-100] * (batch.length - trained) + ids[batch.length - trained :]
-        found.append({"input_ids": ids, "labels": labels, "lengths": [batch.length], "source": "random", "row": number})
-    return found
+    numbers, none = numpy.arange(count, dtype=numpy.int64), numpy.zeros(count, numpy.int32)
+    lengths = numpy.full(count, batch.length, numpy.int64)
+    ids = generator.integers(0, vocabulary, (count, batch.length)).astype(numpy.int32)
+    flags = numpy.zeros((count, batch.length), numpy.uint8)
+    flags[:, batch.length - trained :] = 1
+    documents = Documents(
+        source=none,
+        start=numbers * batch.length,
+        length=lengths,
+        trained=flags[:, 1:].sum(1).astype(numpy.int64),
+        row=numbers + 1,
+        file=none,
+        conversation=numbers,
+        digest=numbers.astype(numpy.uint64),
+    )
+    return Rows(["random"], [["random"]], [Tokens(ids.reshape(-1), flags.reshape(-1))], documents)

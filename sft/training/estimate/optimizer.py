@@ -22,7 +22,7 @@ def state_bytes(optim: str, parameters: Iterable[Parameter]) -> int:
     if name == "sgd":
         return 0
     if name == "adafactor":
-        return sum(p.copies * _factored(p) for p in parameters)
+        return sum(p.copies * (_factored(p) + _COUNTER) for p in parameters)  # and the root mean square of each
     if "8bit" in name:
         tables = LEVELS * moments if any(_in_8bit(p) for p in parameters) else 0
         return tables + sum(p.copies * moments * _state_8bit(p) for p in parameters)

@@ -160,9 +160,9 @@ def quantized_layers() -> Iterator[None]:
         return
     before = [(kind, kind.forward) for kind in (Linear4bit, Linear8bitLt)]
     for kind, _ in before:
-        kind.forward = quantized_linear
+        kind.forward = quantized_linear  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
         for kind, forward in before:
-            kind.forward = forward
+            kind.forward = forward  # type: ignore[method-assign]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.model.head import chooses_positions, left_out, output_layer
 from sft.training.estimate.blueprint import Blueprint
 from sft.training.estimate.standins import OnMeta, quantized_layers
 from sft.training.estimate.tracker import Region, Tracker
-from sft.training.loss import IGNORE, chooses_positions, summed_loss
+from sft.training.loss import IGNORE, summed_loss
 
 EVALUATION_CHUNK = 1024  # of `sft.evaluation.loss`
 
@@ -69,11 +70,13 @@ class Step:
         activations: alive when the forward pass has reached the output layer.
         logits: what output layer, loss and their gradients add to them at most.
         peak: the most alive in forward and backward pass, gradients among them.
+        freed: what the layers' forward passes make in all and let go of again.
     """
 
     activations: int
     logits: int
     peak: int
+    freed: int = 0
 
 
 class _Marked(nn.Module):
@@ -145,9 +148,11 @@ def simulate_evaluation(blueprint: Blueprint, batch: Batch, machine: Machine) ->
         tracker.mark("begin")
         wanted = inputs.pop("shift_labels") != IGNORE
         chosen = {"logits_to_keep": wanted} if chooses_positions(model) else {}
-        logits = model(**inputs, **chosen, use_cache=False).logits
+        head = output_layer(model)
+        with left_out(head):
+            logits = model(**inputs, **chosen, use_cache=False).logits
         rows = logits.reshape(-1, logits.shape[-1]) if chosen else logits[wanted]
-        part = rows[:EVALUATION_CHUNK].float()
+        part = (rows[:EVALUATION_CHUNK] if head is None else head(rows[:EVALUATION_CHUNK])).float()
         nn.functional.cross_entropy(part, torch.empty(len(part), dtype=torch.long, device="meta"), reduction="none")
         tracker.mark("end")
     return tracker.regions[-1].peak
@@ -173,7 +178,8 @@ def assemble(regions: list[Region], order: list[int], held: int = 0) -> Step:
             if group is head:
                 before_head, at_head = start, max(at_head, alive + region.peak - start)
             alive += region.net
-    return Step(activations=before_head, logits=at_head, peak=peak)
+    freed = sum(max(0, region.taken - region.net) for region in forward)
+    return Step(activations=before_head, logits=at_head, peak=peak, freed=freed)
 
 
 def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
@@ -194,7 +200,7 @@ def _loss(model: Any, inputs: dict[str, torch.Tensor], autocast: torch.dtype | N
             outputs.logits = outputs.logits.float()
         return outputs
 
-    return summed_loss(called, inputs, chooses_positions(model))[0]  # type: ignore[arg-type]
+    return summed_loss(called, inputs, chooses_positions(model), output_layer(model))[0]  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GRAIN = 512  # bytes an allocation is rounded up to by torch's CUDA allocator; the CPU's takes 64
 
+APART = 32 << 20  # bytes
+
 
 @dataclass(frozen=True)
 class Region:
@@ -24,11 +26,13 @@ class Region:
         name: the mark at its end.
         net: alive at its end, less what was alive at its start.
         peak: the most that was alive, less what was alive at its start; at least 0.
+        taken: of all that was made, tensors over 32 MiB left out, which the C library maps apart.
     """
 
     name: str
     net: int
     peak: int
+    taken: int = 0
 
 
 class Tracker(TorchDispatchMode):
@@ -40,10 +44,12 @@ class Tracker(TorchDispatchMode):
         self.alive = 0
         self._known: dict[int, weakref.ref[Any]] = {}
         self._start = self._most = 0
+        self._taken = 0
 
     def mark(self, name: str) -> None:
         """End a region, and begin the next."""
-        self.regions.append(Region(name, self.alive - self._start, self._most - self._start))
+        self.regions.append(Region(name, self.alive - self._start, self._most - self._start, self._taken))
+        self._taken = 0
         self._start = self._most = self.alive
 
     def ignore(self, *tensors: torch.Tensor) -> None:
@@ -69,6 +75,7 @@ class Tracker(TorchDispatchMode):
         size = -(-storage.nbytes() // GRAIN) * GRAIN if counted else 0
         self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
         self.alive += size
+        self._taken += size if size < APART else 0
         self._most = max(self._most, self.alive)
 
     def _gone(self, key: int, size: int) -> None:

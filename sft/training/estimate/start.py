@@ -1,0 +1,103 @@
+"""The estimate at the start of a run: told, held against what there is, and asked whether to keep activations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.model.tokens import added_rows
+from sft.run.available import Place, places
+from sft.run.directory import RunDirectory
+from sft.training.estimate.advice import advise
+from sft.training.estimate.answer import gib
+from sft.training.estimate.estimate import Estimate, Estimator, fits, longest_batch, with_lengths
+from sft.training.estimate.step import Batch
+from sft.training.inputs import Inputs
+
+log = logging.getLogger(__name__)
+
+SURE = 0.85  # the share of an estimate that is needed for certain: only what exceeds the memory by this is refused
+
+
+def with_memory(
+    config: Mapping[str, Any], inputs: Inputs, record: Mapping[str, Any], run: RunDirectory
+) -> dict[str, Any]:
+    """Tell what a run will take, and settle `trainer.gradient_checkpointing=auto`.
+
+    Args:
+        config: resolved, plain.
+        inputs: the prepared rows.
+        record: run.json's content; a run that goes on keeps what was settled when it was begun.
+        run: its directory.
+
+    Returns:
+        The config with gradient_checkpointing true or false: true where only so the run fits.
+
+    Raises:
+        UserError: it cannot fit, with what would help (`estimate.enforce=false` lets it try).
+    """
+    given, config = config, with_lengths(config)
+    trainer, place = config["trainer"], places()[0]
+    shrinks = bool(trainer.get("auto_find_batch_size"))
+    batch = longest_batch([inputs.data.train], 1 if shrinks else int(trainer.get("per_device_train_batch_size") or 8))
+    evaluation = longest_batch(list(inputs.data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))
+    assert batch is not None
+    asked, settled = trainer.get("gradient_checkpointing"), record.get("gradient_checkpointing")
+    try:
+        estimator = Estimator(config, place.device, inputs.model_config, rows=sorted(added_rows(inputs.tokenizer)))
+        estimate = estimator.estimate(batch, evaluation, settled if asked == "auto" else None)
+        if asked == "auto" and settled is None and not fits(estimate, place):
+            estimate = _checkpointed(estimator, batch, evaluation, estimate)
+    except UserError:
+        raise
+    except Exception as error:  # a model that does not run on the meta device is no reason not to train it
+        log.warning("memory: not estimated (%s: %s)", type(error).__name__, error)
+        return _settled(given, bool(settled) if asked == "auto" else asked)
+    log.info("%s", line(estimate, place))
+    if not fits(estimate, place, SURE) and (config.get("estimate") or {}).get("enforce", True):
+        found = advise(config, run, place, batch, evaluation, inputs.model_config)
+        raise refusal(estimate, place, [(each.overrides, each.needs, each.fits) for each in found])
+    return _settled(given, estimate.checkpointing if asked == "auto" else asked)
+
+
+def line(estimate: Estimate, place: Place) -> str:
+    """One line on what a run takes."""
+    parts = {
+        "weights": estimate.weights + estimate.quantized,
+        "adapter": estimate.adapter,
+        "gradients": estimate.gradients,
+        "optimizer": estimate.optimizer,
+        "activations": estimate.activations,
+        "logits": estimate.logits,
+    }
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size >= 5 << 20)
+    return f"memory: about {gib(estimate.peak)} of {gib(place.free)} ({listed})"
+
+
+def refusal(estimate: Estimate, place: Place, advice: list[tuple[str, int, bool]]) -> UserError:
+    """The error of a run that cannot fit."""
+    helps = [f"{overrides}  ({gib(needs)}{'' if enough else ', not enough'})" for overrides, needs, enough in advice]
+    lines = [*helps, "estimate.enforce=false to try all the same"]
+    return UserError(
+        f"the run needs about {gib(estimate.needs)}, and {gib(place.free)} can be had ({place.name}: {place.limit})",
+        where="memory",
+        remedy="\n     ".join(lines),
+    )
+
+
+def _checkpointed(estimator: Estimator, batch: Batch, evaluation: Batch | None, before: Estimate) -> Estimate:
+    found = estimator.estimate(batch, evaluation, checkpointing=True)
+    if found.needs >= before.needs:
+        return before
+    log.info(
+        "gradient checkpointing is on: the run takes about %s without it, %s with it",
+        gib(before.needs),
+        gib(found.needs),
+    )
+    return found
+
+
+def _settled(config: Mapping[str, Any], checkpointing: Any) -> dict[str, Any]:
+    return {**config, "trainer": {**config["trainer"], "gradient_checkpointing": checkpointing}}

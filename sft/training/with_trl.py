@@ -1,0 +1,101 @@
+"""`trainer=trl`: the same rows, labels and callbacks through trl.SFTTrainer: its loss, its padded batches.
+
+The run is the same otherwise: checkpoints, evaluation, figures and the guard against numbers that are none are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft.config.errors import UserError
+from sft.data.collate import split_batch
+from sft.data.documents import Rows
+from sft.training.arguments import Arguments
+from sft.training.layout import Layout
+from sft.training.trainer import SftTrainer
+
+try:
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+except ImportError as error:
+    raise UserError(f"TRL cannot be imported: {error}", where="trainer=trl", remedy="pip install 'sft[trl]'") from error
+
+
+@dataclass
+class TrlArguments(Arguments, SFTConfig):
+    """trl.SFTConfig under its own names; what becomes of rows is `dataset`'s."""
+
+    def __post_init__(self) -> None:
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # rows come tokenized and labelled
+        super().__post_init__()
+
+    def trainer(self) -> type[SftTrainer]:
+        """What trains with them."""
+        return TrlTrainer
+
+
+class TrlTrainer(SftTrainer, SFTTrainer):
+    """Our trainer around TRL's: `super()` of ours is TRL's, and the loss is TRL's.
+
+    Args:
+        model, args, tokenizer, train, evaluation, callbacks, **kwargs: as of SftTrainer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        *,
+        tokenizer: Any,
+        train: Rows,
+        evaluation: Mapping[str, Rows],
+        callbacks: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            tokenizer=tokenizer,
+            train=train.to_dataset(),
+            evaluation=evaluation,
+            callbacks=callbacks,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.lengths = train.lengths
+
+    def attention_for(self, asked: str | None) -> str | None:
+        """The model's own attention: TRL's batches are padded.
+
+        Raises:
+            UserError: attention without padding is asked for.
+        """
+        if asked == "varlen":
+            raise UserError(
+                "TRL's batches are padded, and varlen attention is for those that are not",
+                where="model.attn_implementation",
+                remedy="model.attn_implementation=sdpa, or trainer=default",
+            )
+        own = getattr(self.model, "get_base_model", lambda: self.model)()
+        return asked or ("sdpa" if getattr(own, "_supports_sdpa", False) else "eager")
+
+    def lay_out(self, layout: Layout) -> None:
+        """Padded batches; TRL applies the output layer itself."""
+        super().lay_out(Layout(layout.attention, chunked=False))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss of the batch."""
+        batch, about = split_batch(inputs)
+        if self.noise is not None:
+            self.noise.of(batch)
+        given = {key: value for key, value in batch.items() if key != "shift_labels"}
+        found = SFTTrainer.compute_loss(self, model, given, return_outputs, num_items_in_batch)
+        self.look(model, found[0] if return_outputs else found, batch, about)
+        return found
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = ["input_ids", "labels", "source", "row", "lengths"]

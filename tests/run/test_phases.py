@@ -1,0 +1,20 @@
+"""The clock of a start: its parts add up, and the last mark closes it."""
+
+import time
+
+from sft.run.phases import Phases, process_start
+
+
+def test_the_parts_add_up_to_the_whole(monkeypatch):
+    now = iter([103.0, 103.5, 104.5, 107.0])
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    phases = Phases(began=100.0)
+    for name, last in (("imports", False), ("data", False), ("imports", False), ("first step", True)):
+        phases.mark(name, last)
+    phases.mark("too late")
+    assert phases.figures() == {"imports": 4.0, "data": 0.5, "first step": 2.5}
+    assert phases.line() == "first step after 7.0 s: imports 4.0, data 0.5, first step 2.5"
+
+
+def test_the_process_began_a_while_ago():
+    assert 0 < time.time() - process_start() < 86400

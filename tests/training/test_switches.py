@@ -1,0 +1,179 @@
+"""The switches of speed on whole runs of the tiny model: what each leaves as it was, and what it changes."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from sft.config.errors import Interrupted, UserError
+from sft.training.neftune import Noise, document_lengths
+from sft.training.supported import supported
+
+LIMIT = "trainer.max_tokens_per_batch=400"
+PADDED = "model.attn_implementation=sdpa"
+
+
+def logged(result) -> list[dict]:
+    return [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(result) -> list[float]:
+    return [line["loss"] for line in logged(result) if "loss" in line]
+
+
+def adapter(result) -> bytes:
+    return (result.directory / "adapter/adapter_model.safetensors").read_bytes()
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Interrupted("stop", 143)
+
+
+@pytest.mark.parametrize("attention", [[], [PADDED]])
+def test_batches_by_tokens_make_the_steps_that_the_report_says(run, attention):
+    result = run(LIMIT, "trainer.max_steps=-1", "trainer.num_train_epochs=2", *attention)
+    report = json.loads((result.directory / "data_report.json").read_text())["train"]
+    assert result.metrics["steps"] == 2 * report["steps_per_epoch"]
+    assert result.metrics["total_tokens"] == 2 * report["tokens"]
+    assert result.metrics["epochs"] == 2
+    assert (result.metrics["padding"] > 0) == bool(attention)
+
+
+def test_a_resumed_run_goes_on_within_the_epoch(run):
+    steps = [LIMIT, "trainer.max_steps=-1", "trainer.num_train_epochs=3", "trainer.gradient_accumulation_steps=2"]
+    steps += ["trainer.save_strategy=steps", "trainer.save_steps=1"]
+    whole = run(*steps, to="whole")
+    half = whole.metrics["steps"] // 2
+    assert half % json.loads((whole.directory / "data_report.json").read_text())["train"]["steps_per_epoch"]
+    with pytest.raises(Interrupted):
+        run(*steps, to="again", callbacks=[StopAt(half)])
+    again = run(*steps, to="again")
+    assert adapter(again) == adapter(whole)
+    assert losses(again) == losses(whole)
+
+
+def test_a_row_beyond_the_limit_stops_the_run(run):
+    with pytest.raises(UserError, match="more tokens than a batch may have"):
+        run("trainer.max_tokens_per_batch=60")
+
+
+def test_no_tokens_and_no_two_ways_to_size_a_batch(run):
+    with pytest.raises(UserError, match="0 is no number of tokens"):
+        run("trainer.max_tokens_per_batch=0")
+    with pytest.raises(UserError, match="not made smaller by themselves"):
+        run(LIMIT, "trainer.auto_find_batch_size=true")
+
+
+def test_noise_is_of_the_documents_length_in_every_layout():
+    flat = {"input_ids": torch.zeros(1, 6), "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1]])}
+    padded = {"input_ids": torch.zeros(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    assert document_lengths(flat).tolist() == [[4, 4, 4, 4, 2, 2]]
+    assert document_lengths(padded).tolist() == [[4] * 4, [2] * 4]
+    noise, table = Noise(5.0), torch.nn.Embedding(3, 16)
+    noise.of(flat)
+    output = torch.zeros(1, 6, 16)
+    most = (noise(table, None, output) - output).abs().amax(-1)[0]
+    limits = torch.tensor([5 / (4 * 16) ** 0.5] * 4 + [5 / (2 * 16) ** 0.5] * 2)
+    assert (most <= limits).all() and (most > 0.7 * limits).all()
+    assert torch.equal(noise(table.eval(), None, output), output)
+
+
+def test_noise_on_the_embeddings_changes_training_and_leaves_evaluation(run):
+    noisy = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="noisy")
+    again = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="again")
+    still = run("trainer.learning_rate=0", to="still")
+    assert losses(noisy) == losses(again) != losses(still)
+    assert noisy.metrics["eval_loss"] == still.metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+def test_optimizers_train_and_resume(run, name):
+    steps = [
+        f"trainer.optim={name}",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=2",
+        "lora=none",
+        "template=chatml",
+    ]
+    steps += ["trainer.learning_rate=1e-3"]
+    whole = run(*steps, to="whole")
+    assert losses(whole)[-1] < losses(whole)[0]
+    with pytest.raises(Interrupted):
+        run(*steps, to="again", callbacks=[StopAt(3)])
+    again = run(*steps, to="again")
+    files = [result.directory / "model/model.safetensors" for result in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
+def test_pure_bf16(run, lora):
+    result = run("model.dtype=bfloat16", "trainer.bf16=false", lora, to="pure")
+    info = json.loads((result.directory / "training_info.json").read_text())
+    assert info["dtype"] == "bfloat16"
+    assert losses(result)[0] == pytest.approx(losses(run(lora, to="fp32"))[0], rel=0.01)
+    assert len(set(losses(result))) == 4
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_losses_of_the_plain_one(run):
+    steps = ["trainer.max_steps=2", "trainer.learning_rate=1e-3", "dataset.eval_sources=null", PADDED]
+    plain = run(*steps, to="plain")
+    compiled = run(*steps, "trainer.torch_compile=true", to="compiled")
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_ligers_loss_does_not_take_the_place_of_ours(monkeypatch):
+    with pytest.raises(UserError, match="run on GPUs"):
+        supported({"use_liger_kernel": True}, cuda=False)
+    with pytest.raises(UserError, match="liger-kernel is not installed"):
+        supported({"use_liger_kernel": True}, cuda=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    config = supported({"use_liger_kernel": True, "liger_kernel_config": {"rope": False}}, cuda=True)
+    assert config["liger_kernel_config"] == {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+    with pytest.raises(UserError, match="Liger's would take its place"):
+        supported({"use_liger_kernel": True, "liger_kernel_config": {"cross_entropy": True}}, cuda=True)
+
+
+def test_tf32_needs_a_gpu():
+    with pytest.raises(UserError, match="TF32 is of NVIDIA GPUs"):
+        supported({"tf32": True}, cuda=False)
+
+
+def test_figures_of_speed_and_of_the_start(run):
+    result = run()
+    metrics = result.metrics
+    assert metrics["trained_tokens_per_second"] == pytest.approx(
+        metrics["tokens_per_second"] * metrics["trained_tokens"] / metrics["total_tokens"]
+    )
+    assert metrics["padding"] == 0
+    assert [*metrics["start_seconds"]] == [
+        "imports",
+        "tokenizer and template",
+        "data",
+        "weights",
+        "adapter",
+        "trainer",
+        "start-up check",
+        "first step",
+    ]
+    text = (result.directory / "train.log").read_text()
+    assert text.count("first step after ") == 1
+    assert "trained_tokens_per_second" in logged(result)[0]
+
+
+def test_a_profile_is_written_and_changes_nothing(run):
+    plain, profiled = run(to="plain"), run("profile=true", to="profiled")
+    assert adapter(plain) == adapter(profiled)
+    with gzip.open(profiled.directory / "profile/trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert any(event.get("name") == "aten::mm" for event in events)
+    table = (profiled.directory / "profile/table.txt").read_text()
+    assert "aten::mm" in table
+    assert not (plain.directory / "profile").exists()
