@@ -209,6 +209,7 @@ def test_an_option_of_ours_wins_over_a_published_plugins_of_the_same_name():
     }
 
 
+@pytest.mark.slow
 def test_a_search_in_parallel_prunes_through_its_storage(tmp_path, launch):
     done = launch(
         "hydra/launcher=joblib",

@@ -129,6 +129,7 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(quantized)
     assert {path: path.stat().st_mtime_ns for path in directory.glob("*/adapter/*.safetensors")} == stamps
 
 
+@pytest.mark.slow
 def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job(tmp_path):
     conf = tmp_path / "conf/lora"
     conf.mkdir(parents=True)
@@ -183,6 +184,7 @@ def test_an_interrupted_sweep_writes_its_state(tmp_path):
     assert [job["status"] for job in content["jobs"]] == ["interrupted", "pending"]
 
 
+@pytest.mark.slow
 def test_failed_jobs_are_tried_again_or_left(tmp_path):
     directory = tmp_path / "sweep"
     options = ("lora=r8", "trainer.learning_rate=nan", "seed=1,2", "sweep.retry_failed=false")

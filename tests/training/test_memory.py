@@ -175,6 +175,7 @@ print("steps", train(found, callbacks=[Limit()]).metrics["steps"])
 """
 
 
+@pytest.mark.slow
 def test_a_limited_address_space(tmp_path):
     """16 rows of 1,300 tokens, whose logits take 13 MB a row and as much again in the loss, on 120 MiB."""
     rows = tmp_path / "long.jsonl"

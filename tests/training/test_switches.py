@@ -85,6 +85,7 @@ def test_noise_is_of_the_documents_length_in_every_layout():
     assert torch.equal(noise(table.eval(), None, output), output)
 
 
+@pytest.mark.slow
 def test_noise_on_the_embeddings_changes_training_and_leaves_evaluation(run):
     noisy = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="noisy")
     again = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="again")
@@ -93,6 +94,7 @@ def test_noise_on_the_embeddings_changes_training_and_leaves_evaluation(run):
     assert noisy.metrics["eval_loss"] == still.metrics["eval_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
 def test_optimizers_train_and_resume(run, name):
     steps = [
@@ -112,6 +114,7 @@ def test_optimizers_train_and_resume(run, name):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
 def test_pure_bf16(run, lora):
     result = run("model.dtype=bfloat16", "trainer.bf16=false", lora, to="pure")

@@ -31,6 +31,7 @@ def test_packs_keep_their_documents_apart(run):
     assert losses(run("trainer=trl", *packed, to="trl")) == pytest.approx(want, rel=2e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_checkpoint(run):
     steps = ["trainer=trl", "trainer.max_steps=4", "trainer.save_strategy=steps", "trainer.save_steps=2"]
     whole = run(*steps, to="whole")
