@@ -128,7 +128,7 @@ def _dataset(config: dict[str, Any]) -> Iterator[UserError]:
 def evaluates(config: dict[str, Any]) -> bool:
     """Whether a run has evaluation rows and a strategy that uses them."""
     trainer, dataset = config.get("trainer") or {}, config.get("dataset") or {}
-    rows = bool(dataset.get("eval_fraction")) or bool(dataset.get("eval_sources"))
+    rows = bool(dataset.get("eval_fraction", 0.1)) or bool(dataset.get("eval_sources"))  # 0.1: spec.Dataset
     nodes = (config.get("callbacks") or {}).values()
     asks = any(str((node or {}).get("_target_", "")).endswith("Validation") for node in nodes)
     return rows and (asks or str(trainer.get("eval_strategy", "no")).lower() not in ("no", "false"))

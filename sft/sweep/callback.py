@@ -87,6 +87,8 @@ class SweepCallback(Callback):
 
     def stopped(self, error: BaseException) -> None:
         """The sweep was broken off (Ctrl-C, a signal): its state is written, what is finished is ranked."""
+        if self.lock is None:
+            return  # it has ended, and leaves with the list of its failed jobs
         if self.record is not None:
             self._rank(self.record, self.record.end("interrupted"))
         self._release()

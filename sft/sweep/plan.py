@@ -16,7 +16,7 @@ from sft.config.overrides import swept_values
 from sft.config.resolvers import RESOLVER, as_typed, job_name
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
-from sft.run.resume import refuse_changes
+from sft.run.resume import HARMLESS, refuse_changes
 from sft.run.secrets import redact_command, typed_command
 from sft.sweep.record import SweepRecord
 
@@ -74,9 +74,10 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
         UserError: the directory's sweep was started with other overrides, or a job that was begun there would now be
             another one (a YAML file changed); with the differences.
     """
-    before = record.read().get("overrides")
-    if before is not None and sorted(before) != sorted(planned.facts["overrides"]):
-        raise _other_overrides(record.directory, before, planned.facts["overrides"])
+    stored = record.read().get("overrides")
+    before, now = _binding(stored or []), _binding(planned.facts["overrides"])
+    if stored is not None and sorted(before) != sorted(now):
+        raise _other_overrides(record.directory, before, now)
     errors = []
     loader = None
     for job, overrides in zip(planned.jobs, planned.overrides, strict=True):
@@ -94,10 +95,15 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
 
 
+def _binding(overrides: Sequence[str]) -> list[str]:
+    """Those that reach a job's weights; `sweep.retry_failed` and the like may change from one session to the next."""
+    return [each for each in overrides if not HARMLESS.fullmatch(each.lstrip("+~").partition("=")[0])]
+
+
 def _other_overrides(directory: Path, before: Sequence[str], now: Sequence[str]) -> UserError:
     gone, new = [o for o in before if o not in now], [o for o in now if o not in before]
     return UserError(
-        f"holds another sweep: it was started with {_quoted(gone) or 'no more'}, now it is {_quoted(new) or 'without'}",
+        f"holds another sweep; what differs: {_quoted(gone) or 'nothing'} then, {_quoted(new) or 'nothing'} now",
         where=str(directory),
         remedy="the same overrides go on with it; for other ones choose another hydra.sweep.dir",
     )

@@ -57,6 +57,19 @@ class Stopping(TrainerCallback):
         if self.signal is not None:
             self.stopped = control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Within an epoch nothing is due: transformers ends it early, and would evaluate and save as at its true end.
+
+        At its true end the evaluation belongs to the run, so the checkpoint is written once more, behind it.
+        """
+        if not self.stopped:
+            return
+        control.should_save = abs((state.epoch or 0.0) - round(state.epoch or 0.0)) < 1e-6
+        if not control.should_save:
+            control.should_evaluate = control.should_log = False
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from sft.config.errors import RunFailed, UserError
+from sft.config.errors import Interrupted, RunFailed, UserError
 from sft.run import checkpoint
 from sft.run.environment import versions
 
@@ -206,3 +206,32 @@ def test_a_callback_left_out_is_one_line(run):
             ("early_stopping", "EarlyStopping"),
         )
     ]
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_signal_within_an_epoch_makes_no_evaluation_of_its_own(run, step):
+    """Six steps an epoch: at the second nothing is due, at the sixth the epoch's evaluation is."""
+    import os
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluations(result):
+        lines = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+
+    options = ("trainer.max_steps=-1", "trainer.num_train_epochs=2", "trainer.eval_strategy=epoch")
+    options += ("trainer.save_strategy=epoch", "trainer.load_best_model_at_end=true", "trainer.learning_rate=1.0")
+    whole = run(*options, to="whole")
+    with pytest.raises(Interrupted):
+        run(*options, to="cut", callbacks=[Signal()])
+    cut = run(*options, to="cut")
+    assert [at for at, _ in evaluations(whole)][:2] == [6, 12]
+    assert evaluations(cut) == evaluations(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert (cut.directory / weights).read_bytes() == (whole.directory / weights).read_bytes()

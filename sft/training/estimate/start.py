@@ -73,7 +73,7 @@ def line(estimate: Estimate, place: Place) -> str:
         "logits": estimate.logits,
     }
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size >= 5 << 20)
-    return f"memory: about {gib(estimate.peak)} of {gib(place.free)} ({listed})"
+    return f"memory: about {gib(estimate.peak)} of {gib(place.free)}" + f" ({listed})" * bool(listed)
 
 
 def refusal(estimate: Estimate, place: Place, advice: list[tuple[str, int, bool]]) -> UserError:
