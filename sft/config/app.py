@@ -25,6 +25,8 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     """
 
     def decorate(task: Task) -> Callable[[], None]:
+        """The door: runs the task, and leaves with the contract's exit code."""
+
         def door() -> None:
             try:
                 _start(name, task, sys.argv[1:])
@@ -177,6 +179,11 @@ def _leave(error: BaseException) -> NoReturn:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(
+        error, BrokenPipeError
+    ):  # the reader has had enough (`| head`); nothing more is to be flushed into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     sys.stdout.flush()
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)

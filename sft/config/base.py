@@ -79,11 +79,8 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
     defaults = own.pop("defaults", [])
     # what the run pushed to the hub is not to be pushed again by whatever is done with it
     node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key not in ("hydra", "hub")}
-    extra = [
-        d
-        for d in defaults
-        if isinstance(d, DictConfig) and (g := str(next(iter(d)))) not in node and g not in ("experiment", "debug")
-    ]
+    chosen = [_plain_default(each) for each in defaults if isinstance(each, DictConfig)]
+    extra = [d for d in chosen if (g := next(iter(d))) not in node and g not in ("experiment", "debug")]
     node = {**{str(k): own._get_node(k) for k in own if str(k) not in node}, **node}
     result = []
     for override in overrides:
@@ -94,10 +91,11 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
             override = f"+{override.lstrip('+')}"
         result.append(override)
     if not any("hydra" in d for d in extra):
-        extra.append(OmegaConf.create({"hydra": "default"}))
-    ConfigStore.instance().store(name=BASE_NAME, node={"defaults": ["_self_", *map(_plain_default, extra)], **node})
+        extra.append({"hydra": "default"})
+    ConfigStore.instance().store(name=BASE_NAME, node={"defaults": ["_self_", *extra], **node})
     return result
 
 
 def _plain_default(default: DictConfig) -> dict[str, Any]:
-    return {str(k): v for k, v in default.items()}
+    """An entry of a defaults list; over the base there is nothing left to override, so it is a choice like any other."""
+    return {str(k).removeprefix("override "): v for k, v in default.items()}

@@ -189,6 +189,7 @@ class _StderrHandler(logging.Handler):
         self.setFormatter(_ShortFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show a record where it is worth showing and was not shown already."""
         self.owner.notice(record)
         if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not _worth_showing(record):
             return
@@ -207,6 +208,7 @@ class _FileFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line with its traceback, without secrets."""
         return redact(super().format(record))
 
 
@@ -214,6 +216,7 @@ class _ShortFormatter(logging.Formatter):
     """``12:34:56 message``; the library's name, a level other than info, no traceback, one line for foreign messages."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The short form, without secrets."""
         message = redact(record.getMessage())
         if record.name == "py.warnings":
             match = _WARNING.search(message)

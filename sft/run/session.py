@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sft.config.errors import Interrupted, Pruned, RunFailed, UserError
+from sft.run.checkpoint import listed
 from sft.run.directory import RunDirectory
 from sft.run.lock import RunLock
 from sft.run.log import RunLog
@@ -53,8 +54,7 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
         log.error("the run failed: %s: %s", type(error).__name__, error)
         log.debug("", exc_info=error)
         raise RunFailed(
-            f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n"
-            f"  what it wrote is kept; the same command with hydra.run.dir={run.path} goes on from its last checkpoint"
+            f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n  {how_to_go_on(run)}"
         ) from error
     record.finish("finished")
 
@@ -75,3 +75,11 @@ def _figures_so_far(run: RunDirectory, metrics: Metrics) -> None:
     metrics.eval_loss, metrics.eval_token_accuracy = logged.get("eval_loss"), logged.get("eval_token_accuracy")
     named = metrics.as_dict()
     metrics.extra.update({k: v for k, v in logged.items() if k.startswith("eval_") and k not in named})
+
+
+def how_to_go_on(run: RunDirectory) -> str:
+    """What a user does after a failed run: a sweep's job is tried again by its sweep."""
+    sweep = (run.path.parent / "sweep.json").exists()
+    where = f"hydra.sweep.dir={run.path.parent}" if sweep else f"hydra.run.dir={run.path}"
+    then = "goes on from its last checkpoint" if listed(run.checkpoints) else "tries it again"
+    return f"what it wrote is kept; the same command with {where} {then}"

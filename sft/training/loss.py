@@ -96,6 +96,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, *trained: Any) -> torch.Tensor:
+        """The summed loss; gradients of the hidden states and of the trained parameters are kept for `backward`."""
         needs = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs else None
         sums = [torch.zeros_like(parameter) for parameter in trained]
@@ -120,6 +121,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        """The kept gradients times that of the loss, a scalar."""
         scaled = [saved * outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
         gradient = scaled.pop(0) if ctx.needs else None
         return gradient, None, None, *scaled

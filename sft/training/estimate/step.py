@@ -94,6 +94,7 @@ class _Marked(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's forward pass, its beginning and end noted, and those of its backward pass."""
         tracker, index = self.__dict__["tracker"], self.index
         tracker.mark(f"before {index}")
         if hidden.requires_grad and index == 0:
