@@ -73,3 +73,14 @@ def test_a_users_own_conf_comes_before_the_packaged_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert compose("lora=mine").lora.r == 3
     assert compose().lora.r == 17
+
+
+@pytest.mark.parametrize("command", ["evaluate", "chat", "merge", "estimate", "reproduce"])
+def test_a_run_is_the_base_and_the_command_line_wins(tmp_path, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    OmegaConf.save(OmegaConf.create(plain(compose("experiment=smoke", "lora.r=3"))), run / "config.resolved.yaml")
+    config = compose(f"run={run}", "seed=7", command=command)
+    assert config.lora.r == 3
+    assert config.model._target_ == "sft.model.spec.TinyModel"
+    assert config.seed == 7
