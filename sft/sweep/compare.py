@@ -179,7 +179,8 @@ def _read(path: Path, letter: str, name: str) -> Run:
     run = RunDirectory(path)
     record = read_record(run)
     facts = flat({key: record[key] for key in _MADE_OF if record.get(key) is not None})
-    figures = {key: value for key, value in (run.read_json(run.metrics_json, {}) or {}).items() if value is not None}
+    stored = run.read_json(run.metrics_json, {}) or {}
+    figures = {key: value for key, value in stored.items() if value is not None and not isinstance(value, dict)}
     config = flat(read_snapshot(run) or {})
     return Run(letter, name, config, facts, figures, curves(run.read_jsonl(run.metrics_jsonl)))
 

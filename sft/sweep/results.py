@@ -171,7 +171,8 @@ def _read_job(job: JobResult, path: Path) -> None:
         logged = {key: value for key, value in last.items() if key.startswith("eval_")}
         logged |= {"steps": last["step"]} if "step" in last else {}
         figures = {**figures, **{key: value for key, value in logged.items() if not figures.get(key)}}
-    job.figures = {key: value for key, value in figures.items() if key != "status"}
+    # figures alone: the parts that a start took are a table of their own, no column
+    job.figures = {key: value for key, value in figures.items() if key != "status" and not isinstance(value, dict)}
 
 
 def _asked_for(jobs: Iterable[JobResult]) -> tuple[str | None, str | None]:
