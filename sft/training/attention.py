@@ -1,7 +1,7 @@
 """`attn_implementation=varlen`: documents laid end to end with no padding, attention within each document alone.
 
 A batch is one row of all its documents' tokens with `cu_seq_lens_q`, their borders, under the names that transformers'
-flash attention has for them. On the CPU each document is one scaled_dot_product_attention; on CUDA all of them are one
+flash attention has for them. On the CPU each document is attended to by itself (see `causal` for 16 bits); on CUDA all of them are one
 call of flash-attention, if it is installed, or of torch's own `torch.nn.attention.varlen`. Batches that come without
 borders (generation, padded evaluation) are computed as attention `sdpa` computes them.
 """
@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sft.training.causal import causal_attention
 
 VARLEN = "varlen"
 
@@ -82,6 +84,8 @@ def _one_by_one(
 ) -> torch.Tensor:
     """A call for each document. `split` and `cat` have backwards that touch each token once; slices would not."""
     lengths = borders.diff().tolist()
+    if query.dtype.itemsize == 2 and not dropout and (window is None or max(lengths) <= window):
+        return _by_blocks(query, key, value, lengths, query.shape[-1] ** -0.5 if scaling is None else scaling)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -92,6 +96,20 @@ def _one_by_one(
             scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling).transpose(1, 2)
         )
     return torch.cat(found, 1)
+
+
+def _by_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+) -> torch.Tensor:
+    """Each document by `causal_attention`, the heads that share keys together."""
+    heads = key.shape[1]
+    parts = zip(
+        query[0].unflatten(0, (heads, -1)).split(lengths, 2),
+        key[0].split(lengths, 1),
+        value[0].split(lengths, 1),
+        strict=True,
+    )
+    return torch.cat([causal_attention(q, k, v, scaling) for q, k, v in parts], 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:

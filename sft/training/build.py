@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
-from sft.model import shared
+from sft.model import lowrank, shared
 from sft.model.adapter import attach, changes_base
 from sft.model.embeddings import fit_embeddings
 from sft.model.load import load_model
@@ -48,6 +48,8 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     new_rows = fit_embeddings(base, inputs.tokenizer, control)
     targets = inputs.family.target_modules
     model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
+    if not trl:
+        lowrank.install(model)
     log.info("%s", coverage.line())
     mark("adapter")
     return model

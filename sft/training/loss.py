@@ -17,8 +17,9 @@ from sft.model.head import left_out
 
 IGNORE = -100
 CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once, where the model computes all of them
-# elements of a chunk's logits where the output layer is applied by chunks: 64 MiB on the CPU's caches, 512 MiB on CUDA
-CPU_ELEMENTS, CUDA_ELEMENTS = 2**24, 2**27
+# elements of a chunk's logits where the output layer is applied by chunks. On the CPU 32 MiB in fp32, which the C library
+# hands out again from chunk to chunk (larger blocks it maps anew, a page fault for each 4 KiB); 512 MiB on CUDA
+CPU_ELEMENTS, CUDA_ELEMENTS = 2**23 - 2**12, 2**27
 
 
 def summed_loss(
@@ -106,11 +107,12 @@ class _Chunked(torch.autograd.Function):
         for at in range(0, len(hidden), rows):
             piece = hidden[at : at + rows].detach().requires_grad_(needs)
             with torch.set_grad_enabled(needs or bool(trained)):
-                loss = nn.functional.cross_entropy(head(piece).float(), targets[at : at + rows], reduction="sum")
-            total += loss.detach()
-            if needs or trained:
+                logits = head(piece)
+            loss, slope = _loss_and_slope(logits.detach(), targets[at : at + rows], needs or bool(trained))
+            total += loss
+            if slope is not None:
                 wanted = ([piece] if needs else []) + list(trained)
-                found = list(torch.autograd.grad(loss, wanted))
+                found = list(torch.autograd.grad(logits, wanted, slope))
                 if gradient is not None:
                     gradient[at : at + rows] = found.pop(0)
                 for into, part in zip(sums, found, strict=True):
@@ -125,6 +127,26 @@ class _Chunked(torch.autograd.Function):
         scaled = [saved * outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
         gradient = scaled.pop(0) if ctx.needs else None
         return gradient, None, None, *scaled
+
+
+def _loss_and_slope(
+    logits: torch.Tensor, targets: torch.Tensor, slope: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed cross entropy in fp64, and its gradient in the logits' dtype: probabilities, less one at the targets.
+
+    One fp32 copy of the logits is made, and everything else done in its place.
+    """
+    scores = logits.to(torch.float32, copy=True)
+    largest, targets = scores.amax(-1, keepdim=True), targets[:, None]
+    right = scores.gather(1, targets) - largest
+    powers = scores.sub_(largest).exp_()
+    sums = powers.sum(-1, keepdim=True)
+    loss = (sums.log() - right).sum(dtype=torch.float64)
+    if not slope:
+        return loss, None
+    probabilities = powers.div_(sums)
+    probabilities.scatter_(1, targets, probabilities.gather(1, targets) - 1)  # before it is rounded to 16 bits
+    return loss, probabilities.to(logits.dtype)
 
 
 def _vocabulary(head: nn.Module, hidden: torch.Tensor) -> int:

@@ -17,6 +17,7 @@ from sft.model.footprint import Parameter, footprint
 from sft.model.head import output_layer
 from sft.model.load import load_config, load_model
 from sft.model.quant import bits_and_bytes
+from sft.model.lowrank import install
 from sft.model.spec import Model, TinyModel
 from sft.run.available import Place
 from sft.training.estimate import answer as answers
@@ -41,7 +42,9 @@ TINY = [
 def real(architecture, lora, quant=None):
     spec = TinyModel(architecture=architecture)
     base = load_model(spec, quant, trained=lora is None)
-    return attach(base, lora, spec, seed=0)[0]
+    model = attach(base, lora, spec, seed=0)[0]
+    install(model)  # as training does
+    return model
 
 
 def drawn(architecture, lora, quant=None):

@@ -14,6 +14,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sft.model import lowrank
+from sft.training.causal import kept_probabilities
+
 _PRODUCTS = {
     functional.linear,
     torch.matmul,
@@ -104,7 +107,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Scaled dot product attention as the fused kernels do it: no scores are kept, only the log of their sums."""
+    """Scaled dot product attention as the kernels of training do it: no scores are kept but those of `causal`."""
     if attn_mask is not None and attn_mask.dtype is torch.bool:  # the fused kernels add their mask
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
     return _Attention.apply(device, query, key, value, attn_mask)
@@ -115,7 +118,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, device: str, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
         batch, heads, length, _ = query.shape
         out = torch.empty((batch, length, heads, value.shape[-1]), dtype=query.dtype, device="meta").transpose(1, 2)
-        sums = torch.empty((batch, heads, length), dtype=torch.float32, device="meta")
+        if device == "cpu" and query.dtype.itemsize == 2:  # see `sft.training.causal`
+            sums = torch.empty((batch, heads, kept_probabilities(length)), dtype=query.dtype, device="meta")
+        else:
+            sums = torch.empty((batch, heads, length), dtype=torch.float32, device="meta")
         ctx.save_for_backward(query, key, value, out, sums, mask)
         return out
 
@@ -148,6 +154,17 @@ def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     wanted = None if eight else module.compute_dtype
     out = _Quantized.apply(x if wanted is None else x.to(wanted), tuple(module.weight.shape), eight, module.bias)
     return out.to(dtype)
+
+
+@contextmanager
+def autocast_to(dtype: torch.dtype | None) -> Iterator[None]:
+    """For the time of the block, adapters compute as under autocast, which knows no meta device."""
+    before = lowrank.autocast_dtype
+    lowrank.autocast_dtype = lambda device: dtype  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        lowrank.autocast_dtype = before
 
 
 @contextmanager
