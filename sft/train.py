@@ -163,7 +163,8 @@ def _fit(
         )
         attention = trainer.attention_for(inputs.model.attn_implementation)
         mark("trainer")
-        trainer.lay_out(lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast))
+        noisy = trainer.noise is not None
+        trainer.lay_out(lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast, noisy))
         settle_steps(run, inputs, config, trainer.batches_are_padded)
         mark("start-up check")
         examination.ask_before(model)

@@ -74,7 +74,7 @@ class PaddedCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
-        packed = any(len(_lengths(feature)) > 1 for feature in features)
+        packed = any(len(lengths_of(feature)) > 1 for feature in features)
         width = max(len(feature["input_ids"]) for feature in features)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -97,7 +97,7 @@ class PaddedCollator:
             batch["attention_mask"] = mask
             if self.padding_side != "left":
                 del batch["position_ids"]  # what models count by themselves; some take no positions at all
-        return {**{key: torch.from_numpy(value) for key, value in batch.items()}, **_about(features)}
+        return {**{key: torch.from_numpy(value) for key, value in batch.items()}, **about_rows(features)}
 
 
 @dataclass
@@ -113,7 +113,7 @@ class FlatCollator:
         import torch
 
         batch: dict[str, Any] = {key: torch.from_numpy(value).unsqueeze(0) for key, value in _flat(features).items()}
-        about = _about(features)
+        about = about_rows(features)
         ends = np.cumsum([0, *about["lengths"]], dtype=np.int32)
         for side in "qk":
             batch[f"cu_seq_lens_{side}"] = torch.from_numpy(ends)
@@ -123,7 +123,7 @@ class FlatCollator:
 
 def _flat(features: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Documents end to end, int64 [tokens]; the first token of each is no label."""
-    lengths = [length for feature in features for length in _lengths(feature)]
+    lengths = [length for feature in features for length in lengths_of(feature)]
     labels = np.concatenate([np.asarray(feature["labels"], np.int64) for feature in features])
     labels[np.cumsum(lengths) - np.asarray(lengths)] = IGNORE
     return {
@@ -134,7 +134,8 @@ def _flat(features: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     }
 
 
-def _lengths(feature: Mapping[str, Any]) -> list[int]:
+def lengths_of(feature: Mapping[str, Any]) -> list[int]:
+    """Tokens of each of a row's documents."""
     return list(feature.get("lengths") or [len(feature["input_ids"])])
 
 
@@ -142,12 +143,12 @@ def _place(length: int, width: int, left: bool) -> slice:
     return slice(width - length, width) if left else slice(0, length)
 
 
-def _about(features: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def about_rows(features: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Source and row of each document, and its length, in the batch's order."""
     about: dict[str, list[Any]] = {"source": [], "row": [], "lengths": []}
     for feature in features:
-        about["lengths"] += _lengths(feature)
+        about["lengths"] += lengths_of(feature)
         for key in ("source", "row"):
             value = feature.get(key)
-            about[key] += value if isinstance(value, list) else [value] * len(_lengths(feature))
+            about[key] += value if isinstance(value, list) else [value] * len(lengths_of(feature))
     return about

@@ -43,6 +43,7 @@ def varlen_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -52,6 +53,8 @@ def varlen_attention(
         query: [1, heads, tokens, dimension]; key and value may have fewer heads (grouped queries).
         sliding_window: keys that a token sees, itself included; None: all before it.
         cu_seq_lens_q: [documents + 1], where each document begins, and the end of the last.
+        cu_seq_lens_k: the same of what each attends to; where that is more, documents share a beginning, which comes
+            first (see `sft.data.sharing`). On the CPU alone.
         max_length_q: tokens of the longest document.
 
     Returns:
@@ -68,30 +71,39 @@ def varlen_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    shared = _shared(cu_seq_lens_q, cu_seq_lens_k)
     if query.is_cuda:
+        if shared:
+            raise ValueError("documents that share their beginning are for the CPU")
         return _fused(query, key, value, cu_seq_lens_q, int(max_length_q or 0), scaling, dropout, sliding_window), None
-    return _one_by_one(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window), None
+    return _one_by_one(query, key, value, cu_seq_lens_q.diff().tolist(), shared, scaling, dropout, sliding_window), None
+
+
+def _shared(borders: torch.Tensor, key_borders: torch.Tensor | None) -> int:
+    """Tokens of the beginning that documents share; 0 for none."""
+    if key_borders is None or int(key_borders[-1]) == int(borders[-1]):
+        return 0
+    return int(borders[1])
 
 
 def _one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    borders: torch.Tensor,
+    lengths: list[int],
+    shared: int,
     scaling: float | None,
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
     """A call for each document. `split` and `cat` have backwards that touch each token once; slices would not."""
-    lengths = borders.diff().tolist()
-    if query.dtype.itemsize == 2 and not dropout and (window is None or max(lengths) <= window):
-        return _by_blocks(query, key, value, lengths, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if query.dtype.itemsize == 2 and not dropout and (window is None or max(lengths) + shared <= window):
+        return _by_blocks(query, key, value, lengths, shared, query.shape[-1] ** -0.5 if scaling is None else scaling)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     found = []
-    for q, k, v in parts:
-        mask = _band(q.shape[2], window, q.device)
+    for q, k, v in zip(query.split(lengths, 2), *(_seen(each, lengths, shared) for each in (key, value)), strict=True):
+        mask = _band(q.shape[2], k.shape[2], window, q.device)
         found.append(
             scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling).transpose(1, 2)
         )
@@ -99,26 +111,27 @@ def _one_by_one(
 
 
 def _by_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], shared: int, scaling: float
 ) -> torch.Tensor:
     """Each document by `causal_attention`, the heads that share keys together."""
     heads = key.shape[1]
-    parts = zip(
-        query[0].unflatten(0, (heads, -1)).split(lengths, 2),
-        key[0].split(lengths, 1),
-        value[0].split(lengths, 1),
-        strict=True,
-    )
+    queries = query[0].unflatten(0, (heads, -1)).split(lengths, 2)
+    parts = zip(queries, *(_seen(each[0], lengths, shared) for each in (key, value)), strict=True)
     return torch.cat([causal_attention(q, k, v, scaling) for q, k, v in parts], 2).flatten(0, 1).transpose(0, 1)[None]
 
 
-def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """The mask of a document longer than the sliding window; None where plain causality says it all."""
-    if window is None or length <= window:
+def _seen(keys: torch.Tensor, lengths: list[int], shared: int) -> list[torch.Tensor]:
+    """What each document attends to: its own, behind the beginning that all share."""
+    parts = list(keys.split(lengths, -2))
+    return [parts[0], *(torch.cat([parts[0], part], -2) for part in parts[1:])] if shared else parts
+
+
+def _band(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """The mask of the last queries of so many keys; None where plain causality says it all."""
+    if queries == keys and (window is None or keys <= window):
         return None
-    here = torch.arange(length, device=device)
-    back = here[:, None] - here[None, :]
-    return (back >= 0) & (back < window)
+    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
+    return (back >= 0) & (back < (keys if window is None else window))
 
 
 def _fused(

@@ -25,7 +25,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
     Args:
         query: [key heads, queries of each, tokens, dimension].
-        key, value: [key heads, tokens, dimension].
+        key, value: [key heads, keys, dimension]; where there are more keys than tokens, the last ones are the tokens'.
         scale: of the scores.
 
     Returns:
@@ -36,22 +36,24 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 def kept_probabilities(length: int) -> int:
     """Probabilities of one head that are kept for the backward pass of a document of so many tokens."""
-    return sum((end - start) * end for start, end in _blocks(length)) if length <= KEPT else 0
+    return sum((end - start) * end for start, end, _ in _blocks(length, length)) if length <= KEPT else 0
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(length, start + BLOCK)) for start in range(0, length, BLOCK)]
+def _blocks(tokens: int, keys: int) -> list[tuple[int, int, int]]:
+    """Of each block: its first query, the one after its last, and the keys up to there."""
+    ends = [(start, min(tokens, start + BLOCK)) for start in range(0, tokens, BLOCK)]
+    return [(start, end, keys - tokens + end) for start, end in ends]
 
 
 class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
         out, kept = torch.empty_like(query), []
-        for start, end in _blocks(query.shape[2]):
+        for start, end, keys in _blocks(query.shape[2], key.shape[1]):
             some = _queries(query, start, end)
-            found = _probabilities(some, key, start, end, scale)
-            out[:, :, start:end] = torch.bmm(found, value[:, :end]).view_as(out[:, :, start:end])
-            if query.shape[2] <= KEPT:
+            found = _probabilities(some, key[:, :keys], end - start, scale)
+            out[:, :, start:end] = torch.bmm(found, value[:, :keys]).view_as(out[:, :, start:end])
+            if key.shape[1] <= KEPT:
                 kept.append(found)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
@@ -63,14 +65,14 @@ class _Causal(torch.autograd.Function):
         to_query = torch.empty_like(query)
         # blocks add up to these, which 16 bits would round each time
         to_key, to_value = (torch.zeros(each.shape, dtype=torch.float32) for each in (key, value))
-        for index, (start, end) in enumerate(_blocks(query.shape[2])):
+        for index, (start, end, keys) in enumerate(_blocks(query.shape[2], key.shape[1])):
             some, above = _queries(query, start, end), _queries(grad, start, end)
-            found = kept[index] if kept else _probabilities(some, key, start, end, ctx.scale)
-            to_value[:, :end] += torch.bmm(found.transpose(1, 2), above)
-            slope = torch.bmm(above, value[:, :end].transpose(1, 2))
+            found = kept[index] if kept else _probabilities(some, key[:, :keys], end - start, ctx.scale)
+            to_value[:, :keys] += torch.bmm(found.transpose(1, 2), above)
+            slope = torch.bmm(above, value[:, :keys].transpose(1, 2))
             slope = torch.ops.aten._softmax_backward_data(slope, found, -1, found.dtype).mul_(ctx.scale)
-            to_query[:, :, start:end] = torch.bmm(slope, key[:, :end]).view_as(to_query[:, :, start:end])
-            to_key[:, :end] += torch.bmm(slope.transpose(1, 2), some)
+            to_query[:, :, start:end] = torch.bmm(slope, key[:, :keys]).view_as(to_query[:, :, start:end])
+            to_key[:, :keys] += torch.bmm(slope.transpose(1, 2), some)
         return to_query, to_key.to(key.dtype), to_value.to(value.dtype), None
 
 
@@ -79,10 +81,9 @@ def _queries(query: torch.Tensor, start: int, end: int) -> torch.Tensor:
     return query[:, :, start:end].flatten(1, 2)
 
 
-def _probabilities(query: torch.Tensor, key: torch.Tensor, start: int, end: int, scale: float) -> torch.Tensor:
-    """Of a block's queries over all keys up to its end: [key heads, queries, end]."""
-    scores = torch.bmm(query, key[:, :end].transpose(1, 2)).mul_(scale)
-    size = end - start
+def _probabilities(query: torch.Tensor, key: torch.Tensor, size: int, scale: float) -> torch.Tensor:
+    """Of a block of so many queries over all keys up to its end: [key heads, queries, keys]."""
+    scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
     later = torch.ones(size, size, dtype=torch.bool).triu_(1)
-    scores.view(len(key), -1, size, end)[..., start:].masked_fill_(later, float("-inf"))
+    scores.view(len(key), -1, size, key.shape[1])[..., -size:].masked_fill_(later, float("-inf"))
     return torch.softmax(scores, -1)

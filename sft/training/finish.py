@@ -101,6 +101,7 @@ def _speed(trainer: Any) -> dict[str, Any]:
     found = {
         "trained_tokens_per_second": progress.trained_tokens_per_second,
         "padding": progress.padding,
+        "shared": progress.shared,
         "model_flop_utilization": progress.utilization(trainer.work, trainer.rate),
         "start_seconds": phases.figures() if phases is not None else None,
     }

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from sft.data.collate import FlatCollator, split_batch
-from sft.data.documents import Rows
+from sft.data.documents import IGNORE, Rows
+from sft.data.sharing import SharingCollator
 from sft.training.loss import token_losses
 
 DOCUMENTS = 2
@@ -99,6 +100,40 @@ def compare(
     return Isolation(means[0], means[1], leak, _rounds(model))
 
 
+def beginning_alike(documents: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The documents, each with the first half of the first one in place of its own."""
+    half = min(len(document) for document in documents) // 2
+    return [[*documents[0][:half], *document[half:]] for document in documents]
+
+
+def alone_after(model: Any, documents: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """As `alone`, of the tokens of documents that begin alike after their common beginning."""
+    half = min(len(document) for document in documents) // 2
+    return [_losses(model, [document], None, half + 1)[0] for document in documents]
+
+
+def compare_sharing(
+    model: Any, documents: Sequence[Sequence[int]], apart: Sequence[torch.Tensor], head: Any = None
+) -> Isolation:
+    """As `compare`, of documents that begin alike, their common beginning computed once.
+
+    In fp32 the token of each document that differs most stands for it: a mean hides a beginning that was not seen.
+    """
+    half = min(len(document) for document in documents) // 2
+    first = [*documents[0][:half], *reversed(documents[0][half:])]
+    together, other = (
+        _losses(model, each, head, half + 1, SharingCollator()) for each in (documents, [first, *documents[1:]])
+    )
+    leak = max(float((a - b).abs().max()) for a, b in zip(together[1:], other[1:], strict=True))
+    rounded = _rounds(model)
+    worst = [None if rounded else int((a - b).abs().argmax()) for a, b in zip(together, apart, strict=True)]
+    shown = [
+        tuple(float(each.mean() if at is None else each[at]) for each, at in zip(losses, worst, strict=True))
+        for losses in (together, apart)
+    ]
+    return Isolation(shown[0], shown[1], leak, rounded)
+
+
 def _another(documents: Sequence[Sequence[int]]) -> list[int]:
     """Other tokens than the first document's, as many."""
     first, last = list(documents[0]), list(documents[-1])
@@ -107,15 +142,19 @@ def _another(documents: Sequence[Sequence[int]]) -> list[int]:
     return [last[index % len(last)] for index in range(len(first))]
 
 
-def _losses(model: Any, documents: Sequence[Sequence[int]], head: Any) -> list[torch.Tensor]:
-    """Cross entropy of every token but the first of each document, laid end to end; fp32 [tokens - 1] each."""
+def _losses(
+    model: Any, documents: Sequence[Sequence[int]], head: Any, first: int = 1, collator: FlatCollator | None = None
+) -> list[torch.Tensor]:
+    """Cross entropy of each document's tokens from the one with number `first` on; fp32 [tokens - first] each."""
     lengths = [len(document) for document in documents]
-    tokens = [token for document in documents for token in document]
-    row = {"input_ids": tokens, "labels": tokens, "lengths": lengths, "source": "", "row": 0}
-    batch, _ = split_batch(FlatCollator()([row]))
+    rows = [
+        {"input_ids": list(each), "labels": [IGNORE] * first + list(each[first:]), "source": "", "row": 0}
+        for each in documents
+    ]
+    batch, _ = split_batch((collator or FlatCollator())(rows))
     device = model.get_input_embeddings().weight.device
     inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    return list(token_losses(model, inputs, head).cpu().split([length - 1 for length in lengths]))
+    return list(token_losses(model, inputs, head).cpu().split([length - first for length in lengths]))
 
 
 def _rounds(model: Any) -> bool:

@@ -12,16 +12,28 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from sft.config.errors import UserError
 from sft.data.collate import FlatCollator, PaddedCollator
 from sft.data.documents import Rows
+from sft.data.sharing import SharingCollator
 from sft.evaluation.undisturbed import undisturbed
 from sft.model.head import output_layer
 from sft.training.attention import VARLEN, register
-from sft.training.isolation import TOKENS, Isolation, alone, compare, few_documents
+from sft.training.isolation import (
+    TOKENS,
+    Isolation,
+    alone,
+    alone_after,
+    beginning_alike,
+    compare,
+    compare_sharing,
+    few_documents,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +47,17 @@ class Layout:
     Attributes:
         attention: the model's attention implementation.
         chunked: whether the output layer is applied by chunks.
+        shared: whether tokens that all documents of a batch begin with are computed once.
     """
 
     attention: str
     chunked: bool
+    shared: bool = False
 
     def collator(self, pad_token_id: int) -> PaddedCollator | FlatCollator:
         """What makes batches of rows."""
+        if self.shared:
+            return SharingCollator()
         return FlatCollator() if self.attention == VARLEN else PaddedCollator(pad_token_id, padding_side="right")
 
 
@@ -49,7 +65,9 @@ class Layout:
 _found: weakref.WeakKeyDictionary[Any, tuple[Any, Layout]] = weakref.WeakKeyDictionary()
 
 
-def lay_out(model: Any, parts: list[Rows], asked: str | None, computing: Computing = nullcontext) -> Layout:
+def lay_out(
+    model: Any, parts: list[Rows], asked: str | None, computing: Computing = nullcontext, noisy: bool = False
+) -> Layout:
     """Choose a run's layout; the model's attention is set to it.
 
     Args:
@@ -57,6 +75,7 @@ def lay_out(model: Any, parts: list[Rows], asked: str | None, computing: Computi
         parts: the rows of training and of each evaluation source.
         asked: `model.attn_implementation`; None tries varlen and falls back to the model's own.
         computing: the context that training computes its forward passes in (autocast).
+        noisy: whether noise is drawn for each document's embeddings, so that documents share nothing.
 
     Raises:
         UserError: varlen was asked for and the model cannot take it, or packed documents are not apart.
@@ -71,22 +90,30 @@ def lay_out(model: Any, parts: list[Rows], asked: str | None, computing: Computi
     if documents is None:
         base.set_attn_implementation(own)
         return Layout(own, chunked=False)
-    key = (documents, asked, own, bool(packed))
+    key = (documents, asked, own, bool(packed), noisy)
     if base not in _found or _found[base][0] != key:
-        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing)
+        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, noisy)
     layout = _found[base][1]
     base.set_attn_implementation(layout.attention)
     return layout
 
 
 def _measured(
-    model: Any, documents: list[list[int]], asked: str | None, own: str, packed: bool, computing: Computing
+    model: Any,
+    documents: list[list[int]],
+    asked: str | None,
+    own: str,
+    packed: bool,
+    computing: Computing,
+    noisy: bool,
 ) -> Layout:
     """The first of the candidates whose losses are those of each document alone with the model's own attention."""
     base, reasons = _base(model), {}
+    alike = [] if noisy or not _may_share(model) else beginning_alike(documents)
     with undisturbed(model), computing():
         base.set_attn_implementation(own)
         apart = alone(model, documents)
+        apart_alike = alone_after(model, alike) if alike else []
         for layout in _candidates(model, asked, own):
             try:
                 base.set_attn_implementation(layout.attention)
@@ -95,6 +122,8 @@ def _measured(
                 reasons[layout] = str(error).split("\n")[0]
                 continue
             if found.holds or not (packed or layout.attention == VARLEN or layout.chunked):
+                if alike and layout.attention == VARLEN:
+                    layout = _sharing(model, layout, alike, apart_alike)
                 _tell(base, layout, found, len(documents), reasons)
                 return layout
             reasons[layout] = str(found)
@@ -109,6 +138,22 @@ def _measured(
     offered = getattr(base, "_supports_sdpa", False) and own != "sdpa"
     remedy = "model.attn_implementation=sdpa, or " * offered + "dataset.packing=false"
     raise UserError(f"{what}: {list(reasons.values())[-1]}", where="dataset.packing", remedy=remedy)
+
+
+def _sharing(model: Any, layout: Layout, alike: list[list[int]], apart: list[torch.Tensor]) -> Layout:
+    """The layout, with common beginnings computed once where that gives the losses of documents that begin alike."""
+    found = compare_sharing(model, alike, apart, output_layer(model) if layout.chunked else None)
+    if not found.holds:
+        log.info("what documents begin with alike is computed for each: shared, %s", found)
+    return replace(layout, shared=found.holds)
+
+
+def _may_share(model: Any) -> bool:
+    """Whether the same tokens have the same hidden states in every document: on the CPU, and nothing is dropped."""
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+        return False
+    dropped = getattr(_base(model).config.get_text_config(), "attention_dropout", 0.0)
+    return not dropped and model.get_input_embeddings().weight.device.type == "cpu"
 
 
 def _candidates(model: Any, asked: str | None, own: str) -> Iterator[Layout]:
@@ -133,6 +178,8 @@ def _tell(base: Any, layout: Layout, found: Isolation, count: int, reasons: dict
         count,
         found.difference,
     )
+    if layout.shared:
+        log.info("what all documents of a batch begin with is computed once")
     if not layout.chunked:
         log.info(
             "the logits of a batch are computed at once: %s does more to them than its output layer",

@@ -88,13 +88,19 @@ class Progress(TrainerCallback, ExportableState):
     @property
     def padding(self) -> float | None:
         """The share of the batches' places that holds no token."""
-        return 1 - self.total_tokens / self.padded_tokens if self.padded_tokens else None
+        return max(0.0, 1 - self.total_tokens / self.padded_tokens) if self.padded_tokens else None
+
+    @property
+    def shared(self) -> float | None:
+        """The share of the tokens that other documents of their batch began with too, and that were computed there."""
+        return max(0.0, 1 - self.padded_tokens / self.total_tokens) if self.total_tokens else None
 
     def utilization(self, work: Work | None, rate: float | None) -> float | None:
         """Model FLOP utilization: the operations that training needed by the hardware's; None where one is not known."""
         if work is None or not rate or not self.step_seconds:
             return None
-        return work.operations(self.total_tokens, self.trained_tokens, self.pairs) / self.step_seconds / rate
+        made = min(self.total_tokens, self.padded_tokens)  # shared tokens are computed once
+        return work.operations(made, self.trained_tokens, self.pairs) / self.step_seconds / rate
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -53,12 +53,30 @@ def test_in_16_bits_it_is_as_near_the_truth_as_twice_the_rounding_of_its_inputs(
         assert float((one.double() - other).norm() / other.norm()) < 0.015
 
 
+def kept_by(compute):
+    """The tensors that autograd keeps for the backward pass."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+        compute()
+    return saved
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(1, 5), (140, 150), (5, 300), (400, 600)])
+def test_the_last_tokens_of_more_keys(tokens, keys):
+    query, key, value = tensors(keys)
+    grad = torch.randn(query[:, :, -tokens:].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = reference(query, key, value, 0.3)[:, :, -tokens:]
+    got = causal.causal_attention(query[:, :, -tokens:], key, value, 0.3)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    wanted = torch.autograd.grad(want, (query, key, value), grad)
+    for one, other in zip(torch.autograd.grad(got, (query, key, value), grad), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_kept_for_the_backward_pass_is_counted():
     for length in LENGTHS:
         query, key, value = tensors(length)
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
-            causal.causal_attention(query, key, value, 1.0)
+        saved = kept_by(lambda given=(query, key, value): causal.causal_attention(*given, 1.0))
         probabilities = sum(each.numel() for each in saved) - query.numel() - key.numel() - value.numel()
         assert probabilities == 6 * causal.kept_probabilities(length)
     assert causal.kept_probabilities(causal.KEPT + 1) == 0 < causal.kept_probabilities(causal.KEPT)

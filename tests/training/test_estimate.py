@@ -16,8 +16,8 @@ from sft.model.facts import count_parameters
 from sft.model.footprint import Parameter, footprint
 from sft.model.head import output_layer
 from sft.model.load import load_config, load_model
-from sft.model.quant import bits_and_bytes
 from sft.model.lowrank import install
+from sft.model.quant import bits_and_bytes
 from sft.model.spec import Model, TinyModel
 from sft.run.available import Place
 from sft.training.estimate import answer as answers

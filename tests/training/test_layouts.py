@@ -17,8 +17,12 @@ from sft.training.trainer import SftTrainer
 LENGTHS = (70, 11, 40, 25, 33, 9, 52, 2)  # longer than the tiny models' sliding windows, and as short as can be
 
 
-def rows_of(lengths=LENGTHS, capacity: int | None = None) -> Rows:
-    """Documents of random tokens, two thirds of each trained; packed where a capacity is given."""
+def rows_of(lengths=LENGTHS, capacity: int | None = None, alike: int = 0) -> Rows:
+    """Documents of random tokens, two thirds of each trained; packed where a capacity is given.
+
+    Args:
+        alike: tokens that all of them begin with.
+    """
     draw = np.random.default_rng(3)
     total = sum(lengths)
     trained = np.concatenate([np.arange(n) >= n // 3 for n in lengths]).astype(np.uint8)
@@ -28,7 +32,10 @@ def rows_of(lengths=LENGTHS, capacity: int | None = None) -> Rows:
     wide = np.arange(len(lengths), dtype=np.int64)
     labels = np.array([int(trained[s + 1 : s + n].sum()) for s, n in zip(starts, counts, strict=True)])
     documents = Documents(some, starts, counts, labels, wide + 1, some, wide, wide.astype(np.uint64))
-    tokens = Tokens(draw.integers(20, 1000, total).astype(np.int32), trained)
+    ids = draw.integers(20, 1000, total).astype(np.int32)
+    for start in starts:
+        ids[start : start + alike] = ids[:alike]
+    tokens = Tokens(ids, trained)
     packs = None if capacity is None else pack(counts, capacity)
     return Rows(["made"], [["made.jsonl"]], [tokens], documents, packs)
 
@@ -42,7 +49,17 @@ class Tokenizer:
     pad_token_id = 0
 
 
-def step(model, rows: Rows, tmp_path, *, batch: int, accumulation: int, flat: bool = False, chunked: bool = False):
+def step(
+    model,
+    rows: Rows,
+    tmp_path,
+    *,
+    batch: int,
+    accumulation: int,
+    flat: bool = False,
+    chunked: bool = False,
+    shared: bool = False,
+):
     """(loss, gradient of every parameter) of one optimizer step of the real trainer over all of the rows."""
     from transformers import TrainerCallback, TrainingArguments
 
@@ -67,7 +84,7 @@ def step(model, rows: Rows, tmp_path, *, batch: int, accumulation: int, flat: bo
         remove_unused_columns=False,
     )
     trainer = SftTrainer(model, arguments, tokenizer=Tokenizer, train=rows, evaluation={}, callbacks=[Keep()])
-    trainer.lay_out(Layout("varlen" if flat else "sdpa", chunked))
+    trainer.lay_out(Layout("varlen" if flat else "sdpa", chunked, shared))
     trainer.train()
     return next(line["loss"] for line in trainer.state.log_history if "loss" in line), kept
 
@@ -110,6 +127,39 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("capacity", [None, 128])
+def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(architecture, capacity, tmp_path):
+    lengths = (70, 39, 50, 41, 33, 36)  # longer than the tiny models' sliding windows, and shorter
+    want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
+    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    rows = rows_of(lengths, capacity, alike=10)
+    seen = []
+    model = load(architecture, "varlen")
+    model.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
+    split = {"batch": 3, "accumulation": 2} if capacity is None else {"batch": 3, "accumulation": 1}
+    loss, got = step(model, rows, tmp_path, flat=True, chunked=True, shared=True, **split)
+    documents = sum(lengths) - 10 * len(lengths)
+    assert sum(seen) == documents + 10 * split["accumulation"]  # once in each batch
+    assert loss == pytest.approx(want_loss, rel=2e-6)
+    assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale
+
+
+def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it(monkeypatch, caplog):
+    assert not lay_out(load("llama"), [rows_of()], None, noisy=True).shared
+    dropping = load("llama")
+    dropping.model.layers[0].mlp.dropout = torch.nn.Dropout(0.1)
+    assert not lay_out(dropping, [rows_of()], None).shared
+    monkeypatch.setattr("sft.training.layout.register", lambda: None)
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("varlen", attention_blind_to(("cu_seq_lens_k",)))
+    with caplog.at_level("INFO"):
+        assert lay_out(load("llama"), [rows_of()], None) == Layout("varlen", chunked=True)
+    assert "what documents begin with alike is computed for each: shared, loss" in caplog.text
+    register()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog):
     with caplog.at_level("INFO"):
@@ -122,7 +172,7 @@ def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog)
 @pytest.mark.parametrize("capacity", [None, 128])
 def test_every_family_trains_without_padding(architecture, capacity):
     model = load(architecture)
-    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", chunked=True)
+    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", chunked=True, shared=True)
     assert model.config._attn_implementation == "varlen"
 
 
