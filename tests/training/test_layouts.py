@@ -152,9 +152,10 @@ def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it
     monkeypatch.setattr("sft.training.layout.register", lambda: None)
     from transformers import AttentionInterface
 
+    model = load("llama")
     AttentionInterface.register("varlen", attention_blind_to(("cu_seq_lens_k",)))
     with caplog.at_level("INFO"):
-        assert lay_out(load("llama"), [rows_of()], None) == Layout("varlen", chunked=True)
+        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True)
     assert "what documents begin with alike is computed for each: shared, loss" in caplog.text
     register()
 
