@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sft.inference.web.shelf import Shelf
 log = logging.getLogger(__name__)
 
 TUNED, BASE = 0, 1  # the two sides
+PAUSE = 0.05  # seconds between two states of the page: more would cost browser and server time, and nobody sees it
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def answers(shelf: Shelf, session: Session, wish: Wish, text: str | None) -> Ite
                     return
             if session.sides is sides:  # else it was cleared meanwhile
                 yield Shown(_with(before, made), note)
+                time.sleep(PAUSE)
     finally:
         stop.set()
 
