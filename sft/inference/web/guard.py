@@ -40,18 +40,18 @@ class Guard:
 
     Args:
         app: what it stands before.
-        own_names_only: refuse requests under another host name than this machine's own. A page elsewhere whose name is
-            made to lead to 127.0.0.1 (DNS rebinding) could use a page without a password otherwise.
+        own_name: given, requests under another host name than this and the machine's own are refused. A page elsewhere
+            whose name is made to lead to 127.0.0.1 (DNS rebinding) could use a page without a password otherwise.
     """
 
-    def __init__(self, app: Any, own_names_only: bool) -> None:
-        self.app, self.own_names_only = app, own_names_only
+    def __init__(self, app: Any, own_name: str | None) -> None:
+        self.app, self.own_name = app, own_name
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if self.own_names_only and not _is_own(_host(scope)):
+        if self.own_name is not None and not self._is_own(_host(scope)):
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close"})
                 return
@@ -68,12 +68,12 @@ class Guard:
 
         await self.app(scope, receive, with_headers)
 
+    def _is_own(self, host: str) -> bool:
+        is_address = host.replace(".", "").isdigit() or ":" in host
+        return host in ("localhost", self.own_name) or (is_address and is_loopback(host))
+
 
 def _host(scope: MutableMapping[str, Any]) -> str:
     """The host that a request names, without its port."""
     value = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
     return value[1:].partition("]")[0] if value.startswith("[") else value.partition(":")[0]
-
-
-def _is_own(host: str) -> bool:
-    return host == "localhost" or ((host.replace(".", "").isdigit() or ":" in host) and is_loopback(host))

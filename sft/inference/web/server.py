@@ -97,7 +97,7 @@ def _launch(page: Any, access: Access) -> list[str]:
     from sft.inference.web.guard import Guard
     from sft.inference.web.page import looks
 
-    guard = Middleware(Guard, own_names_only=access.password is None)
+    guard = Middleware(Guard, own_name=access.host if access.password is None else None)
     try:
         page.queue(max_size=100).launch(
             server_name=access.host,

@@ -150,8 +150,9 @@ def _work(
                 "sampling": wish.sampling,
                 "answered": session.answered,
             }
-            session.answered += 1
-            _say(replace(opened.talk, messages=sides[TUNED], **said), text, stop, lambda p: tell((TUNED, p)))
+            talk = replace(opened.talk, messages=sides[TUNED], **said)
+            _say(talk, text, stop, lambda p: tell((TUNED, p)))
+            session.answered = talk.answered
             if wish.compare and not stop.is_set():
                 with opened.as_base() as base:
                     _say(replace(base, messages=sides[BASE], **said), text, stop, lambda p: tell((BASE, p)))

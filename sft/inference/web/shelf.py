@@ -140,13 +140,11 @@ class Shelf:
         """The model of that name, loaded. The caller holds `lock`.
 
         Raises:
-            UserError: there is no such model, or it cannot be loaded; then what was open stays so where it can.
+            UserError: there is no such model, or it cannot be loaded; then none is open.
         """
         if self._opened is not None and self.is_open(name):
             return self._opened
         settings, subject = self._find(name)
-        if subject.adapter is not None:
-            subject.check_base()
         self.close()
         log.info("loading %s", name)
         self._opened = Opened(name, subject, talk_with(settings, subject, lambda: _load(subject)))
