@@ -16,11 +16,12 @@ CSS = """
 .gradio-container { max-width: 1440px !important; margin: 0 auto; padding-top: 8px !important; }
 #title { font-size: 20px; font-weight: 600; padding: 0 2px; }
 #title span { font-weight: 400; opacity: .6; padding-left: 10px; font-size: 14px; }
-#facts, #note { border: none; background: transparent; box-shadow: none; min-width: 0; }
+#facts, #note { border-width: 0 !important; background: transparent; box-shadow: none; min-width: 0; }
 #facts textarea, #note textarea { border: none; box-shadow: none; background: transparent; padding: 0 4px; resize: none;
   font-size: 13px; line-height: 18px; opacity: .8; }
 #chat .md, #base .md { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 15px; }
 #chat .icon-button, #base .icon-button { display: none; }
+#sampling label span, #sampling .head span { font-size: 12.5px; }
 #message textarea { font-size: 15px; }
 """
 _ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -106,7 +107,7 @@ def _model(desk: Desk) -> tuple[Any, Any, Any, Any]:
     card = desk.shelf.card(first)
     # the lists grow while the page is open, so Gradio cannot check what is picked; the desk does
     model = gr.Dropdown(desk.shelf.names, value=first, label="Model", allow_custom_value=True, elem_id="model")
-    facts = gr.Textbox(card.facts, show_label=False, container=False, interactive=False, lines=2, elem_id="facts")
+    facts = gr.Textbox(card.facts, show_label=False, container=False, interactive=False, lines=3, elem_id="facts")
     system = gr.Textbox(card.system, label="System prompt", lines=3, max_lines=12, elem_id="system")
     compare = gr.Checkbox(False, label="The base answers too", interactive=card.has_base, elem_id="compare")
     return model, facts, system, compare
@@ -115,7 +116,7 @@ def _model(desk: Desk) -> tuple[Any, Any, Any, Any]:
 def _sampling(settings: Mapping[str, Any]) -> list[Any]:
     """The fields of `FIELDS`, as the config has them."""
     value = {name: settings[name] for name in FIELDS}
-    with gr.Accordion("Sampling", open=True):
+    with gr.Accordion("Sampling", open=True, elem_id="sampling"):
         fields: list[Any] = [
             gr.Slider(0, max(2.0, value["temperature"]), value["temperature"], step=0.05, label="temperature"),
             gr.Slider(0.01, 1.0, value["top_p"], step=0.01, label="top_p"),
