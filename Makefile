@@ -6,16 +6,25 @@ INSTALLED := .venv/.installed
 # Two threads on busy cores stall small models: each test process computes with one.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all soak lint type format bench docs install clean
+.PHONY: demo test test-all test-web browser soak lint type format bench docs install clean
 
 demo: $(INSTALLED)  ## the main job: a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
 
 test: $(INSTALLED)  ## the fast tests, offline
-	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
 test-all: $(INSTALLED)  ## the slow ones too
-	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+
+test-web: $(INSTALLED) browser  ## the page of sft.webui in a real browser
+	$(TEST_ENV) $(PY) -m pytest -m browser
+
+# Debian's own packages; as another user than root, sudo asks
+browser:  ## installs Chromium and its driver
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
+	  $$SUDO apt-get update && $$SUDO apt-get install -y --no-install-recommends chromium chromium-driver; }
 
 soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with one left alone
 	$(PY) tests/soak/soak.py --rounds 50 --jobs 2

@@ -104,6 +104,25 @@ class Chat(Train):
 
 
 @dataclass
+class WebUI(Train):
+    """`python -m sft.webui run=DIR`; the sampling as in Chat."""
+
+    run: str | None
+    runs_dir: str | None
+    host: str
+    port: int
+    share: bool
+    load_in_4bit: bool
+    conversations: str
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+
+@dataclass
 class Merge(Train):
     """`python -m sft.merge run=DIR`."""
 
@@ -165,6 +184,7 @@ COMMANDS = {
     "reproduce": Reproduce,
     "evaluate": Evaluate,
     "chat": Chat,
+    "webui": WebUI,
     "merge": Merge,
     "estimate": Estimate,
     "doctor": Doctor,

@@ -8,6 +8,18 @@ from typing import Any
 from transformers.generation.streamers import BaseStreamer
 
 
+class Stopped(Exception):
+    """An answer was ended from outside.
+
+    Attributes:
+        shown: what there was of it.
+    """
+
+    def __init__(self, shown: str) -> None:
+        super().__init__("stopped")
+        self.shown = shown
+
+
 class Stream(BaseStreamer):
     """Shows text as soon as it is certain: no half characters, no white space at the ends, nothing of a stop.
 
@@ -15,16 +27,29 @@ class Stream(BaseStreamer):
         tokenizer: decodes; special tokens are left out.
         show: called with each new piece.
         stop_texts: stops that the tokenizer writes in several tokens; a beginning of one is held back.
+        stopped: asked with each token, and before the first; true ends the answer with `Stopped`.
     """
 
-    def __init__(self, tokenizer: Any, show: Callable[[str], None], stop_texts: Iterable[str] = ()) -> None:
-        self.tokenizer, self.show, self.stop_texts = tokenizer, show, tuple(stop_texts)
+    def __init__(
+        self,
+        tokenizer: Any,
+        show: Callable[[str], None],
+        stop_texts: Iterable[str] = (),
+        stopped: Callable[[], bool] | None = None,
+    ) -> None:
+        self.tokenizer, self.show, self.stop_texts, self.stopped = tokenizer, show, tuple(stop_texts), stopped
         self.ids: list[int] = []
         self.shown = ""
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Take the prompt, which comes first, or the next token of the one answer."""
+        """Take the prompt, which comes first, or the next token of the one answer.
+
+        Raises:
+            Stopped: it is to end here.
+        """
+        if self.stopped is not None and self.stopped():
+            raise Stopped(self.shown)
         if not self._prompt_seen:
             self._prompt_seen = True
             return

@@ -46,27 +46,35 @@ class Subject:
         """The directory or hub id that has tokenizer and chat template."""
         return str(self.adapter) if self.adapter else self.spec.locate()
 
-    def load(self, tokenizer: Any = None, control: Sequence[str] = (), device: str | None = None) -> Any:
+    def load(
+        self, tokenizer: Any = None, control: Sequence[str] = (), device: str | None = None, base: Any = None
+    ) -> Any:
         """The model in eval mode.
 
         Args:
             tokenizer: given, embeddings of the tokens that it added to the base start as they did in training.
             control: the chat template's own tokens, with `tokenizer`.
             device: as in `load_model`.
+            base: what `load_base` gave, where it is there already.
 
         Raises:
             UserError: weights that cannot be found or read, or an adapter over another base than it was trained on.
         """
         from sft.model.embeddings import fit_embeddings
         from sft.model.existing import load_adapter
-        from sft.model.load import load_model
 
         if self.adapter is not None:
             self.check_base()
-        model = load_model(self.spec, build(self.quant, where="quant", allowed=self.allowed), device=device)
+        model = self.load_base(device) if base is None else base
         if tokenizer is not None:
             fit_embeddings(model, tokenizer, control)
         return (model if self.adapter is None else load_adapter(model, self.adapter)).eval()
+
+    def load_base(self, device: str | None = None) -> Any:
+        """The weights that `spec` and `quant` name, without the adapter."""
+        from sft.model.load import load_model
+
+        return load_model(self.spec, build(self.quant, where="quant", allowed=self.allowed), device=device)
 
     def base(self) -> Subject | None:
         """The model that training started from, None where it is not known; an adapter is switched off instead."""

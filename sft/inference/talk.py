@@ -12,10 +12,12 @@ from sft.config.build import build
 from sft.config.errors import UserError
 from sft.evaluation.generate import answer_prompts, find_stops
 from sft.evaluation.sampling import Sampling
-from sft.inference.stream import Stream
+from sft.inference.stream import Stopped, Stream
 from sft.inference.subject import Subject, find_subject, unchanged
 from sft.template.bind import BoundTemplate, bind
 from sft.template.spec import Template
+
+Message = dict[str, Any]  # role and content; train: false
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Talk:
         sampling: how tokens are drawn; each further answer draws anew.
         system: the system prompt, None for none.
         stop_tokens: texts that end an answer.
-        messages: the turns so far, the system prompt apart.
+        messages: the turns so far, the system prompt apart; an answer that was stopped has `train: false`.
+        answered: answers made so far; each is drawn with a seed of its own.
     """
 
     model: Any
@@ -36,34 +39,44 @@ class Talk:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     stop_tokens: list[str] = field(default_factory=list)
-    messages: list[dict[str, str]] = field(default_factory=list)
-    _answered: int = 0
+    messages: list[Message] = field(default_factory=list)
+    answered: int = 0
 
-    def ask(self, text: str, show: Callable[[str], None] | None = None) -> str:
+    def ask(
+        self, text: str, show: Callable[[str], None] | None = None, stopped: Callable[[], bool] | None = None
+    ) -> str:
         """The answer to one more message; both join the history, unless an error or an interrupt comes between.
 
         Args:
             text: what the user says.
             show: called with each piece of the answer while it is made.
+            stopped: asked before each token, true ends the answer: what there is of it is kept, and marked as no
+                answer to train on. Where there is nothing yet, the message is forgotten.
 
         Raises:
             UserError: the conversation fills the model's positions.
         """
-        answer = self._answer([*self.messages, {"role": "user", "content": text}], show)
-        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        return answer
+        question: Message = {"role": "user", "content": text}
+        answer = self._answer([*self.messages, question], show, stopped)
+        if answer["content"] or "train" not in answer:
+            self.messages += [question, answer]
+        return answer["content"]
 
-    def again(self, show: Callable[[str], None] | None = None) -> str:
+    def again(self, show: Callable[[str], None] | None = None, stopped: Callable[[], bool] | None = None) -> str:
         """Another answer to the last message, in place of the one it got.
+
+        Args:
+            show, stopped: as in `ask`; stopped before there is anything, the earlier answer stays.
 
         Raises:
             UserError: nothing has been asked.
         """
         if not self.messages:
             raise UserError("nothing has been asked yet")
-        answer = self._answer(self.messages[:-1], show)
-        self.messages[-1] = {"role": "assistant", "content": answer}
-        return answer
+        answer = self._answer(self.messages[:-1], show, stopped)
+        if answer["content"] or "train" not in answer:
+            self.messages[-1] = answer
+        return answer["content"]
 
     def reset(self) -> None:
         """Forget what was said; the system prompt stays."""
@@ -80,27 +93,42 @@ class Talk:
         target = Path(path).expanduser()
         try:
             with target.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": self._whole(self.messages)}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"messages": self.whole()}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"cannot be written: {error.strerror}", where=str(target)) from None
         return target
 
-    def _whole(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    def whole(self) -> list[Message]:
+        """The conversation with its system prompt, as it is saved and as the model is given it."""
+        return self._whole(self.messages)
+
+    def _whole(self, messages: list[Message]) -> list[Message]:
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
-    def _answer(self, messages: list[dict[str, str]], show: Callable[[str], None] | None) -> str:
-        prompt = self.template.render({"messages": self._whole(messages)}, add_generation_prompt=True)
+    def _answer(
+        self, messages: list[Message], show: Callable[[str], None] | None, stopped: Callable[[], bool] | None
+    ) -> Message:
+        said = [{key: message[key] for key in ("role", "content")} for message in self._whole(messages)]
+        prompt = self.template.render({"messages": said}, add_generation_prompt=True)
         stream = None
-        if show is not None:
-            stream = Stream(self.tokenizer, show, find_stops(self.tokenizer, self.stop_tokens, self.model).texts)
-        drawn = replace(self.sampling, seed=self.sampling.seed + self._answered)
-        (answer,) = answer_prompts(
-            self.model, self.tokenizer, [prompt], stop_tokens=self.stop_tokens, streamer=stream, **asdict(drawn)
-        )
+        if show is not None or stopped is not None:
+            texts = find_stops(self.tokenizer, self.stop_tokens, self.model).texts
+            stream = Stream(self.tokenizer, show or _unseen, texts, stopped)
+        drawn = replace(self.sampling, seed=self.sampling.seed + self.answered)
+        try:
+            (answer,) = answer_prompts(
+                self.model, self.tokenizer, [prompt], stop_tokens=self.stop_tokens, streamer=stream, **asdict(drawn)
+            )
+        except Stopped as stop:
+            return {"role": "assistant", "content": stop.shown, "train": False}
         if stream is not None:
             stream.finish(answer.text)
-        self._answered += 1
-        return answer.text
+        self.answered += 1
+        return {"role": "assistant", "content": answer.text}
+
+
+def _unseen(piece: str) -> None:
+    """For an answer that nobody watches."""
 
 
 def open_talk(config: Mapping[str, Any]) -> Talk:
@@ -111,14 +139,19 @@ def open_talk(config: Mapping[str, Any]) -> Talk:
     Raises:
         UserError: settings out of range, or a model that cannot be loaded.
     """
-    sampling = Sampling.of(config)
+    Sampling.of(config)  # refused before anything is loaded
     subject = find_subject(config)
+    return talk_with(config, subject, subject.load)
+
+
+def talk_with(config: Mapping[str, Any], subject: Subject, load: Callable[[], Any]) -> Talk:
+    """The same for a subject that is found already; `load` is called for its model when all else is ready."""
     tokenizer, bound = bind_subject(config, subject)
     system = config.get("system")
     if system is None and subject.info:
         system = subject.info.system
     stops = list(dict.fromkeys([*bound.stop_tokens, *(subject.info.stop_tokens if subject.info else [])]))
-    return Talk(subject.load(), tokenizer, bound, sampling, system or None, stops)
+    return Talk(load(), tokenizer, bound, Sampling.of(config), system or None, stops)
 
 
 def bind_subject(config: Mapping[str, Any], subject: Subject) -> tuple[Any, BoundTemplate]:

@@ -67,15 +67,16 @@ def lent(model: Any) -> Iterator[None]:
     try:
         yield
     except Pruned:
-        _take_back(model)
+        take_back(model)
         raise
     except BaseException:
         give_up()
         raise
-    _take_back(model)
+    take_back(model)
 
 
-def _take_back(model: Any) -> None:
+def take_back(model: Any) -> None:
+    """Take the adapter off a lent base, for the next one; a base that was changed is given up. Others are left alone."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if _kept is None or base is not _kept.model:
         return

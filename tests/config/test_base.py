@@ -75,7 +75,7 @@ def test_a_users_own_conf_comes_before_the_packaged_one(tmp_path, monkeypatch):
     assert compose().lora.r == 17
 
 
-@pytest.mark.parametrize("command", ["evaluate", "chat", "merge", "estimate", "reproduce"])
+@pytest.mark.parametrize("command", ["evaluate", "chat", "webui", "merge", "estimate", "reproduce"])
 def test_a_run_is_the_base_and_the_command_line_wins(tmp_path, command):
     run = tmp_path / "run"
     run.mkdir()
