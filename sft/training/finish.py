@@ -29,14 +29,36 @@ def finish(
     tracker: Tracker,
     facts: tuple[str, float],
 ) -> Result:
-    """Evaluate what was trained, write everything that a finished run has, and give its figures."""
-    run, config, (objective, started) = job.run, job.config, facts
+    """Evaluate what was trained, write everything that a finished run has, and give its figures.
+
+    Of several processes all evaluate; then rank 0 does the rest, and the others have its result.
+    """
+    from sft.run import memory
+
     evaluated = _final_evaluation(trainer)
+    peak = trainer.ranks.most(memory.peak_bytes())
+    return trainer.ranks.decided(
+        lambda: _finish(job, trainer, inputs, info, examination, tracker, facts, evaluated, peak)
+    )
+
+
+def _finish(
+    job: Job,
+    trainer: Any,
+    inputs: Inputs,
+    info: Any,
+    examination: Examination,
+    tracker: Tracker,
+    facts: tuple[str, float],
+    evaluated: dict[str, float],
+    peak: int,
+) -> Result:
+    run, config, (objective, started) = job.run, job.config, facts
     weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs)
     evaluated |= examination.ask_after(trainer.accelerator.unwrap_model(trainer.model))
     examination.write(run)
 
-    metrics = _metrics(trainer, evaluated, started, Metrics.read(run))
+    metrics = _metrics(trainer, evaluated, started, Metrics.read(run), peak)
     info.finished = now()
     info.write(run)
     write_card(config, info, metrics, weights, whole=weights == run.model)
@@ -68,10 +90,8 @@ def _final_evaluation(trainer: Any) -> dict[str, float]:
     return {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
 
 
-def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None) -> Metrics:
+def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None, peak: int) -> Metrics:
     """The run's figures, those of earlier sessions added where they add up."""
-    from sft.run import memory
-
     history, progress = trainer.state.log_history, trainer.progress
     earlier = before.total_seconds if before and before.total_seconds else 0.0
     named = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
@@ -84,7 +104,7 @@ def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: 
         total_tokens=progress.total_tokens,
         trained_tokens=progress.trained_tokens,
         tokens_per_second=progress.tokens_per_second,
-        peak_memory_bytes=memory.peak_bytes(),
+        peak_memory_bytes=peak,
         train_seconds=progress.train_seconds,
         total_seconds=earlier + time.time() - started,
         extra={

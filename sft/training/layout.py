@@ -40,6 +40,10 @@ class Layout:
     attention: str
     chunked: bool
 
+    def take(self, model: Any) -> None:
+        """Set a model's attention to it."""
+        _base(model).set_attn_implementation(self.attention)
+
     def collator(self, pad_token_id: int) -> PaddedCollator | FlatCollator:
         """What makes batches of rows."""
         return FlatCollator() if self.attention == VARLEN else PaddedCollator(pad_token_id, padding_side="right")

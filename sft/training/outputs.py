@@ -26,6 +26,8 @@ PREVIEWED = 20  # rows in a run directory's preview
 
 def write_data(run: RunDirectory, inputs: Inputs) -> None:
     """data_report.json, preview.html, preview.jsonl and the picture of the lengths; what was lost, in the log."""
+    if not run.main:
+        return
     from sft.data.length import plot_lengths
 
     for line in summary(inputs.data.report):
