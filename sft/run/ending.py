@@ -26,13 +26,16 @@ from typing import Any, NoReturn, Self
 
 from sft.config.errors import Interrupted, RunFailed, UserError
 from sft.config.rank import is_main, rank
+from sft.run.log import FILE_ONLY
 from sft.run.ranks import Ranks
+from sft.run.secrets import redact
 
 log = logging.getLogger(__name__)
 
 LOOKS = 0.5  # seconds between two looks
 GRACE = 10.0  # for rank 0 to come to its own end after another's note, before it is made to
 SILENCE = 3.0  # for a note to arrive after a connection broke
+LAST = 3.0  # after rank 0's last word, for it to be the first that torchrun sees go
 WAITS = 25.0  # for rank 0's last word; torchrun itself waits 30 seconds
 _BROKEN = re.compile(
     r"closed by peer|connection (?:was )?(?:reset|refused|closed)|broken pipe|gloo|nccl|processgroup|socket", re.I
@@ -116,7 +119,7 @@ class Ending:
         """Another's error as this process raises it."""
         if note.rank == rank():
             return error
-        log.debug("rank %d ended first:\n%s", note.rank, note.trace)
+        log.error("rank %d ended first:\n%s", note.rank, note.trace, extra=FILE_ONLY)
         return note.error
 
     @contextlib.contextmanager
@@ -129,6 +132,8 @@ class Ending:
                 raise
             first = self.reason(error)
             if first is error:
+                global _met_first
+                _met_first = True
                 raise
             raise first from error
 
@@ -162,9 +167,7 @@ class Ending:
 
 def post(error: BaseException) -> Note | None:
     """Leave a note unless another process has; gives the one that stands there, None where no store can be had."""
-    known = isinstance(error, UserError | RunFailed | Interrupted)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
-    note = Note(rank(), text, exit_code(error), "".join(traceback.format_exception(error)))
+    note = Note(rank(), _text(error), exit_code(error), "".join(traceback.format_exception(error)))
     with contextlib.suppress(Exception):
         return _note(_store().compare_set(_key("note"), "", json.dumps(asdict(note))))
     return None
@@ -190,6 +193,7 @@ def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoRetur
         say: prints it and leaves with its exit code.
     """
     post(error)
+    _tell_torchrun(error)
     if not is_main():
         _after_main(error)
         sys.stderr.write(f"[rank {rank()}] ")
@@ -201,19 +205,38 @@ def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoRetur
 
 
 def _after_main(error: BaseException) -> None:
-    """Leave as soon as rank 0 has spoken. Returns where it stays silent."""
-    from sft.run.ranks import leave
+    """Leave after rank 0 has spoken. Returns where it stays silent.
 
+    Whoever met in training what the others did not leaves at once: its closed connections are what tells them.
+    """
+    if _met_first:
+        os._exit(exit_code(error))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code(error)))  # torchrun ends what is left
-    threading.Thread(target=leave, daemon=True).start()  # it may itself wait for what is under way
     deadline = time.monotonic() + WAITS
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):
             if _store().check([_key("said")]):
+                time.sleep(LAST)
                 os._exit(exit_code(error))
         time.sleep(0.1)
 
 
+def _tell_torchrun(error: BaseException) -> None:
+    """Leave the reason where torchrun looks for it: it is the last thing that it prints."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and not isinstance(error, Interrupted | KeyboardInterrupt):
+        about = {"py_callstack": redact(_text(error)), "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": about["py_callstack"], "extraInfo": about}}, file)
+
+
+def _text(error: BaseException) -> str:
+    """What a user is told."""
+    known = isinstance(error, UserError | RunFailed | Interrupted)
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+_met_first = False  # whether this process's error in training was the first of all
 _client: Any = None
 _lock = threading.Lock()
 

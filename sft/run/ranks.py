@@ -207,15 +207,6 @@ def joined(timeout: float = 1800) -> Ranks:
     return _joined
 
 
-def leave() -> None:
-    """Close the connections, so that whoever waits for this process stops waiting."""
-    global _joined
-    if isinstance(_joined, Group):
-        dist, _joined = _joined.dist, None
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
 def portable(error: Exception | None) -> Exception | None:
     """An error as it can be sent: one of ours as it is, any other by its name and its words."""
     from sft.config.errors import Interrupted, RunFailed

@@ -51,7 +51,8 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
         raise
     except BaseException as error:
         ended(run, record, "failed", error)
-        log.error("the run failed: %s: %s", type(error).__name__, error)
+        if run.main:
+            log.error("the run failed: %s: %s", type(error).__name__, error)
         log.debug("", exc_info=error)
         raise RunFailed(
             f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n  {how_to_go_on(run)}"

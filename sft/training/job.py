@@ -62,7 +62,7 @@ class Job:
         with ranks.agreeing():
             for key, (first, here) in changes(config, self.config).items():
                 raise UserError(
-                    f"rank {ranks.rank} composed {here}, and rank 0 {first}",
+                    f"composed {here}, and rank 0 {first}",
                     where=key,
                     remedy="start every process with the same command, conf/, .env and environment",
                 )

@@ -50,6 +50,10 @@ class Stopping(TrainerCallback):
         before = {number: signal.signal(number, self._take) for number in SIGNALS}
         try:
             yield
+        except BaseException:
+            if self.ranks.many:  # torchrun ends all for the first that goes: what is to be written and said is first
+                before = {}
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
