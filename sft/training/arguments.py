@@ -33,6 +33,7 @@ class Arguments(TrainingArguments):
     """
 
     max_tokens_per_batch: int | None = None
+    fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
 
     def trainer(self) -> type[SftTrainer]:
         """What trains with them."""
