@@ -67,6 +67,7 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
     from sft.run.session import ended, holding, recording
     from sft.training.earlier import earlier_result, push_weights
     from sft.training.memory import answering
+    from sft.training.spread import refuse_unspreadable
     from sft.training.start import begin
 
     ranks = joined()
@@ -75,6 +76,7 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
     with ExitStack() as stack:
         with ranks.agreeing():
             stack.enter_context(holding(job.run))
+            refuse_unspreadable(job.config)
         stack.enter_context(alike())
         record = RunRecord(job.run)
         resume_from, record.content = ranks.decided(lambda: (begin(job, record), record.content))

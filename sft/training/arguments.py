@@ -12,6 +12,7 @@ from sft.config.build import build
 from sft.config.rank import world_size
 from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
+from sft.training.spread import with_own_checkpointing
 from sft.training.supported import supported
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def build_arguments(
         for name, value in DISTRIBUTED.items():
             if settings.get(name) is None:
                 settings[name] = value
+    settings = with_own_checkpointing(settings)
     settings = supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])
     return build(
         settings,

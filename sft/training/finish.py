@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sft.run.metrics import Metrics
@@ -16,6 +17,7 @@ from sft.training.inputs import Inputs
 from sft.training.job import Job
 from sft.training.outputs import write_card, write_weights
 from sft.training.result import Result
+from sft.training.spread import whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ def finish(
     from sft.run import memory
 
     evaluated = _final_evaluation(trainer)
-    peak = trainer.ranks.most(memory.peak_bytes())
+    peak, weights = trainer.ranks.most(memory.peak_bytes()), whole_weights(trainer)
     return trainer.ranks.decided(
-        lambda: _finish(job, trainer, inputs, info, examination, tracker, facts, evaluated, peak)
+        lambda: _finish(job, trainer, inputs, info, examination, tracker, facts, evaluated, peak, weights)
     )
 
 
@@ -52,9 +54,10 @@ def _finish(
     facts: tuple[str, float],
     evaluated: dict[str, float],
     peak: int,
+    whole: Mapping[str, Any] | None,
 ) -> Result:
     run, config, (objective, started) = job.run, job.config, facts
-    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs)
+    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs, whole)
     evaluated |= examination.ask_after(trainer.accelerator.unwrap_model(trainer.model))
     examination.write(run)
 

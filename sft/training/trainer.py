@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import seed_worker
 
+from sft.config.conflicts import spreads
 from sft.data.batches import TokenBatches
 from sft.data.collate import FlatCollator, PaddedCollator, split_batch
 from sft.data.documents import Rows
@@ -104,7 +105,12 @@ class SftTrainer(Trainer):
     def lay_out(self, layout: Layout) -> None:
         """Make batches and compute losses in this way."""
         self.data_collator = layout.collator(self.padded.pad_token_id)
-        self.head = output_layer(self.model) if layout.chunked else None  # type: ignore[arg-type]
+        chunked = layout.chunked and not self._gathers_within_forward()
+        self.head = output_layer(self.model) if chunked else None  # type: ignore[arg-type]
+
+    def _gathers_within_forward(self) -> bool:
+        """Whether the output layer has to be applied inside the model's own forward pass: its weights are a share."""
+        return spreads({"trainer": {"fsdp": self.is_fsdp_enabled, "deepspeed": self.args.deepspeed}})
 
     # -- batches -------------------------------------------------------------------------------------------------------
     def token_batches(self) -> TokenBatches | None:
