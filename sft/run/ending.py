@@ -117,7 +117,7 @@ class Ending:
 
     def _other(self, note: Note, error: BaseException) -> BaseException:
         """Another's error as this process raises it."""
-        if note.rank == rank():
+        if note.rank == rank() or note.text == _text(error):  # all met the same
             return error
         log.error("rank %d ended first:\n%s", note.rank, note.trace, extra=FILE_ONLY)
         return note.error

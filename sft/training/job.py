@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ class Job:
                     where=key,
                     remedy="start every process with the same command, conf/, .env and environment",
                 )
+        self._remove_made(path)
         return Job(config, RunDirectory(path), unresolved, hydra, origin)
+
+    def _remove_made(self, kept: Path) -> None:
+        """Hydra makes the directory that this process's clock named; it stays empty where rank 0's is another."""
+        made = str((self.hydra.get("runtime") or {}).get("output_dir") or self.run.path)
+        if Path(made) != kept:
+            with contextlib.suppress(OSError):  # it is not there, or is somebody's
+                Path(made).rmdir()
 
     @property
     def shares_base(self) -> bool:

@@ -2,11 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+
+from sft.config import app
+from sft.config.errors import UserError
+from sft.training.spread import refuse_unspreadable, with_own_checkpointing
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -131,8 +137,9 @@ def test_accumulated_batches_give_the_losses_of_one_process(one, tmp_path):
 def test_full_fine_tunes_and_packs_give_the_losses_of_one_process(more, tmp_path):
     from sft.api import compose, train
 
-    train(compose(*ROWS, "trainer.per_device_train_batch_size=8", *more, f"hydra.run.dir={tmp_path / 'one'}"))
-    done = launch(*ROWS, *HALF, *more, f"hydra.run.dir={tmp_path / 'two'}")
+    rows = [override for override in ROWS if not override.startswith("lora") or "lora=none" not in more]
+    train(compose(*rows, "trainer.per_device_train_batch_size=8", *more, f"hydra.run.dir={tmp_path / 'one'}"))
+    done = launch(*rows, *HALF, *more, f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert_same_curve(tmp_path / "one", tmp_path / "two")
 
@@ -196,7 +203,7 @@ def test_torchrun_passes_a_signal_on(tmp_path):
 def test_a_rank_that_fails_ends_all_and_is_named(what, rank, said, tmp_path):
     done = launch(*ROWS, *HALF, *fault(what, rank), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert said in last_words(done)
+    assert said in done.stderr.partition("FAILED")[0]
     assert said in done.stderr.rpartition("FAILED")[2]  # torchrun's own summary has the reason too
     record = read(tmp_path / "run", "run.json")
     assert record["status"] == "failed"
@@ -254,7 +261,7 @@ def test_batches_of_tokens_are_shared_out(tmp_path):
 def test_accelerate_launch_starts_the_same_run(one, tmp_path):
     how = (
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",  # its name for several processes; without it there is one on a machine without GPUs
         "--num_processes",
         "2",
         "--num_machines",
@@ -275,3 +282,95 @@ def test_reproduce_replays_a_run_of_two_with_two(two):
     assert done.returncode == 0, done.stderr
     assert "adapter/adapter_model.safetensors" in done.stdout
     assert "NO" not in done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["lora=none", "trainer.learning_rate=1e-3"]])
+def test_weights_in_shares_give_the_losses_of_one_process_and_whole_files(more, tmp_path):
+    from sft.api import compose, train
+
+    rows = [override for override in ROWS if not override.startswith("lora") or not more]
+    train(compose(*rows, "trainer.per_device_train_batch_size=8", *more, f"hydra.run.dir={tmp_path / 'one'}"))
+    spread = ["trainer=fsdp", "trainer.use_cpu=false", f"hydra.run.dir={tmp_path / 'two'}"]
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", *TORCHRUN[:-1], script, *rows, *HALF, *more, *spread],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two" / "checkpoints" / "checkpoint-10" / "pytorch_model_fsdp.bin").is_file()
+    name = "model/model.safetensors" if more else "adapter/adapter_model.safetensors"
+    first, second = (load_file(tmp_path / run / name) for run in ("one", "two"))
+    assert {key: value.shape for key, value in first.items()} == {key: value.shape for key, value in second.items()}
+    assert max(float((first[key] - second[key]).abs().max()) for key in first) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("trainer=fsdp", "trainer.fsdp: it is for several processes"),
+        ("trainer=deepspeed_zero3", "trainer.deepspeed: DeepSpeed is not installed"),
+    ],
+)
+def test_shares_need_several_processes_and_their_library(override, what, monkeypatch):
+    from sft.api import compose
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape(what)):
+        refuse_unspreadable(compose("model=tiny", override))
+
+
+def test_shares_need_a_gpu(monkeypatch):
+    from sft.api import compose
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sft.training.spread.has_gpu", lambda: False)
+    with pytest.raises(UserError, match="trainer.fsdp: it is for GPUs"):
+        refuse_unspreadable(compose("model=tiny", "trainer=fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["trainer=fsdp", "quant=nf4"], "quant: quantized weights cannot be spread"),
+        (["trainer=deepspeed_zero3", "quant=nf4"], "quant: quantized weights cannot be spread"),
+        (["trainer=fsdp", "evaluation.generate=true"], "evaluation.generate: answers are generated by one"),
+        (["trainer=fsdp", "lora=pissa"], "lora.init_lora_weights: an adapter that starts"),
+        (["trainer=deepspeed_zero2", "trainer.fsdp=true"], "trainer.deepspeed: FSDP and DeepSpeed are both on"),
+        (["trainer=fsdp", "trainer.auto_find_batch_size=true"], "trainer.auto_find_batch_size: several processes"),
+    ],
+)
+def test_what_shares_do_not_go_with_is_refused_before_anything_is_loaded(overrides, key):
+    from sft.api import compose
+
+    with pytest.raises(UserError, match=key):
+        compose("model=tiny", *overrides)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_zero2", "deepspeed_zero3"])
+def test_the_options_for_shares_compose(name):
+    from sft.api import compose
+
+    assert compose("model=tiny", f"trainer={name}").trainer.learning_rate == 2e-4
+
+
+def test_fsdp_drops_activations_itself():
+    found = with_own_checkpointing({"fsdp": True, "gradient_checkpointing": True, "fsdp_config": {"version": 2}})
+    assert found == {
+        "fsdp": True,
+        "gradient_checkpointing": False,
+        "fsdp_config": {"version": 2, "activation_checkpointing": True},
+    }
+
+
+@pytest.mark.parametrize(("arguments", "key"), [(["-m", "lora.r=4,8"], "-m: a sweep's jobs"), ([], "")])
+def test_sweeps_and_other_commands_are_for_one_process(arguments, key, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    name, together = ("train", True) if arguments else ("evaluate", False)
+    with pytest.raises(UserError, match=key or "sft.evaluate: this command works in one process"):
+        app._refuse_several(name, bool(arguments), together)
