@@ -149,7 +149,7 @@ def _spread(config: dict[str, Any]) -> Iterator[UserError]:
             where="evaluation.generate",
             remedy="evaluation.generate=false, and afterwards python -m sft.evaluate run=DIR",
         )
-    if (config.get("lora") or {}).get("init_lora_weights") in ("pissa", "olora", "corda"):
+    if str((config.get("lora") or {}).get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
         yield UserError(
             "an adapter that starts from the base's weights needs them whole",
             where="lora.init_lora_weights",

@@ -330,7 +330,7 @@ def test_shares_need_a_gpu(monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("sft.training.spread.has_gpu", lambda: False)
-    with pytest.raises(UserError, match="trainer.fsdp: it is for GPUs"):
+    with pytest.raises(UserError, match=r"trainer\.fsdp: it is for GPUs"):
         refuse_unspreadable(compose("model=tiny", "trainer=fsdp"))
 
 
