@@ -6,18 +6,25 @@ from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
 from sft.config.errors import RunFailed
+from sft.config.rank import is_main
+from sft.run.directory import RunDirectory
+from sft.run.ending import leave_together
 
 
-@command("reproduce")
+@command("reproduce", together=leave_together)
 def main(config: DictConfig) -> None:
     """Replay a run into a directory of its own and print both runs' figures side by side; 1 where they differ."""
+    from sft.run.ranks import joined
     from sft.train import train_job
     from sft.training.reproduce import compare, replay_of, table
 
     with logs_to_stderr():
-        origin, job = replay_of(config)
+        with joined().agreeing():
+            origin, job = replay_of(config)
         result = train_job(job)
-    rows = compare(origin, job.run)
+    if not is_main():
+        return
+    rows = compare(origin, RunDirectory(result.directory))
     print(table(rows))
     print(result.directory)
     differ = [row.name for row in rows if not row.equal]

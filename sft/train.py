@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
+from sft.config.rank import is_main
+from sft.run.ending import leave_together
 from sft.run.phases import begin as begin_phases
 from sft.run.phases import mark
 
 if TYPE_CHECKING:
+    from sft.run.ranks import Ranks
     from sft.run.record import RunRecord
     from sft.training.job import Job
     from sft.training.result import Result
 
 
-@command("train")
+@command("train", together=leave_together)
 def main(config: DictConfig) -> float | None:
     """Train one composed run, print its directory, and return its objective to the sweeper."""
     with logs_to_stderr():
         result = train(config)
-    print(result)
+    if is_main():
+        print(result)
     return result.value
 
 
@@ -42,42 +47,51 @@ def train(
         RunFailed: the run started and failed; what it wrote is kept.
         Interrupted: stopped by a signal with its checkpoint written.
     """
+    from sft.run.ranks import joined
     from sft.training.job import Job
 
-    return train_job(Job.of(config), callbacks, compute_metrics)
+    with joined(config.trainer.get("ddp_timeout") or 1800).agreeing():
+        job = Job.of(config)
+    return train_job(job, callbacks, compute_metrics)
 
 
 def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None) -> Result:
-    """As `train`, of a job that is made already."""
+    """As `train`, of a job that is made already. Of several processes each calls it; rank 0 decides and writes."""
     started = time.time()
     begin_phases()
+    from sft.run.ending import Ending
     from sft.run.hub import Push
+    from sft.run.log import alike
+    from sft.run.ranks import joined
     from sft.run.record import RunRecord
-    from sft.run.session import holding, recording
+    from sft.run.session import ended, holding, recording
     from sft.training.earlier import earlier_result, push_weights
     from sft.training.memory import answering
+    from sft.training.spread import refuse_unspreadable
     from sft.training.start import begin
 
+    ranks = joined()
+    job = job.agreed(ranks)
     push = Push.of(job.config)
-    with holding(job.run):
+    with ExitStack() as stack:
+        with ranks.agreeing():
+            stack.enter_context(holding(job.run))
+            refuse_unspreadable(job.config)
+        stack.enter_context(alike())
         record = RunRecord(job.run)
-        resume_from = begin(job, record)
-        result = earlier_result(job) if resume_from is None else None
+        resume_from, record.content = ranks.decided(lambda: (begin(job, record), record.content))
+        result = ranks.decided(lambda: earlier_result(job) if resume_from is None else None)
         if result is None:
-            with recording(job.run, record), answering(job.config, job.run):
-                result = _run(job, record, resume_from, callbacks, compute_metrics, started)
+            ending = stack.enter_context(Ending(ranks, lambda error: ended(job.run, record, "failed", error)))
+            with recording(job.run, record), answering(job.config, job.run), ending.common():
+                result = _run(job, record, resume_from, (callbacks, compute_metrics), started, ranks)
         if push:
-            push_weights(job.run, push)
+            ranks.decided(lambda: push_weights(job.run, push))
         return result
 
 
 def _run(
-    job: Job,
-    record: RunRecord,
-    resume_from: str | None,
-    more: Sequence[Any],
-    compute_metrics: Callable[..., Any] | None,
-    started: float,
+    job: Job, record: RunRecord, resume_from: str | None, given: tuple[Any, Any], started: float, ranks: Ranks
 ) -> Result:
     """Data and model; then `_fit`."""
     from sft.model.shared import lent
@@ -85,7 +99,7 @@ def _run(
     from sft.training.build import build_model
     from sft.training.estimate.start import with_memory
     from sft.training.identity import input_facts, refuse_other_inputs, with_recorded_day
-    from sft.training.inputs import prepare_inputs
+    from sft.training.inputs import prepare_together
     from sft.training.outputs import write_data
     from sft.training.start import seed_everything
     from sft.training.stopping import Stopping
@@ -94,27 +108,29 @@ def _run(
     memory.reset_peak()  # a sweep's job has its own
     before = job.origin or record.content
     job.config = config = with_recorded_day(job.config, before)
-    stopping = Stopping()
+    stopping = Stopping(ranks)
     with stopping.listening():
         seed_everything(config["seed"])
-        inputs = prepare_inputs(config)
-        facts = input_facts(config, inputs)
+        inputs = prepare_together(config, ranks)
+        facts = ranks.decided(lambda: input_facts(config, inputs))
         refuse_other_inputs(config, before, facts)
         write_data(job.run, inputs)
         record.update(**facts)
         mark("data")
-        job.config = config = with_memory(config, inputs, before, job.run)
+        job.config = config = ranks.decided(lambda: with_memory(config, inputs, before, job.run))
         record.update(gradient_checkpointing=config["trainer"].get("gradient_checkpointing"))
-        model = build_model(config, inputs, job.shares_base)
+        with ranks.agreeing():
+            model = build_model(config, inputs, job.shares_base)
         with lent(model):
-            return _fit(job, inputs, model, resume_from, (more, stopping, compute_metrics), started)
+            return _fit(job, inputs, model, resume_from, (*given, stopping), (ranks, started))
 
 
 def _fit(
-    job: Job, inputs: Any, model: Any, resume_from: str | None, given: tuple[Any, Any, Any], started: float
+    job: Job, inputs: Any, model: Any, resume_from: str | None, given: tuple[Any, Any, Any], facts: tuple[Ranks, float]
 ) -> Result:
     """Trainer; fit; save; the figures."""
     from sft.config.build import build
+    from sft.run.log import apart
     from sft.run.trackers.base import tracking
     from sft.training.answers import Examination, few_examples
     from sft.training.build import build_callbacks, build_trainer
@@ -127,50 +143,56 @@ def _fit(
     from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 
-    config, run, (more, stopping, compute_metrics) = job.config, job.run, given
+    config, run, (more, compute_metrics, stopping), (ranks, started) = job.config, job.run, given, facts
     allowed = config["allow_targets"]
-    info = training_info(config, inputs, model)
-    info.write(run)
-    objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
-    callbacks = build_callbacks(config, objective, direction)
-    examination = Examination(build(config["evaluation"], where="evaluation", allowed=allowed), inputs, config["seed"])
-    profiling = profiling_callbacks(bool(config.get("profile")))
-    tracker = build(config["tracker"], where="tracker", allowed=allowed)
-    with (
-        tracking(tracker, run, config, run.path.name, job.group) as active,
-        closing([*callbacks.values(), *profiling]),
-    ):
-        trainer = build_trainer(
-            config,
-            run,
-            model,
-            inputs,
-            callbacks,
-            [*more, *pruning_callbacks(), *profiling, stopping],
-            active,
-            explicit_keys(job),
-            compute_metrics,
-        )
-        bind_all(
-            trainer.callback_handler.callbacks,
-            run,
-            tokenizer=inputs.tokenizer,
-            template=inputs.template,
-            examples=few_examples(inputs, 4, config),
-            objective=objective,
-            direction=direction,
-            rows_of_step=trainer.guard.rows_of_step,
-        )
-        attention = trainer.attention_for(inputs.model.attn_implementation)
-        mark("trainer")
-        noisy = trainer.noise is not None
-        trainer.lay_out(lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast, noisy))
-        settle_steps(run, inputs, config, trainer.batches_are_padded)
+    with ExitStack() as stack:
+        with ranks.agreeing():
+            info = training_info(config, inputs, model)
+            info.write(run)
+            objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
+            callbacks = build_callbacks(config, objective, direction)
+            evaluation = build(config["evaluation"], where="evaluation", allowed=allowed)
+            examination = Examination(evaluation, inputs, config["seed"])
+            profiling = profiling_callbacks(bool(config.get("profile")))
+            tracker = build(config["tracker"], where="tracker", allowed=allowed)
+            active = stack.enter_context(tracking(tracker, run, config, run.path.name, job.group))
+            stack.enter_context(closing([*callbacks.values(), *profiling]))
+            trainer = build_trainer(
+                config,
+                run,
+                model,
+                inputs,
+                callbacks,
+                [*more, *pruning_callbacks(), *profiling, stopping],
+                active,
+                explicit_keys(job),
+                compute_metrics,
+            )
+            bind_all(
+                trainer.callback_handler.callbacks,
+                run,
+                tokenizer=inputs.tokenizer,
+                template=inputs.template,
+                examples=few_examples(inputs, 4, config),
+                objective=objective,
+                direction=direction,
+                rows_of_step=trainer.guard.rows_of_step,
+            )
+            attention = trainer.attention_for(inputs.model.attn_implementation)
+            mark("trainer")
+            noisy = trainer.noise is not None
+            layout = lay_out(model, inputs.data.parts, attention, trainer.accelerator.autocast, noisy)
+        layout = ranks.agree(layout)
+        layout.take(model)
+        trainer.lay_out(layout)
+        with ranks.agreeing():
+            settle_steps(run, inputs, config, trainer.batches_are_padded)
         mark("start-up check")
-        examination.ask_before(model)
+        examination.ask_before(model, ranks)
         if examination.before is not None:
             mark("answers before training")
-        trainer.train(resume_from_checkpoint=resume_from)
+        with apart():
+            trainer.train(resume_from_checkpoint=resume_from)
         stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
         return finish(job, trainer, inputs, info, examination, active, (objective, started))
 

@@ -14,7 +14,10 @@ from sft.config.overrides import parse_command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("[!_]*.md"))]
-COMMAND = re.compile(r"^(?:\$ )?(?:\S*/)?python -m sft\.(\w+)(.*)$")
+STARTS = (
+    r"(?:\S*/)?python|torchrun [^\n]*?|(?:\S*/)?python -m torch\.distributed\.run [^\n]*?|accelerate launch [^\n]*?"
+)
+COMMAND = re.compile(rf"^(?:\$ )?(?:{STARTS}) -m sft\.(\w+)(.*)$")
 PLACEHOLDERS = re.compile(r"\b(FILE|DIR)\b")
 # commands that are shown for the error they give, by what the error must hold
 MISTAKES = {

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,19 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from sft.config.errors import Interrupted, PastHydra, Pruned, RunFailed, UserError
+from sft.config.rank import is_main, local_world_size, world_size
 
 Task = Callable[[DictConfig], Any]
+Together = Callable[[BaseException, Callable[[], NoReturn]], NoReturn]
 
 
-def command(name: str) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, together: Together | None = None) -> Callable[[Task], Callable[[], None]]:
     """Make a function that takes the composed config into `python -m sft.<name>`.
+
+    Args:
+        name: of the command.
+        together: how several processes leave with an error, given it and what says it and leaves; None: the command
+            is for one process.
 
     Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 and 143 stopped by a signal.
     """
@@ -29,12 +37,12 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
 
         def door() -> None:
             try:
-                _start(name, task, sys.argv[1:])
+                _start(name, task, sys.argv[1:], together is not None)
             except SystemExit as error:
                 # Hydra leaves with 1 where its own parser or composer refuses; argparse with 2
                 sys.exit(error.code)
             except BaseException as error:
-                _leave(error)
+                _leave(error, together)
 
         door.__doc__ = task.__doc__
         door.__wrapped__ = task  # type: ignore[attr-defined]
@@ -43,7 +51,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
-def _start(name: str, task: Task, argv: list[str]) -> None:
+def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     import hydra
 
     from sft.config.compose import check_command, config_loader
@@ -58,6 +66,7 @@ def _start(name: str, task: Task, argv: list[str]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     read_dotenv()
     line = parse_command_line(argv)
+    _refuse_several(name, line.multirun, together)
     for directory in line.config_dirs:
         if not Path(directory).is_dir():
             raise UserError("no such directory", where=f"--config-dir {directory}")
@@ -176,7 +185,36 @@ def read_dotenv() -> None:
         load_dotenv(path, override=False)
 
 
-def _leave(error: BaseException) -> NoReturn:
+def _refuse_several(name: str, multirun: bool, together: bool) -> None:
+    """Of several processes one run is made; where torchrun starts them, each computes with its share of the cores."""
+    if world_size() == 1:
+        return
+    if multirun:
+        raise UserError(
+            f"a sweep's jobs are runs of their own, and {world_size()} processes were started to train one run together",
+            where="-m",
+            remedy="python -m sft.train -m ... without torchrun, with hydra/launcher=joblib or submitit for several at once",
+        )
+    if not together:
+        raise UserError(
+            f"this command works in one process, and {world_size()} were started",
+            where=f"sft.{name}",
+            remedy=f"python -m sft.{name} ... without torchrun or accelerate launch",
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local_world_size())))
+
+
+def _leave(error: BaseException, together: Together | None) -> NoReturn:
+    """Leave with an error; of several processes rank 0 says it, before torchrun ends all because of the first to go."""
+    if world_size() > 1 and together is not None:
+        together(error, lambda: _say_and_leave(error))
+    if not is_main():
+        time.sleep(10)
+    _say_and_leave(error)
+
+
+def _say_and_leave(error: BaseException) -> NoReturn:
     """Print what the user needs to know and leave with the contract's exit code."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -11,6 +11,7 @@ from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
 from sft.model.head import chooses_positions, left_out
+from sft.run.ranks import Ranks
 
 IGNORE = -100
 
@@ -60,6 +61,7 @@ def evaluate_loss(
     prefix: str = "eval_",
     progress: Callable[[int, int], None] | None = None,
     head: Any = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Measure encoded rows by source.
 
@@ -71,6 +73,7 @@ def evaluate_loss(
         prefix: of the figures' names.
         progress: called with rows done and rows in all, after each batch.
         head: the output layer, to be applied by chunks; None: the model makes the logits of a batch at once.
+        ranks: processes that each measure a part of the batches; the figures are those of one process.
 
     Returns:
         `{prefix}loss`, `{prefix}perplexity` and `{prefix}token_accuracy` over all tokens; with several sources the same
@@ -78,7 +81,7 @@ def evaluate_loss(
     """
     compact = {name: [_compact(row) for row in rows] for name, rows in sources.items()}
     every = [row for rows in compact.values() for row in rows]
-    totals = measure(model, every, batch_size=batch_size, progress=progress, head=head)
+    totals = measure(model, every, batch_size=batch_size, progress=progress, head=head, ranks=ranks)
     figures = sum(totals, TokenTotals()).metrics(prefix)
     start = 0
     for name, rows in compact.items():
@@ -95,18 +98,32 @@ def measure(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
     head: Any = None,
+    ranks: Ranks | None = None,
 ) -> list[TokenTotals]:
     """Total each row (a document, or a pack of several), in the given order; the model is left as it was."""
+    ranks = ranks or Ranks()
     totals = [TokenTotals()] * len(rows)
     done = 0
+    batches = list(by_length([len(row["input_ids"]) for row in rows], batch_size))
+    turns = [batches[at : at + ranks.count] for at in range(0, len(batches), ranks.count)]
     with undisturbed(model):
-        for batch in by_length([len(row["input_ids"]) for row in rows], batch_size):
+        for turn in turns:
+            # a rank beyond the last turn's batches measures the first of them too, for weights may be spread over all
+            batch, counts = (turn[ranks.rank], True) if ranks.rank < len(turn) else (turn[0], False)
             for i, total in zip(batch, _measure_batch(model, [rows[i] for i in batch], head), strict=True):
-                totals[i] = total
-            done += len(batch)
+                totals[i] = total if counts else TokenTotals()
+            done += sum(map(len, turn))
             if progress:
                 progress(done, len(rows))
-    return totals
+    return _of_all(totals, ranks)
+
+
+def _of_all(totals: list[TokenTotals], ranks: Ranks) -> list[TokenTotals]:
+    """Each row's total from the rank that has it: exact, for the others add zero."""
+    if not ranks.many or not totals:
+        return totals
+    flat = ranks.total([float(figure) for total in totals for figure in (total.loss, total.correct, total.tokens)])
+    return [TokenTotals(flat[at], int(flat[at + 1]), int(flat[at + 2])) for at in range(0, len(flat), 3)]
 
 
 def _compact(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def save_model(
     tokenizer: Any = None,
     chat_template: str | None = None,
     complete: Callable[[Any, Path], object] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a whole model as safetensors shards, its generation config and its tokenizer.
 
@@ -52,6 +53,7 @@ def save_model(
         directory: where to.
         tokenizer: saved with it, with `chat_template` where given.
         complete: called with the model and the directory before the model is written into it.
+        weights: all of the model's, where it has only a share of them.
     """
     configs = {id(c): c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")}.values()
     before = [config.use_cache for config in configs]
@@ -62,7 +64,7 @@ def save_model(
         with _written_whole(Path(directory)) as beside:
             if complete is not None:
                 complete(model, beside)
-            model.save_pretrained(str(beside), max_shard_size=SHARD)
+            model.save_pretrained(str(beside), max_shard_size=SHARD, state_dict=weights)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, beside, chat_template)
     finally:
@@ -111,7 +113,13 @@ def decode_greedily(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> N
     stop_at(model, tokenizer, stop_tokens)
 
 
-def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, chat_template: str | None = None) -> Path:
+def save_adapter(
+    adapted: Any,
+    directory: str | Path,
+    tokenizer: Any = None,
+    chat_template: str | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> Path:
     """Write an adapter so that plain `peft.PeftModel.from_pretrained` loads it over its base.
 
     The directory appears whole or not at all; an older one is replaced. Rows of new tokens are in it, the base's other
@@ -121,11 +129,12 @@ def save_adapter(adapted: Any, directory: str | Path, tokenizer: Any = None, cha
         adapted: the trained PeftModel.
         directory: where to.
         tokenizer: saved with it, with `chat_template` where given.
+        weights: all of the model's, where it has only a share of them.
     """
     from sft.model.initial import convert_saved
 
     with _written_whole(Path(directory)) as beside:
-        adapted.save_pretrained(str(beside), save_embedding_layers=False)
+        adapted.save_pretrained(str(beside), save_embedding_layers=False, state_dict=weights)
         convert_saved(adapted, beside)
         if tokenizer is not None:
             save_tokenizer(tokenizer, beside, chat_template)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.config.rank import local_world_size
 from sft.run.memory import process_bytes
 
 _CGROUPS = (
@@ -49,13 +50,16 @@ def places() -> list[Place]:
 
 
 def process() -> Place:
-    """The least of the machine's available memory, the container's limit and the process's own (ulimit)."""
+    """The least of the machine's available memory, the container's limit and the process's own (ulimit).
+
+    Of processes that train together each has its share.
+    """
     held = process_bytes()
     rooms = sorted(_rooms(), key=lambda found: found[0])
     if not rooms:
         return Place("this process", "cpu", 0, 0, "unknown")
     room, total, limit = rooms[0]
-    return Place("this process", "cpu", max(0, room + held), total, limit)
+    return Place("this process", "cpu", max(0, room // local_world_size() + held), total, limit)
 
 
 def _rooms() -> Iterator[tuple[int, int, str]]:

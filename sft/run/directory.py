@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.rank import is_main
 from sft.run import atomic
 from sft.run.errors import storage
 from sft.run.jsonable import dumps
-from sft.run.rank import is_main
 from sft.run.secrets import redact
 
 

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
+from sft.config.rank import is_main
 from sft.run.errors import storage
-from sft.run.rank import is_main
 
 log = logging.getLogger(__name__)
 

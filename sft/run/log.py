@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
+from sft.config.rank import is_main, rank
 from sft.run.directory import RunDirectory
 from sft.run.errors import storage
-from sft.run.rank import is_main, rank
 from sft.run.secrets import redact
 
 FILE_ONLY = {"file_only": True}
@@ -33,6 +33,7 @@ _CLOSED = ("transformers", "wandb")
 _LONGEST = 300
 _WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
 _open_logs: list[RunLog] = []
+_alike = False  # whether the other ranks do now what rank 0 does, so that their warnings are its own
 
 
 class RunLog:
@@ -168,6 +169,30 @@ class RunLog:
             self.adopt()
 
 
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """For the time of the block other ranks than the main one show errors alone: they would warn of the same."""
+    with _all_alike(True):
+        yield
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """For the time of the block, within one of `alike`, each rank does its own."""
+    with _all_alike(False):
+        yield
+
+
+@contextlib.contextmanager
+def _all_alike(value: bool) -> Iterator[None]:
+    global _alike
+    before, _alike = _alike, value and not is_main()
+    try:
+        yield
+    finally:
+        _alike = before
+
+
 def adopt() -> None:
     """Let the open logs take over the loggers of libraries imported since; for when the heavy imports are done."""
     for log in list(_open_logs):
@@ -191,6 +216,8 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record where it is worth showing and was not shown already."""
         self.owner.notice(record)
+        if _alike and record.levelno < logging.ERROR:
+            return
         if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not _worth_showing(record):
             return
         if _already(record, self):

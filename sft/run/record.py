@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from sft.config.rank import world_size
 from sft.run import environment
 from sft.run.directory import RunDirectory
-from sft.run.rank import world_size
 from sft.run.secrets import redact_command, typed_command
 
 Status = Literal["running", "finished", "interrupted", "failed", "pruned"]

@@ -38,20 +38,21 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        _end(run, record, "interrupted", stop)
+        ended(run, record, "interrupted", stop)
         raise
     except KeyboardInterrupt as stop:
-        _end(run, record, "interrupted", stop)
+        ended(run, record, "interrupted", stop)
         raise Interrupted(f"interrupted; go on with the same command and hydra.run.dir={run.path}", 130) from None
     except Pruned:
-        _end(run, record, "pruned", None)
+        ended(run, record, "pruned", None)
         raise
     except (UserError, RunFailed) as error:
-        _end(run, record, "failed", error)
+        ended(run, record, "failed", error)
         raise
     except BaseException as error:
-        _end(run, record, "failed", error)
-        log.error("the run failed: %s: %s", type(error).__name__, error)
+        ended(run, record, "failed", error)
+        if run.main:
+            log.error("the run failed: %s: %s", type(error).__name__, error)
         log.debug("", exc_info=error)
         raise RunFailed(
             f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n  {how_to_go_on(run)}"
@@ -59,7 +60,8 @@ def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
     record.finish("finished")
 
 
-def _end(run: RunDirectory, record: RunRecord, status: str, error: BaseException | None) -> None:
+def ended(run: RunDirectory, record: RunRecord, status: str, error: BaseException | None) -> None:
+    """Write how a start ended that gave no result."""
     metrics = Metrics.read(run) or Metrics()
     if status == "pruned":
         _figures_so_far(run, metrics)

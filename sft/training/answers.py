@@ -12,6 +12,7 @@ from sft.evaluation.compare import sample_table, score_table
 from sft.evaluation.samples import samples_html, samples_jsonl
 from sft.evaluation.spec import Evaluation
 from sft.run.directory import RunDirectory
+from sft.run.ranks import Ranks
 from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,11 @@ class Examination:
         """Whether there is anything to ask."""
         return self.spec is not None and self.spec.generates and bool(self.inputs.data.eval)
 
-    def ask_before(self, model: Any) -> None:
-        """The untrained model's answers, where `evaluation.before` wants them."""
-        if self.asks and self.spec is not None and self.spec.before:
-            self.before = self._ask(model, "before training")
+    def ask_before(self, model: Any, ranks: Ranks) -> None:
+        """The untrained model's answers, where `evaluation.before` wants them; rank 0 asks, the others wait."""
+        if not (self.asks and self.spec is not None and self.spec.before):
+            return
+        self.before = ranks.decided(lambda: self._ask(model, "before training"))
 
     def ask_after(self, model: Any) -> dict[str, float]:
         """The trained model's answers; gives their figures (eval_exact_match, ...), {} where nothing is asked."""

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from sft.config.build import build
+from sft.config.rank import world_size
 from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
+from sft.training.spread import with_own_checkpointing
 from sft.training.supported import supported
 
 if TYPE_CHECKING:
     from sft.training.trainer import SftTrainer
+
+
+# Of several processes: no search for weights that a step did not use, which costs a pass over the graph each step and
+# would take those of an output layer that is applied by chunks for unused.
+DISTRIBUTED = {"ddp_find_unused_parameters": False}
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Arguments(TrainingArguments):
     """
 
     max_tokens_per_batch: int | None = None
+    fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
 
     def trainer(self) -> type[SftTrainer]:
         """What trains with them."""
@@ -65,6 +73,11 @@ def build_arguments(
     for name in ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         if settings.get(name) is None:
             settings.pop(name, None)
+    if world_size() > 1:
+        for name, value in DISTRIBUTED.items():
+            if settings.get(name) is None:
+                settings[name] = value
+    settings = with_own_checkpointing(settings)
     settings = supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])
     return build(
         settings,

@@ -17,6 +17,7 @@ from sft.model.embeddings import fit_embeddings
 from sft.model.load import load_model
 from sft.run.directory import RunDirectory
 from sft.run.phases import mark
+from sft.run.ranks import joined
 from sft.run.trackers.base import Tracker
 from sft.training.arguments import build_arguments
 from sft.training.callbacks.base import bind_all, trainer_arguments
@@ -118,7 +119,7 @@ def build_trainer(
         train=inputs.data.train,
         evaluation=inputs.data.eval,
         callbacks=[*callbacks.values(), *more, TrackerCallback(tracker)],
-        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer),
+        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer, joined()),
         compute_metrics=compute_metrics,
     )
     for default in (PrinterCallback, ProgressCallback):

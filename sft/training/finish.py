@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sft.run.metrics import Metrics
@@ -16,6 +17,7 @@ from sft.training.inputs import Inputs
 from sft.training.job import Job
 from sft.training.outputs import write_card, write_weights
 from sft.training.result import Result
+from sft.training.spread import whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,37 @@ def finish(
     tracker: Tracker,
     facts: tuple[str, float],
 ) -> Result:
-    """Evaluate what was trained, write everything that a finished run has, and give its figures."""
-    run, config, (objective, started) = job.run, job.config, facts
+    """Evaluate what was trained, write everything that a finished run has, and give its figures.
+
+    Of several processes all evaluate; then rank 0 does the rest, and the others have its result.
+    """
+    from sft.run import memory
+
     evaluated = _final_evaluation(trainer)
-    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs)
+    peak, weights = trainer.ranks.most(memory.peak_bytes()), whole_weights(trainer)
+    return trainer.ranks.decided(
+        lambda: _finish(job, trainer, inputs, info, examination, tracker, facts, evaluated, peak, weights)
+    )
+
+
+def _finish(
+    job: Job,
+    trainer: Any,
+    inputs: Inputs,
+    info: Any,
+    examination: Examination,
+    tracker: Tracker,
+    facts: tuple[str, float],
+    evaluated: dict[str, float],
+    peak: int,
+    whole: Mapping[str, Any] | None,
+) -> Result:
+    run, config, (objective, started) = job.run, job.config, facts
+    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs, whole)
     evaluated |= examination.ask_after(trainer.accelerator.unwrap_model(trainer.model))
     examination.write(run)
 
-    metrics = _metrics(trainer, evaluated, started, Metrics.read(run))
+    metrics = _metrics(trainer, evaluated, started, Metrics.read(run), peak)
     info.finished = now()
     info.write(run)
     write_card(config, info, metrics, weights, whole=weights == run.model)
@@ -68,10 +93,8 @@ def _final_evaluation(trainer: Any) -> dict[str, float]:
     return {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
 
 
-def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None) -> Metrics:
+def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None, peak: int) -> Metrics:
     """The run's figures, those of earlier sessions added where they add up."""
-    from sft.run import memory
-
     history, progress = trainer.state.log_history, trainer.progress
     earlier = before.total_seconds if before and before.total_seconds else 0.0
     named = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
@@ -84,7 +107,7 @@ def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: 
         total_tokens=progress.total_tokens,
         trained_tokens=progress.trained_tokens,
         tokens_per_second=progress.tokens_per_second,
-        peak_memory_bytes=memory.peak_bytes(),
+        peak_memory_bytes=peak,
         train_seconds=progress.train_seconds,
         total_seconds=earlier + time.time() - started,
         extra={

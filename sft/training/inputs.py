@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft.config.build import build
+from sft.config.errors import UserError
+from sft.config.rank import local_rank, world_size
 from sft.data.batches import TokenBatches
+from sft.data.cache import Cache
 from sft.data.labels import Encoder
 from sft.data.pipeline import Prepared, prepare, sample_conversations
 from sft.data.report import with_steps
@@ -19,7 +25,7 @@ from sft.model.load import load_config, load_tokenizer
 from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
 from sft.run.phases import mark
-from sft.run.rank import world_size
+from sft.run.ranks import Ranks
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
 from sft.template.tokens import check_sentencepiece, check_tokenizer
@@ -63,20 +69,55 @@ class Inputs(Reading):
     data: Prepared
 
 
-def prepare_inputs(config: Mapping[str, Any]) -> Inputs:
+def prepare_inputs(config: Mapping[str, Any], cache_root: Path | None = None) -> Inputs:
     """Load the tokenizer, choose the template and prepare the rows of a resolved config.
+
+    Args:
+        config: resolved, plain.
+        cache_root: keep tokenized rows here, even with `dataset.cache=false`; None: where they are kept anyway.
 
     Raises:
         UserError: anything in model, template, dataset or rows that must not train.
     """
-    reading = prepare_reading(config)
-    data = prepare(reading.dataset, reading.encoder, seed=config["seed"])
+    reading = prepare_reading(config, cache_root)
+    data = prepare(reading.dataset, reading.encoder, seed=config["seed"], cache_root=cache_root)
     fill_steps(data, config)
     return Inputs(**vars(reading), data=data)
 
 
-def prepare_reading(config: Mapping[str, Any]) -> Reading:
+def prepare_together(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
+    """The same in each of several processes: rank 0 tokenizes, the others read what it left in the cache.
+
+    Where there is no cache it is a temporary one of each machine, which is removed when all have mapped its files.
+
+    Raises:
+        UserError: on every rank, what any has met; or their rows are not the same.
+    """
+    if not ranks.many:
+        return prepare_inputs(config)
+    kept = ranks.gather(Cache(enabled=bool(config["dataset"].get("cache", True))).enabled)
+    root = None if all(kept) else Path(tempfile.gettempdir()) / f"sft-rows-{ranks.agree(uuid.uuid4().hex)}"
+    try:
+        inputs = ranks.in_turn(lambda: prepare_inputs(config, root))
+    finally:
+        if root is not None and local_rank() == 0:
+            shutil.rmtree(root, ignore_errors=True)
+    prints = ranks.gather(inputs.data.fingerprint)
+    other = next((index for index, found in enumerate(prints) if found != prints[0]), None)
+    if other is not None:
+        raise UserError(
+            f"rank {other} reads other rows than rank 0",
+            where="dataset",
+            remedy="give every machine the same files, or put them where all machines read them",
+        )
+    return inputs
+
+
+def prepare_reading(config: Mapping[str, Any], cache_root: Path | None = None) -> Reading:
     """Load the tokenizer of a resolved config and choose the template by some of its rows.
+
+    Args:
+        config, cache_root: as for `prepare_inputs`.
 
     Raises:
         UserError: anything in model or template that must not train, or a source that cannot be read.
@@ -84,11 +125,13 @@ def prepare_reading(config: Mapping[str, Any]) -> Reading:
     allowed = config.get("allow_targets") or []
     model: Model = build(config["model"], where="model", allowed=allowed)
     dataset: Dataset = build(config["dataset"], where="dataset", allowed=allowed, _recursive_=False)
+    if cache_root is not None:
+        dataset = replace(dataset, cache=True)
     template = build(config["template"], where="template", allowed=allowed)
     model_config = load_config(model)
     family = family_of(model, model_config)
     tokenizer = load_tokenizer(model, model_config)
-    sample, formats = sample_conversations(dataset)
+    sample, formats = sample_conversations(dataset, cache_root=cache_root)
     bound = bind(template, tokenizer, family, sample, formats)
     log.info("chat template: %s", bound.reason)
     for warning in bound.warnings:

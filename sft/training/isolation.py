@@ -17,11 +17,12 @@ import torch
 
 from sft.data.collate import FlatCollator, split_batch
 from sft.data.documents import IGNORE, Rows
-from sft.data.sharing import SharingCollator
+from sft.data.sharing import LEAST, SharingCollator
 from sft.training.loss import token_losses
 
 DOCUMENTS = 2
 TOKENS = 32  # of each document: a leak shows in its first tokens most
+BEGINNING = 2 * LEAST  # tokens that documents are made to begin with alike
 EXACT, ROUNDED = 1e-3, 0.1  # nats that rounding may cost a document's mean loss, in fp32 and with 16 or 8 bits
 EXACT_LEAK, ROUNDED_LEAK = 1e-4, 2e-2  # and that another neighbour may cost a token
 
@@ -101,15 +102,14 @@ def compare(
 
 
 def beginning_alike(documents: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The documents, each with the first half of the first one in place of its own."""
-    half = min(len(document) for document in documents) // 2
-    return [[*documents[0][:half], *document[half:]] for document in documents]
+    """The documents, each behind the same tokens, so many that they are shared."""
+    start = [documents[0][index % len(documents[0])] for index in range(BEGINNING)]
+    return [[*start, *document] for document in documents]
 
 
 def alone_after(model: Any, documents: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """As `alone`, of the tokens of documents that begin alike after their common beginning."""
-    half = min(len(document) for document in documents) // 2
-    return [_losses(model, [document], None, half + 1)[0] for document in documents]
+    return [_losses(model, [document], None, BEGINNING + 1)[0] for document in documents]
 
 
 def compare_sharing(
@@ -119,10 +119,9 @@ def compare_sharing(
 
     In fp32 the token of each document that differs most stands for it: a mean hides a beginning that was not seen.
     """
-    half = min(len(document) for document in documents) // 2
-    first = [*documents[0][:half], *reversed(documents[0][half:])]
+    first = [*documents[0][:BEGINNING], *_another([each[BEGINNING:] for each in documents])]
     together, other = (
-        _losses(model, each, head, half + 1, SharingCollator()) for each in (documents, [first, *documents[1:]])
+        _losses(model, each, head, BEGINNING + 1, SharingCollator()) for each in (documents, [first, *documents[1:]])
     )
     leak = max(float((a - b).abs().max()) for a, b in zip(together[1:], other[1:], strict=True))
     rounded = _rounds(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
+from sft.run.ranks import Ranks
 
 
 @dataclass
@@ -44,6 +46,36 @@ class Job:
         node = OmegaConf.to_container(hydra, resolve=False, enum_to_str=True) if hydra is not None else {}
         directory = _directory(hydra, str(plain.get("name", "sft")))
         return cls(plain, RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
+
+    def agreed(self, ranks: Ranks) -> Job:
+        """Rank 0's job for every rank: its directory, numbered and by its clock, and its config.
+
+        Raises:
+            UserError: another rank composed another config in what reaches the weights.
+        """
+        if not ranks.many:
+            return self
+        from sft.run.resume import changes
+
+        config, path, unresolved, hydra, origin = ranks.agree(
+            (self.config, self.run.path, self.unresolved, self.hydra, self.origin)
+        )
+        with ranks.agreeing():
+            for key, (first, here) in changes(config, self.config).items():
+                raise UserError(
+                    f"composed {here}, and rank 0 {first}",
+                    where=key,
+                    remedy="start every process with the same command, conf/, .env and environment",
+                )
+        self._remove_made(path)
+        return Job(config, RunDirectory(path), unresolved, hydra, origin)
+
+    def _remove_made(self, kept: Path) -> None:
+        """Hydra makes the directory that this process's clock named; it stays empty where rank 0's is another."""
+        made = str((self.hydra.get("runtime") or {}).get("output_dir") or self.run.path)
+        if Path(made) != kept:
+            with contextlib.suppress(OSError):  # it is not there, or is somebody's
+                Path(made).rmdir()
 
     @property
     def shares_base(self) -> bool:

@@ -54,6 +54,10 @@ class Layout:
     chunked: bool
     shared: bool = False
 
+    def take(self, model: Any) -> None:
+        """Set a model's attention to it."""
+        _base(model).set_attn_implementation(self.attention)
+
     def collator(self, pad_token_id: int) -> PaddedCollator | FlatCollator:
         """What makes batches of rows."""
         if self.shared:

@@ -84,11 +84,11 @@ def chunked_cross_entropy_sum(hidden: torch.Tensor, head: nn.Module, targets: to
         head: the output layer; gradients of its trained parameters come out too.
         targets: [positions].
     """
-    if len(hidden) == 0:
-        return hidden.float().sum()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     if not torch.is_grad_enabled():
         trained = []
+    if len(hidden) == 0:  # zero, with a gradient of every parameter that other ranks will reduce
+        return hidden.float().sum() + sum(0.0 * parameter.float().sum() for parameter in trained)
     return _Chunked.apply(hidden, targets, head, *trained)  # type: ignore[no-any-return]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sft.data.collate import split_batch
 from sft.data.documents import IGNORE, Rows
 from sft.run.directory import RunDirectory
+from sft.run.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Guard:
         run: where the rows are kept; None keeps none.
         rows: the training rows, to look tokens up in.
         tokenizer: makes them text.
+        ranks: the processes that train together: what one meets is everyone's, see `settle`.
 
     Attributes:
         batches: the batches of the step being made, as the collator gave them.
@@ -50,15 +52,22 @@ class Guard:
     """
 
     def __init__(
-        self, policy: str = "stop", run: RunDirectory | None = None, rows: Rows | None = None, tokenizer: Any = None
+        self,
+        policy: str = "stop",
+        run: RunDirectory | None = None,
+        rows: Rows | None = None,
+        tokenizer: Any = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy, self.run, self.rows, self.tokenizer = policy, run, rows, tokenizer
+        self.ranks = ranks or Ranks()
+        self._met: list[tuple[str, Mapping[str, Any]]] = []
         self.batches: list[Mapping[str, Any]] = []
         self.found: str | None = None
 
     def begin(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """A step begins, of these batches."""
-        self.batches, self.found = list(batches), None
+        self.batches, self.found, self._met = list(batches), None, []
 
     def about_step(self) -> dict[str, list[Any]]:
         """Source, row and length of each document of the step, all its batches together."""
@@ -72,9 +81,33 @@ class Guard:
     def meet(self, what: str, about: Mapping[str, Any], step: int) -> None:
         """A loss or gradient of these rows is no number: keep the rows, then stop or note it.
 
+        One of several processes only notes it: the others wait for this one's gradients.
+
         Raises:
             NonFinite: with policy "stop".
         """
+        if self.ranks.many:
+            self.found = self.found or what
+            self._met.append((what, about))
+            return
+        self._answer(what, about, step)
+
+    def settle(self, step: int) -> None:
+        """At the end of a step's gradients: what any of several processes has met is answered by all alike.
+
+        Raises:
+            NonFinite: with policy "stop".
+        """
+        if not self.ranks.many or not self.ranks.most(int(self.found is not None)):
+            return
+        every = [met for part in self.ranks.gather(self._met) for met in part]
+        what = "loss" if any(kind == "loss" for kind, _ in every) else "gradient"  # a loss makes all gradients none
+        parts = [about for kind, about in every if kind == what]
+        about = {key: [item for part in parts for item in part.get(key, ())] for key in ("source", "row", "lengths")}
+        self.found = None
+        self._answer(what, about, step)
+
+    def _answer(self, what: str, about: Mapping[str, Any], step: int) -> None:
         first = self.found is None
         self.found = self.found or what
         kept = self._keep(what, about, step)

@@ -26,6 +26,8 @@ PREVIEWED = 20  # rows in a run directory's preview
 
 def write_data(run: RunDirectory, inputs: Inputs) -> None:
     """data_report.json, preview.html, preview.jsonl and the picture of the lengths; what was lost, in the log."""
+    if not run.main:
+        return
     from sft.data.length import plot_lengths
 
     for line in summary(inputs.data.report):
@@ -86,13 +88,13 @@ def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> Trai
     )
 
 
-def write_weights(run: RunDirectory, model: Any, inputs: Inputs) -> Path:
-    """adapter/, or model/ after a full fine-tune."""
+def write_weights(run: RunDirectory, model: Any, inputs: Inputs, weights: Mapping[str, Any] | None = None) -> Path:
+    """adapter/, or model/ after a full fine-tune; of `weights` where the model has only a share of them."""
     if hasattr(model, "peft_config"):
-        return save_adapter(model, run.adapter, inputs.tokenizer, inputs.template.text)
+        return save_adapter(model, run.adapter, inputs.tokenizer, inputs.template.text, weights)
     decode_greedily(model, inputs.tokenizer, inputs.template.stop_tokens)
     with run.replacing_directory(run.model) as directory:
-        save_model(model, directory, inputs.tokenizer, inputs.template.text)
+        save_model(model, directory, inputs.tokenizer, inputs.template.text, weights=weights)
     return run.model
 
 

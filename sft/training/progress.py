@@ -11,7 +11,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from sft.data.shares import STAND_IN
 from sft.run.phases import current
+from sft.run.ranks import Ranks
 from sft.training.work import Work, pairs
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ class Progress(TrainerCallback, ExportableState):
     """Counts what goes through the model; its state is in every checkpoint, so a resumed run counts on.
 
     Attributes:
-        total_tokens: tokens in training batches, padding apart, on this rank.
+        total_tokens: tokens in training batches, padding apart, of all processes.
         trained_tokens: those of them with a loss.
         padded_tokens: places in the batches' tensors.
         pairs: of tokens within documents that attention compares.
@@ -30,42 +32,49 @@ class Progress(TrainerCallback, ExportableState):
         skipped_steps: steps left out because of a loss or gradient that was no number.
         skipped_in_a_row: those of them since the last step that was made.
         skipped_logged: skipped_steps at the last logged loss.
-        unlogged_loss: the loss since the last logged one, at the last checkpoint.
+        unlogged_loss: the loss since the last logged one, at the last checkpoint, by rank.
         last_logged: the step that was logged last, at the last checkpoint.
         in_evaluation: whether an evaluation is under way (or was left by an error).
 
     Args:
         trainer: gets the loss back that a checkpoint keeps.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, trainer: Any = None) -> None:
+    def __init__(self, trainer: Any = None, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         self.total_tokens = self.trained_tokens = self.padded_tokens = 0
         self.pairs = 0.0
         self.step_seconds = self.train_seconds = 0.0
         self.skipped_steps = self.skipped_in_a_row = self.skipped_logged = 0
-        self.unlogged_loss = 0.0
+        self.unlogged_loss: list[float] = []
         self.last_logged: int | None = None
         self.in_evaluation = False
         self.trainer = trainer
-        self._before = (0, 0, 0, 0.0)
+        self._step: list[float] = [0, 0, 0, 0.0]  # tokens, trained, padded and pairs of the step being made, here
         self._began: float | None = None
         self._evaluated = 0.0
         self._step_began: float | None = None
 
     def count(self, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Add a batch's tokens."""
-        self.total_tokens += int(sum(about["lengths"]))
-        self.trained_tokens += int((batch["shift_labels"] != -100).sum())
-        self.padded_tokens += batch["input_ids"].numel()
-        self.pairs += pairs(about["lengths"])
+        """Add a batch's tokens to those of the step being made; rows that only stand in for none are left out."""
+        if about["row"] == [STAND_IN]:
+            return
+        more = (
+            int(sum(about["lengths"])),
+            int((batch["shift_labels"] != -100).sum()),
+            batch["input_ids"].numel(),
+            pairs(about["lengths"]),
+        )
+        self._step = [before + new for before, new in zip(self._step, more, strict=True)]
 
     def mark(self) -> None:
         """A step begins."""
-        self._before = (self.total_tokens, self.trained_tokens, self.padded_tokens, self.pairs)
+        self._step = [0, 0, 0, 0.0]
 
     def back(self) -> None:
         """The step is to be made again: what it has counted is not."""
-        self.total_tokens, self.trained_tokens, self.padded_tokens, self.pairs = self._before
+        self.mark()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -108,7 +117,7 @@ class Progress(TrainerCallback, ExportableState):
         """Start the clock; a resumed run gets the loss back that was not logged yet."""
         self._began = time.perf_counter()
         if self.trainer is not None and state.global_step and self.last_logged is not None:
-            self.trainer._tr_loss += self.unlogged_loss
+            self.trainer._tr_loss += self.unlogged_loss[self.ranks.rank] if self.unlogged_loss else 0.0
             self.trainer._globalstep_last_logged = self.last_logged
 
     def on_step_begin(
@@ -118,7 +127,13 @@ class Progress(TrainerCallback, ExportableState):
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop it, and the loop's: a checkpoint made now has both."""
+        """Stop it, and the loop's: a checkpoint made now has both. The step's tokens are those of all processes."""
+        tokens, trained, padded, compared = self.ranks.total(self._step)
+        self.total_tokens += int(tokens)
+        self.trained_tokens += int(trained)
+        self.padded_tokens += int(padded)
+        self.pairs += compared
+        self.mark()
         now = time.perf_counter()
         if self._step_began is not None:
             self.step_seconds += now - self._step_began

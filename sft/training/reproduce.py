@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from sft.config.errors import UserError, raise_all
+from sft.config.rank import world_size
 from sft.run.directory import RunDirectory
 from sft.run.environment import git_state
-from sft.run.rank import world_size
 from sft.run.record import read_record
 from sft.run.resume import changes, read_snapshot
 from sft.training.identity import refuse_other_versions

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sft.config.errors import RunFailed, UserError
+from sft.config.rank import world_size
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 from sft.run.record import RunRecord, begun, read_record
@@ -38,6 +41,7 @@ def begin(job: Job, record: RunRecord) -> str | None:
     else:
         refuse_changes(run, job.config, job.config.get("allow_changes") or [])
         refuse_other_versions(job.config, record.content)
+        _refuse_other_ranks(job.config, record.content)
         if record.content.get("status") == "finished":
             refuse_other_files(job.config, record.content)
             return None
@@ -74,6 +78,32 @@ def _start_over(job: Job) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in (run.config, run.metrics_jsonl, run.metrics_json, run.run_json, run.training_info, run.tracker_json):
         path.unlink(missing_ok=True)
+
+
+def _refuse_other_ranks(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """A run goes on with as many processes as it was begun with: each has its rows and its random numbers.
+
+    Raises:
+        UserError: it would not, and `allow_changes` does not name world_size.
+    """
+    then, now = int(record.get("world_size") or 1), world_size()
+    if then == now or record.get("status") == "finished" or "world_size" in (config.get("allow_changes") or []):
+        return
+    processes = f"torchrun --nproc-per-node={then} -m sft.train ..." if then > 1 else "python -m sft.train ..."
+    batch = config["trainer"].get("per_device_train_batch_size", 8)
+    size, left = divmod(batch * then, now)
+    same = f" trainer.per_device_train_batch_size={size}" if not left else ""
+    keys = "world_size,trainer.per_device_train_batch_size" if same else "world_size"
+    raise UserError(
+        f"this run was begun by {_processes(then)}, not {now}",
+        where="world_size",
+        remedy=f"{processes}, or{same} 'allow_changes=[{keys}]', with other random numbers"
+        + ("" if same else " and another batch"),
+    )
+
+
+def _processes(count: int) -> str:
+    return f"{count} processes together" if count > 1 else "one process"
 
 
 def _checkpoints_of(resume: str) -> Path:

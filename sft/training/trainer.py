@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import seed_worker
 
+from sft.config.conflicts import spreads
 from sft.data.batches import TokenBatches
 from sft.data.collate import FlatCollator, PaddedCollator, split_batch
 from sft.data.documents import Rows
+from sft.data.shares import Shares, WithStandIn
 from sft.evaluation.loss import evaluate_loss
 from sft.model.head import chooses_positions, output_layer
 from sft.run import checkpoint
+from sft.run.ranks import joined
 from sft.training.callbacks.state import collect, restore
 from sft.training.layout import Layout
 from sft.training.loss import summed_loss
@@ -43,7 +49,12 @@ class SftTrainer(Trainer):
         callbacks: in their order.
         guard: what to do on a loss or gradient that is no number; stops the run if left out.
         **kwargs: passed on to Trainer (`compute_metrics`, `optimizers`, ...).
+
+    Attributes:
+        deals_rows: whether several processes get the rows of one process's batch, see `sft.data.shares`.
     """
+
+    deals_rows = True
 
     def __init__(
         self,
@@ -57,10 +68,11 @@ class SftTrainer(Trainer):
         guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
-        self.progress = Progress(self)
+        self.ranks = joined()
+        self.progress = Progress(self, self.ranks)
         self.guard = guard or Guard()
         self.positions = chooses_positions(model)
-        self.work, self.rate = work_of(model), hardware_rate()
+        self.work, self.rate = work_of(model), hardware_rate(self.ranks.count)
         self.head: Any = None  # the output layer where it is applied by chunks
         self.padded = PaddedCollator(tokenizer.pad_token_id, padding_side="right")
         self.evaluation = dict(evaluation)
@@ -93,7 +105,12 @@ class SftTrainer(Trainer):
     def lay_out(self, layout: Layout) -> None:
         """Make batches and compute losses in this way."""
         self.data_collator = layout.collator(self.padded.pad_token_id)
-        self.head = output_layer(self.model) if layout.chunked else None  # type: ignore[arg-type]
+        chunked = layout.chunked and not self._gathers_within_forward()
+        self.head = output_layer(self.model) if chunked else None  # type: ignore[arg-type]
+
+    def _gathers_within_forward(self) -> bool:
+        """Whether the output layer has to be applied inside the model's own forward pass: its weights are a share."""
+        return spreads({"trainer": {"fsdp": self.is_fsdp_enabled, "deepspeed": self.args.deepspeed}})
 
     # -- batches -------------------------------------------------------------------------------------------------------
     def token_batches(self) -> TokenBatches | None:
@@ -121,19 +138,46 @@ class SftTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Batches of so many rows, or of so many tokens."""
         self.batches = self.token_batches()
-        if self.batches is None:
+        if self.batches is None and not (self.ranks.many and self.deals_rows):
             return super().get_train_dataloader()
-        args = self.args
+        args, rows, sampler = self.args, self.train_dataset, self.batches
+        if self.ranks.many:
+            rows, sampler = WithStandIn(rows), self._shares(sampler)  # type: ignore[arg-type, assignment]
         loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.batches,  # type: ignore[arg-type]
+            rows,  # type: ignore[arg-type]
+            batch_sampler=sampler,  # type: ignore[arg-type]
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
-        return self.accelerator.prepare(loader)
+        return self._prepared(loader)
+
+    def _shares(self, batches: TokenBatches | None) -> Shares:
+        """This process's part of every batch of all processes."""
+        rows, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
+        rank, count = self.ranks.rank, self.ranks.count
+        if batches is not None:
+            return Shares(batches, rank, count, rows, whole=True)
+        sampler: Any = self._get_train_sampler()
+        drawn = isinstance(sampler, RandomSampler)
+        if drawn:  # as accelerate draws it for one process: by seed and epoch
+            sampler = SeedableRandomSampler(
+                sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=args.data_seed
+            )
+        together = BatchSampler(sampler, self._train_batch_size * count, args.dataloader_drop_last)
+        if drawn:
+            return Shares(together, rank, count, rows)
+        return Shares(together, rank, count, rows, order=self.ranks.agree)
+
+    def _prepared(self, loader: Any) -> Any:
+        """The loader as accelerate prepares that of one process: batches on the device, no sharing out of its own."""
+        if not self.ranks.many:
+            return self.accelerator.prepare(loader)
+        device = self.accelerator.device
+        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         if self.batches is not None:  # accelerate's own call does not come through its wrappers
@@ -193,10 +237,8 @@ class SftTrainer(Trainer):
         scaled = self.accelerator.scaler is not None  # fp16: its scaler leaves steps out by itself and lowers the scale
         if self.guard.found is None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
             self.guard.meet("gradient", self.guard.about_step(), self.state.global_step + 1)
-        found = torch.tensor(float(self.guard.found is not None), device=self.args.device)
-        if self.guard.policy == "skip" and self.accelerator.num_processes > 1:
-            found = self.accelerator.reduce(found, reduction="sum")
-        if not found:
+        self.guard.settle(self.state.global_step + 1)
+        if self.guard.found is None:
             self.progress.skipped_in_a_row = 0
             return norm
         self.progress.skipped_steps += 1
@@ -296,6 +338,7 @@ class SftTrainer(Trainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 prefix=f"{metric_key_prefix}_",
                 head=self.head,
+                ranks=self.ranks,
             )
         if self.compute_metrics is not None:
             figures |= self._predicted_metrics(sources, metric_key_prefix)
@@ -352,7 +395,8 @@ class SftTrainer(Trainer):
         """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
         self.store_flos()
         root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
-        self.progress.unlogged_loss, self.progress.last_logged = float(self._tr_loss), self._globalstep_last_logged
+        self.progress.unlogged_loss = self.ranks.gather(float(self._tr_loss))
+        self.progress.last_logged = self._globalstep_last_logged
         with checkpoint.writing(
             root, step, main=self.args.should_save, barrier=self.accelerator.wait_for_everyone
         ) as directory:

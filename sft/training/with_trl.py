@@ -43,6 +43,8 @@ class TrlTrainer(SftTrainer, SFTTrainer):
         model, args, tokenizer, train, evaluation, callbacks, **kwargs: as of SftTrainer.
     """
 
+    deals_rows = False  # of several processes each gets batches as accelerate shares them out
+
     def __init__(
         self,
         model: Any,

@@ -89,14 +89,14 @@ def pairs(lengths: list[int]) -> float:
     return sum(length * (length + 1) / 2 for length in lengths)
 
 
-def hardware_rate() -> float | None:
-    """Operations per second of dense bf16 products that this process's GPU is made for; None where it is not known."""
+def hardware_rate(devices: int = 1) -> float | None:
+    """Operations per second of dense bf16 products that so many GPUs like this process's are made for; None: not known."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((rate * 1e12 for key, rate in RATES.items() if key in name), None)
+    return next((rate * 1e12 * devices for key, rate in RATES.items() if key in name), None)
 
 
 def _product(module: Any) -> int:

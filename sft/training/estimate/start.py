@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sft.config.conflicts import spreads
 from sft.config.errors import UserError
 from sft.model.tokens import added_rows
 from sft.run.available import Place, places
@@ -38,6 +39,10 @@ def with_memory(
     Raises:
         UserError: it cannot fit, with what would help (`estimate.enforce=false` lets it try).
     """
+    if spreads(config):
+        log.info("memory: not estimated: each process has a share of the weights, and gathers a layer at a time")
+        asked, settled = config["trainer"].get("gradient_checkpointing"), record.get("gradient_checkpointing")
+        return _settled(config, bool(settled) if asked == "auto" else asked)
     given, config = config, with_lengths(config)
     trainer, place = config["trainer"], places()[0]
     shrinks = bool(trainer.get("auto_find_batch_size"))

@@ -1,0 +1,20 @@
+"""`sft.train` with FSDP2 over gloo: accelerate spreads weights over processes with devices, so it is told that they have.
+
+For torchrun, in place of `-m sft.train`. What shards, gathers, saves and loads is torch's and accelerate's own.
+"""
+
+import os
+
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+from sft.train import main
+from sft.training import spread
+
+PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
+spread.has_gpu = lambda: True
+
+if __name__ == "__main__":
+    main()
