@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
+from sft.config.text import harmless
 from sft.run.directory import RunDirectory
 from sft.run.errors import storage
 from sft.run.rank import is_main, rank
@@ -208,8 +209,8 @@ class _FileFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line with its traceback, without secrets."""
-        return redact(super().format(record))
+        """The line with its traceback, without secrets and without what would act on the terminal it is read in."""
+        return harmless(redact(super().format(record)))
 
 
 class _ShortFormatter(logging.Formatter):
@@ -217,7 +218,7 @@ class _ShortFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The short form, without secrets."""
-        message = redact(record.getMessage())
+        message = harmless(redact(record.getMessage()))
         if record.name == "py.warnings":
             match = _WARNING.search(message)
             message = match["text"] if match else message
