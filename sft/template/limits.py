@@ -19,9 +19,9 @@ from jinja2.sandbox import SecurityError
 from sft.config.errors import UserError
 
 SECONDS = 5.0  # of the thread's own time, so that a busy machine changes nothing; a long conversation takes 0.1
-LARGEST = 1 << 24  # characters of a text, items of a list
+LARGEST = 1 << 26  # characters of a text, items of a list
 LARGEST_SUM = 1 << 29  # of all that is made on the way
-MOST_NESTED = 1 << 20  # values in a list of lists, each counted as often as it would be written
+MOST_NESTED = 1 << 19  # values in a list of lists, each counted as often as it would be written
 WIDEST = 10_000  # columns of `center`, bits of a power, digits of a width
 _BETWEEN_LOOKS = 64  # steps between two looks at the clock
 _WIDTH_IN_FORMAT = re.compile(r"\d{5,}|\{[^{}]*\{|%[^a-zA-Z%]*\*")
@@ -83,6 +83,13 @@ def made(value: Any) -> Any:
     if isinstance(value, str | bytes | list | tuple | dict):
         grow(len(value))
     return value
+
+
+def concat(pieces: Iterable[str]) -> str:
+    """Pieces of a text as one, counted before they are put together."""
+    pieces = list(pieces)
+    grow(sum(map(len, pieces)))
+    return "".join(pieces)
 
 
 def measured(value: Any) -> Any:
@@ -175,7 +182,12 @@ def check_replace(text: Any, old: Any, new: Any) -> None:
         grow(len(text) + text.count(old) * len(new))  # type: ignore[arg-type]
 
 
+def listed(items: Any) -> Any:
+    """Items that are counted while they are made, as a list; a text stays one."""
+    return items if isinstance(items, str) else list(Counted(items))
+
+
 def check_join(separator: Any, items: Any) -> None:
-    """Refuse to join what would be a text too large; a generator's items are made one by one and counted there."""
+    """Refuse to join what would be a text too large."""
     if isinstance(items, str | list | tuple | dict) and isinstance(separator, str | bytes):
         grow(sum(len(item) for item in items if isinstance(item, str | bytes)) + len(separator) * len(items))

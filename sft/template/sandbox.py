@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from sft.template.limits import (
@@ -19,7 +20,9 @@ from sft.template.limits import (
     check_method,
     check_operation,
     check_replace,
+    concat,
     grow,
+    listed,
     made,
     measured,
     step,
@@ -27,6 +30,7 @@ from sft.template.limits import (
 
 # Of no use to a chat template, and slow or large for a text that is made to be.
 _WITHOUT_FILTERS = ("pprint", "urlize", "wordwrap", "xmlattr")
+_SMALL = 1 << 16  # characters that need no counting: time ends it before they are many
 _SIZED = {"batch", "center", "indent", "slice", "truncate", "tojson"}
 
 
@@ -55,6 +59,13 @@ class _CodeGenerator(CodeGenerator):
         """`[a, b]`."""
         self._within("measured", super().visit_List, node, frame)
 
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        """`(a, b)`, where it is a value and not what is assigned to."""
+        if node.ctx == "load":
+            self._within("measured", super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
         """`{a: b}`."""
         self._within("measured", super().visit_Dict, node, frame)
@@ -71,6 +82,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset({"+", "*", "%", "**"})
     counted = Counted
+    concat = staticmethod(concat)  # what blocks, macros and the template itself put together
     made = staticmethod(made)
     measured = staticmethod(measured)
 
@@ -87,6 +99,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """An operation whose result may be large."""
+        if operator == "+" and type(left) is str and type(right) is str and len(left) + len(right) < _SMALL:
+            return left + right  # nearly all there are
         check_operation(operator, left, right)
         result = super().call_binop(context, operator, left, right)
         return made(result) if operator == "%" else result
@@ -95,6 +109,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """A call of a macro, a method or a global."""
         step()
         if isinstance(getattr(__obj, "__self__", None), str | bytes | int):
+            if getattr(__obj, "__name__", "") == "join" and args:
+                args = (listed(args[0]), *args[1:])
             check_method(__obj, args)
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str | list | tuple | bytes):
@@ -103,22 +119,41 @@ class Sandbox(ImmutableSandboxedEnvironment):
             measured([result])
         return result
 
-    def format_string(self, s: str, args: Any, kwargs: Any, format_func: Any = None) -> str:
-        """`str.format`."""
-        check_format(s)
-        return super().format_string(s, args, kwargs, format_func)
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format`, when it is looked up."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            check_format(value.__self__)
+        return wrapped
 
 
 def _counted_filter(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that counts; what Jinja notes on a filter's function comes along."""
 
+    checked = name in _SIZED or name in ("format", "replace", "join", "sum")
+
     @functools.wraps(filter)
     def counted(*args: Any, **kwargs: Any) -> Any:
         step()
-        _check_filter(name, args, kwargs)
-        return made(filter(*args, **kwargs))
+        if checked:
+            if name == "join":
+                args, kwargs = _joined(*args, **kwargs), {}
+            _check_filter(name, args, kwargs)
+        result = filter(*args, **kwargs)
+        if type(result) is str and len(result) < _SMALL:
+            return result
+        return measured(made(result)) if isinstance(result, list | tuple) else made(result)
 
     return counted
+
+
+def _joined(
+    context: Any, value: Any, d: str = "", attribute: str | int | None = None
+) -> tuple[Any, list[Any] | str, str]:
+    """The arguments of `join`, what it joins found beforehand."""
+    if attribute is not None:
+        value = map(make_attrgetter(context.environment, attribute), value)
+    return context, listed(value), d
 
 
 def _check_filter(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,7 +170,7 @@ def _check_filter(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     elif name == "replace" and len(further) >= 2:
         check_replace(str(values[0]), str(further[0]), str(further[1]))
     elif name == "join":
-        check_join(str(next(iter(further), "")), values[0])
+        check_join(str(further[0]), values[0])
     elif name == "sum" and isinstance(values[0], list | tuple):
         grow(sum(len(item) for item in values[0] if isinstance(item, str | list | tuple)))
 
