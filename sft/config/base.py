@@ -23,8 +23,8 @@ def read_yaml(path: Path) -> DictConfig:
     """
     import yaml
 
-    if error := check_yaml(path):
-        raise error
+    if wrong := check_yaml(path):
+        raise wrong
     try:
         config = OmegaConf.load(path)
     except OSError as error:

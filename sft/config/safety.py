@@ -191,6 +191,4 @@ def _subdirectories(hydra: Mapping[str, Any]) -> Iterator[UserError]:
     places["hydra.sweep.subdir"] = sweep.get("subdir") if isinstance(sweep, Mapping) else None
     for where, value in places.items():
         if isinstance(value, str) and (os.path.isabs(value) or ".." in PurePath(value).parts or "\0" in value):
-            yield UserError(
-                f"{value!r} leads out of the directory it is made in", where=where, remedy=f"{where}=NAME"
-            )
+            yield UserError(f"{value!r} leads out of the directory it is made in", where=where, remedy=f"{where}=NAME")

@@ -17,6 +17,7 @@ HELP = """/system TEXT   another system prompt; without TEXT the present one is 
 /help          this
 /exit          leave (or Ctrl-D); Ctrl-C stops an answer"""
 
+
 class Terminal:
     """Reads lines and shows answers as they come.
 

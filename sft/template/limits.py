@@ -36,6 +36,7 @@ class _Budget(threading.local):
 
     until: float | None = None
     steps: int = 0
+    look: int = 0
     made: int = 0
 
 
@@ -48,7 +49,7 @@ def limited() -> Iterator[None]:
     if _budget.until is not None:
         yield
         return
-    _budget.until, _budget.steps, _budget.made = time.thread_time() + SECONDS, 0, 0
+    _budget.until, _budget.steps, _budget.look, _budget.made = time.thread_time() + SECONDS, 0, 0, 0
     try:
         yield
     finally:
@@ -64,15 +65,19 @@ def refusal(what: str) -> EndlessTemplate:
     )
 
 
-def step() -> None:
-    """Count one step. Raises EndlessTemplate where the time is up."""
-    _budget.steps += 1
-    if _budget.steps % _BETWEEN_LOOKS == 0 and _budget.until is not None and time.thread_time() > _budget.until:
-        raise refusal(f"does not end: it was at work for {SECONDS:.0f} s")
+def step(size: int = 0) -> None:
+    """Count one step, more for what handles much at once. Raises EndlessTemplate where the time is up."""
+    _budget.steps += 1 + (size >> 8)
+    if _budget.steps < _budget.look:
+        return
+    _budget.look = _budget.steps + _BETWEEN_LOOKS
+    if _budget.until is not None and time.thread_time() > _budget.until:
+        raise refusal(f"does not end: it was at work for {SECONDS:g} s")
 
 
 def grow(size: int) -> None:
     """Count what is made, before it is where that can be foreseen. Raises EndlessTemplate where it is too much."""
+    step(size)
     _budget.made += size
     if size > LARGEST or _budget.made > LARGEST_SUM:
         raise refusal("makes more text than any conversation has")

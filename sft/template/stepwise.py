@@ -83,7 +83,9 @@ class Stepwise:
         """What the template writes after the last message, the same for every conversation."""
         plain = [{"role": "user", "content": "zquser"}]
         with limited():
-            return self.template.render({**context, "messages": plain, "add_generation_prompt": True}).rpartition(STEP)[2]
+            return self.template.render({**context, "messages": plain, "add_generation_prompt": True}).rpartition(STEP)[
+                2
+            ]
 
 
 @lru_cache(maxsize=64)

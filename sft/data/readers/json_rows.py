@@ -48,12 +48,16 @@ def refuse_deep(value: Any) -> None:
     """Raise RecursionError for a value with more than MOST_LEVELS of lists and objects in each other."""
     level = [value]
     for _ in range(MOST_LEVELS + 1):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ] if level else []
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if level
+            else []
+        )
         if not level:
             return
     raise RecursionError
