@@ -6,6 +6,7 @@ import pytest
 
 from sft.config.app import over_base
 from sft.config.compose import check_command, config_loader
+from sft.config.errors import UserError
 from sft.config.overrides import parse_command_line
 from sft.config.yaml_files import MOST_NODES, check_yaml
 
@@ -116,7 +117,7 @@ def test_a_run_directory_from_elsewhere_is_refused(name, tmp_path):
     text, reason = RUNS[name]
     (tmp_path / "config.resolved.yaml").write_text(text)
     line = parse_command_line([f"run={tmp_path}"])
-    with pytest.raises(Exception, match="(?s).") as caught:
+    with pytest.raises(UserError) as caught:
         loader = config_loader()
         config_name, overrides = over_base(loader, "evaluate", "evaluate", line.overrides)
         check_command(loader, config_name, overrides, "evaluate", False)

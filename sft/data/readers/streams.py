@@ -13,7 +13,7 @@ from sft.config.errors import UserError
 from sft.data.readers.paths import File
 
 MOST_GROWTH = 500
-SMALLEST_BOMB = 64 << 20  # bytes; what stays below is no danger
+SMALLEST_BOMB = 16 << 20  # bytes; what stays below is no danger
 _ZSTD_PIECE = 1 << 12  # bytes; each may become thirty thousand times as many at once
 
 
