@@ -103,6 +103,7 @@ def test_a_run_keeps_no_secret(run):
     assert (directory / "told.txt").read_text() == "***"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_keeps_no_secret(run):
     done, directory = run(
         *("fails", "callbacks=[quiet]", "+callbacks.telltale={_target_: telltale.Telltale, fail: true}"),
