@@ -18,8 +18,9 @@ def main(config: DictConfig) -> None:
     settings = plain(config)
     question = _question(settings.get("prompt"))
     with logs_to_stderr():  # before the log is opened, which takes over what is imported by then
+        from sft.config.text import harmless
         from sft.inference.talk import open_talk
-        from sft.inference.terminal import Terminal, harmless
+        from sft.inference.terminal import Terminal
     with RunLog(None):
         with logs_to_stderr():
             talk = open_talk(settings)

@@ -1,9 +1,16 @@
-"""The documentation's commands and links: every command composes and passes the check, so a renamed key breaks a test."""
+"""The documentation's commands and links: every command composes and passes the check, so a renamed key breaks a test.
+
+The slow tests run them, as a newcomer would: in an empty directory, with the tiny model in place of those of the hub.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,12 +75,9 @@ COMMANDS = list({command.line: command for command in COMMANDS}.values())
 def workplace(tmp_path_factory):
     """A directory with the files that CONTRIBUTING.md's examples consist of, each named by its block's first line."""
     directory = tmp_path_factory.mktemp("docs")
-    for block in blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
-        if match := re.match(r"# (\S+\.(?:yaml|py))\n", block):
-            (directory / match[1]).parent.mkdir(parents=True, exist_ok=True)
-            (directory / match[1]).write_text(block)
-    assert len(list(directory.rglob("*.*"))) == 4
-    for name in ("there", "bad.jsonl", "sums.jsonl"):
+    example_files(directory)
+    assert len(list(directory.rglob("*.*"))) == 5
+    for name in ("there", "bad.jsonl"):
         (directory / name).touch()
     return directory
 
@@ -140,3 +144,156 @@ def test_links_between_pages_lead_somewhere(page):
 def test_readme_starts_with_the_two_commands():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines[1:6] if line] == ["```", "make demo", "make test", "```"]
+
+
+# -- the newcomer's day: the commands run for real ---------------------------------------------------------------------
+
+SUMS = [
+    {"messages": [{"role": "user", "content": f"What is {n}+4?"}, {"role": "assistant", "content": str(n + 4)}]}
+    for n in range(40)
+]
+# of five rows the last three are broken, as README shows them
+BAD = [*map(json.dumps, SUMS[:2]), json.dumps({"messages": SUMS[0]["messages"][:1]}), '{"messages": 3}', '{"messages']
+# what needs a network, a cluster or files that are not made here
+ELSEWHERE = ("hub.push=", "submitit_slurm", "prepare source=")
+HUB_MODELS = re.compile(r"^model=(qwen3\w*)$")
+# commands whose error is what the page is about
+REFUSED = (
+    "train experiment=smoke dataset=local dataset.path=bad.jsonl",
+    "train model=tiny lora.target_modules=[qq_proj]",
+    "train experiment=smoke dataset=local dataset.path=FILE.jsonl dataset.max_length=8",
+    "train experiment=smoke dataset=local dataset.path=FILE.jsonl template=llama2",
+)
+GRID = "outputs/ranks/grid"
+
+
+class Day:
+    """A directory of a newcomer's, in which commands are run.
+
+    Args:
+        place: the directory.
+        cache: where models and tokens are kept.
+    """
+
+    def __init__(self, place: Path, cache: Path) -> None:
+        self.place = place
+        known = {key: value for key, value in os.environ.items() if key not in ("MODEL_ID", "HF_TOKEN")}
+        more = {"SFT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.environment = {**known, **more, "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
+
+    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m sft.<name>`; a chat that waits for input gets none."""
+        command = [sys.executable, "-m", f"sft.{name}", *arguments]
+        return subprocess.run(
+            command,
+            cwd=self.place,
+            env=self.environment,
+            input="",
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    def done(self, name: str, *arguments: str) -> None:
+        """Run a command that has to succeed."""
+        finished = self.run(name, *arguments)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def example_files(place: Path) -> None:
+    """The files of CONTRIBUTING.md's examples, and sums.jsonl as it describes it."""
+    for block in blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
+        if match := re.match(r"# (\S+\.(?:yaml|py))\n", block):
+            (place / match[1]).parent.mkdir(parents=True, exist_ok=True)
+            (place / match[1]).write_text(block)
+    (place / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    """A newcomer's directory with rows, two finished runs (one merged) and a sweep."""
+    found = Day(tmp_path_factory.mktemp("day"), tmp_path_factory.mktemp("cache"))
+    example_files(found.place)
+    for name in ("FILE", "FILE.jsonl", "FILE, (second) try=2.jsonl"):
+        (found.place / name).write_text((found.place / "sums.jsonl").read_text())
+    (found.place / "FILE").rename(found.place / "rows.jsonl")
+    (found.place / "bad.jsonl").write_text("\n".join(BAD))
+    found.done("train", "experiment=smoke", "hydra.run.dir=outputs/one")
+    found.done("train", "experiment=smoke", "lora.r=4", "hydra.run.dir=outputs/two")
+    found.done("merge", "run=outputs/one", "output=merged")
+    sweep = ("experiment=smoke", "lora.r=4,8", "trainer.learning_rate=1e-3,1e-2", "trainer.max_steps=2")
+    found.done("train", "-m", *sweep, f"hydra.sweep.dir={GRID}")
+    return found
+
+
+def for_the_day(command: Command) -> list[str]:
+    """A command's arguments with what there is in the place of FILE, DIR and SWEEP, and small enough for a test."""
+    arguments = [HUB_MODELS.sub("model=tiny", argument) for argument in command.arguments]
+    swaps = (
+        (r"^model\.name=DIR$", "model.name=merged"),
+        (r"^runs=\[DIR,DIR\]$", "runs=[outputs/one,outputs/two]"),
+        (r"^run=DIR$", "run=outputs/one"),
+        (r"^dir=SWEEP$", f"dir={GRID}"),
+        (r"^dataset\.path=FILE$", "dataset.path=rows.jsonl"),
+        (r"n_trials=\d+", "n_trials=2"),
+    )
+    for pattern, there in swaps:
+        arguments = [re.sub(pattern, there, argument) for argument in arguments]
+    given = {argument.partition("=")[0] for argument in arguments}
+    if not given & {"model", "model.name", "run", "runs", "dir"} and "experiment=smoke" not in arguments:
+        arguments += ["model=tiny"] if command.name != "doctor" else []
+    if command.name == "train" and "--cfg" not in arguments:
+        arguments = [a for a in arguments if not re.match(r"(hydra\.sweep\.dir|trainer\.max_steps)=", a)]
+        arguments += ["trainer.max_steps=2", "evaluation.max_samples=2"]
+    return arguments
+
+
+DAILY = [c for c in COMMANDS if c.line not in MISTAKES and not any(word in c.line for word in ELSEWHERE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DAILY, ids=lambda c: f"{c.page}: {c.line}")
+def test_a_command_does_what_the_page_says(command, day):
+    finished = day.run(command.name, *for_the_day(command))
+    if command.line in REFUSED:
+        assert finished.returncode == 2 and finished.stderr.rpartition("error: ")[2].count("\n") < 12, finished.stderr[
+            -3000:
+        ]
+    else:
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert finished.stdout.strip() or command.line == "chat run=DIR"
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", REFUSED)
+def test_the_mistakes_that_are_refused_are_still_on_a_page(line):
+    assert line in {command.line for command in DAILY}
+
+
+def without_figures(text: str) -> list[str]:
+    """The lines of an output without times and figures, which are another machine's."""
+    text = re.sub(r"^\d\d:\d\d:\d\d ", "", text, flags=re.MULTILINE)
+    text = re.sub(r"kept in the cache \S+", "kept in the cache", text)
+    return [re.sub(r"\d[\d,.]*(e-?\d+)?", "#", line).strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_contributing_is_what_a_new_user_gets(tmp_path, tmp_path_factory):
+    day = Day(tmp_path, tmp_path_factory.mktemp("cache"))
+    example_files(tmp_path)
+    shown = [
+        block for block in blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if block.startswith("$ ")
+    ]
+    assert len(shown) == 3
+    for block in shown:
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, _, output = part.partition("\n")
+            words = shlex.split(line)
+            if words[0] == "cat":
+                said = (tmp_path / words[1]).read_text()
+            else:
+                assert words[:2] == ["python", "-m"]
+                finished = day.run(words[2].removeprefix("sft."), *words[3:])
+                said = (finished.stderr + finished.stdout).replace(f"{tmp_path}/", "")  # the page shortens paths
+            assert [each for each in without_figures(output) if each not in without_figures(said)] == [], said

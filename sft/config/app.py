@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 
 from sft.config.errors import Interrupted, PastHydra, Pruned, RunFailed, UserError
 from sft.config.rank import is_main, local_world_size, world_size
+from sft.config.secrets import redact
+from sft.config.text import harmless
 
 Task = Callable[[DictConfig], Any]
 Together = Callable[[BaseException, Callable[[], NoReturn]], NoReturn]
@@ -128,7 +130,7 @@ class _Jobs:
             self.error = str(error) or type(error).__name__
             job = _job_number()
             self.failed.append(f"job {job}: {error}")
-            print(f"job {job} failed: {error}", file=sys.stderr)
+            _say(f"job {job} failed: {error}")
             traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames, and they the model
             return None
 
@@ -229,19 +231,27 @@ def _say_and_leave(error: BaseException) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if isinstance(error, Interrupted):
-        print(error, file=sys.stderr)
+        _say(str(error))
         sys.exit(error.code)
     if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(2)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        print(f"error: {_hydra_message(error)}", file=sys.stderr)
+        _say(f"error: {_hydra_message(error)}")
+        sys.exit(2)
+    if type(error).__module__.partition(".")[0] == "yaml":  # broken YAML in a directory of the user's configs
+        _say(f"error: is not YAML: {' '.join(str(error).split())}")
         sys.exit(2)
     if isinstance(error, RunFailed):  # its traceback is in train.log
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(1)
-    traceback.print_exception(error)
+    _say("".join(traceback.format_exception(error)).rstrip())
     sys.exit(1)
+
+
+def _say(text: str) -> None:
+    """Print to stderr, without secrets and without what would act on a terminal: an error may quote anything."""
+    print(harmless(redact(text)), file=sys.stderr)
 
 
 def _hydra_message(error: BaseException) -> str:

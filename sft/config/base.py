@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
 from sft.config.paths import conf_dir
+from sft.config.yaml_files import check_yaml
 
 SNAPSHOT = "config.resolved.yaml"
 BASE_NAME = "sft_base"
@@ -22,6 +23,8 @@ def read_yaml(path: Path) -> DictConfig:
     """
     import yaml
 
+    if wrong := check_yaml(path):
+        raise wrong
     try:
         config = OmegaConf.load(path)
     except OSError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.config.check import check, nearest
+from sft.config.check import OWNED, check, nearest
 from sft.config.errors import UserError, raise_all
-from sft.config.paths import conf_dir
+from sft.config.paths import conf_dir, user_conf_dirs
 from sft.config.resolvers import register
+from sft.config.safety import unsafe
+from sft.config.secrets import redact_command
+from sft.config.yaml_files import check_yaml
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -43,9 +48,20 @@ def config_loader() -> ConfigLoaderImpl:
     from hydra._internal.utils import create_config_search_path
     from hydra.core.utils import setup_globals
 
+    raise_all(_unreadable_configs())
     setup_globals()
     register()
     return ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+
+
+def _unreadable_configs() -> list[UserError]:
+    """What is wrong with the YAML files of the user's own directories, which Hydra would read as they are."""
+    found = []
+    for directory in user_conf_dirs():
+        # os.walk does not follow links to directories, so that one to a parent ends here
+        files = [Path(folder, name) for folder, _, names in os.walk(directory) for name in sorted(names)]
+        found += [check_yaml(path) for path in files if path.suffix in (".yaml", ".yml")]
+    return [error for error in found if error]
 
 
 def compose_job(
@@ -90,7 +106,10 @@ def compose_job(
     plain = _resolved(composed)
     if plain is not None:
         hydra_node = plain.pop("hydra", {})
-        composed.errors += _hydra_targets(hydra_node) + check(plain, command)
+        dangers = [error for error in unsafe(plain, hydra_node) if error.where not in OWNED]
+        told = {error.where for error in dangers}
+        composed.errors += [*_hydra_targets(hydra_node), *dangers]
+        composed.errors += [error for error in check(plain, command) if error.where not in told]
         if not composed.errors:
             composed.errors += _refused_by_specs(plain)
     return composed
@@ -160,10 +179,12 @@ def _parse(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list
     for override in overrides:
         try:
             parsed += parser.parse_overrides([override])
+        except RecursionError:
+            errors.append(UserError("nested too deeply", where=f"{override.partition('=')[0]}=..."))
         except OverrideParseException as error:
-            what = str(error).split("\n")[0]
+            what = str(error).split("\n")[0].replace(override, "...")
             remedy = "quote a value with special characters for Hydra and for the shell: \"key='a,b'\""
-            errors.append(UserError(f"cannot be read: {what}", where=override, remedy=remedy))
+            errors.append(UserError(f"cannot be read: {what}", where=redact_command([override])[0], remedy=remedy))
     raise_all(errors)
     return parsed
 
@@ -195,6 +216,10 @@ def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError |
 def _apply(composed: Composed, override: Override) -> None:
     """Apply one value override as Hydra would, a key that does not fit noted instead of raised."""
     config, key = composed.config, override.key_or_group
+    if override.is_sweep_override():
+        remedy = f"-m to try each in a run of its own; a value that has commas in it is quoted: \"{key}='a,b'\""
+        composed.errors.append(UserError("several values, and this is one run", where=key, remedy=remedy))
+        return
     parent, _, last = key.rpartition(".")
     holder = OmegaConf.select(config, parent) if parent else config
     if override.is_delete():

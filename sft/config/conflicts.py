@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.ranges import out_of_range
 
 # Attention that keeps packed documents apart; eager and flex need a 4-D mask that nobody builds.
 ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"}
@@ -13,6 +14,7 @@ ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 def conflicts(config: dict[str, Any]) -> Iterator[UserError]:
     """Each pair of settings of a resolved training config that cannot both be meant."""
+    yield from out_of_range(config)
     for rule in _RULES:
         try:
             yield from rule(config)

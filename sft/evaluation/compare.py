@@ -78,7 +78,7 @@ def sample_table(
     for row in pick(after, count):
         question = row.question
         earlier = old.get((question.source, question.row))
-        lines = [f"[{question.source}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
+        lines = [f"[{_printable(question.source)}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
         lines.append(f"  {'expected':{width}}{_short(question.reference)}")
         if earlier:
             lines.append(f"  {names[0]:{width}}{_short(earlier.answer.text)}")
@@ -98,7 +98,7 @@ def pick(answers: Answers, count: int) -> list:
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Align columns with two spaces between them; figures to the right, words to the left."""
-    table = [list(header), *map(list, lines)]
+    table = [[_printable(cell) for cell in line] for line in (header, *lines)]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     right = [bool(lines) and all(_is_figure(row[i]) for row in lines) for i in range(len(header))]
     out = []
@@ -120,8 +120,12 @@ def _asked(messages: Sequence[dict]) -> str:
 
 
 def _short(text: str, width: int = 2 * _WIDEST) -> str:
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    line = _printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _percent(value: float | None) -> str:

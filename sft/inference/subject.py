@@ -163,7 +163,7 @@ def _info_beside(directory: Path) -> TrainingInfo | None:
         if path.is_file():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = None
             if not isinstance(found, dict):
                 raise UserError("is no valid JSON object", where=str(path), remedy="restore the file or remove it")

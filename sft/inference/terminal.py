@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import unicodedata
 from collections.abc import Callable
 
 from sft.config.errors import UserError
+from sft.config.text import harmless
 from sft.inference.talk import Talk
 
 HELP = """/system TEXT   another system prompt; without TEXT the present one is shown
@@ -16,15 +16,6 @@ HELP = """/system TEXT   another system prompt; without TEXT the present one is 
 /save FILE     add the conversation to FILE, one line of JSON
 /help          this
 /exit          leave (or Ctrl-D); Ctrl-C stops an answer"""
-# Marks that reorder text: an answer could show itself as something else.
-_REORDERING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def harmless(text: str) -> str:
-    """Text for a terminal: without control characters, which could move the cursor or set the title."""
-    return "".join(
-        c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _REORDERING)
-    )
 
 
 class Terminal:

@@ -13,7 +13,7 @@ from typing import Any
 
 import peft
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sft.config.errors import UserError
 
@@ -57,6 +57,9 @@ def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
             adapted = peft.PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
         except RuntimeError as error:
             raise wrong_base(path, model, str(error)) from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            what = f"is no adapter that can be read: {' '.join(str(error).split())[:200]}"
+            raise UserError(what, where=str(path), remedy="give the adapter/ of a run, whole") from error
     for message in {str(w.message) for w in caught}:
         if "missing adapter keys" in message:
             raise wrong_base(path, model, message)
@@ -76,7 +79,12 @@ def quiet() -> Iterator[None]:
 def _adapter_rows(path: Path) -> int:
     """Embedding rows an adapter was trained with, from the rows it stores; 0 where it stores none."""
     rows = max(stored_rows(read_adapter_config(path)), default=-1) + 1
-    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+    weights = path / "adapter_model.safetensors"
+    try:
+        opened = safe_open(weights, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"holds no whole safetensors: {error}", where=str(weights)) from error
+    with opened as file:
         for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
             if re.search(r"(embed_tokens|wte|lm_head|embed_out)\.(modules_to_save\.)?weight$", key):
                 rows = max(rows, file.get_slice(key).get_shape()[0])
@@ -85,7 +93,17 @@ def _adapter_rows(path: Path) -> int:
 
 def read_adapter_config(path: Path) -> dict[str, Any]:
     """An adapter's adapter_config.json."""
-    return json.loads((path / "adapter_config.json").read_text())
+    where = path / "adapter_config.json"
+    try:
+        config = json.loads(where.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no object at its top")
+    except (OSError, ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"is no adapter's config: {what}", where=str(where)) from None
+    if config.get("megatron_core") not in (None, "megatron.core"):  # peft imports the module of that name
+        raise UserError(f"names a module to import, {config['megatron_core']!r}", where=str(where))
+    return config
 
 
 def stored_rows(config: dict[str, Any]) -> list[int]:

@@ -51,16 +51,23 @@ def _header(path: Path) -> dict[str, tuple[str, list[int], int, int]]:
     """Type, shape and place in the file of each tensor; {} for a file that is none of safetensors."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            return {}
+        start = 8 + size
         try:
             header: dict[str, Any] = json.loads(file.read(size))
-        except (ValueError, MemoryError, OverflowError):
+            return {
+                key: (
+                    facts["dtype"],
+                    facts["shape"],
+                    start + facts["data_offsets"][0],
+                    start + facts["data_offsets"][1],
+                )
+                for key, facts in header.items()
+                if key != "__metadata__"
+            }
+        except (ValueError, MemoryError, RecursionError, TypeError, AttributeError, LookupError):
             return {}
-    start = 8 + size
-    return {
-        key: (facts["dtype"], facts["shape"], start + facts["data_offsets"][0], start + facts["data_offsets"][1])
-        for key, facts in header.items()
-        if key != "__metadata__"
-    }
 
 
 def _bytes(path: Path, begin: int, count: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from sft.config.errors import UserError
 
@@ -19,6 +20,8 @@ _UNREACHABLE = {
     "ReadTimeout",
     "ProxyError",
 }
+# What the libraries raise over a config.json or tokenizer.json that is not what they expect.
+_OF_BROKEN_FILES = (TypeError, IndexError, AttributeError, AssertionError, RecursionError, UnpicklingError)
 
 
 @contextmanager
@@ -33,12 +36,11 @@ def loading(name: str, where: str = "model.name") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, *_OF_BROKEN_FILES) as error:
         raise explain(error, name, where) from error
     except Exception as error:
-        if type(error).__name__ == "SafetensorError" or "mismatch" in str(
-            error
-        ):  # a torn file, another model's weights
+        # a torn file, a value of the wrong type, another model's weights
+        if type(error).__name__.startswith(("SafetensorError", "StrictDataclass")) or "mismatch" in str(error):
             raise explain(error, name, where) from error
         raise
 
@@ -48,7 +50,9 @@ def explain(error: BaseException, name: str, where: str = "model.name") -> UserE
     chain = _chain(error)
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     codes = {getattr(getattr(link, "response", None), "status_code", None) for link in chain}
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        text = "one of its JSON files is nested too deeply"
     if "GatedRepoError" in kinds or "gated repo" in text or 403 in codes:
         return UserError(
             f"{name} is gated: its authors want their terms accepted first",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sft.config.errors import UserError
@@ -34,9 +35,24 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/")
 
 
+def _check_index(path: Path) -> None:
+    """An index names the files that weights lie in; they are safetensors beside it, and nothing else is opened."""
+    if not path.is_file():
+        return
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("is no index of weights", where=str(path), remedy="fetch the model's directory again") from None
+    wrong = sorted(str(name) for name in names if Path(str(name)).name != name or not name.endswith(".safetensors"))
+    if wrong or not names:
+        what = f"names {wrong[0]!r}, which is no safetensors file beside it" if wrong else "names no weights"
+        raise UserError(what, where=str(path), remedy="fetch the model's directory again")
+
+
 def _check_directory(path: Path) -> None:
     """Refuse a directory without a model, and say which one was probably meant."""
     if (path / "config.json").is_file():
+        _check_index(path / "model.safetensors.index.json")
         return
     remedy = "give a directory with config.json and *.safetensors"
     if (path / "adapter_config.json").is_file():

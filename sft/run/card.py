@@ -42,7 +42,7 @@ class Card:
 
     def text(self) -> str:
         """The card in Markdown."""
-        parts = [self._front_matter(), f"# {self.name}", self._summary(), "## Use", self._usage()]
+        parts = [self._front_matter(), f"# {_inline(self.name)}", self._summary(), "## Use", self._usage()]
         parts += ["## Data", self._data(), "## Settings", self._settings(), "## Results", self._results()]
         return redact("\n\n".join(part for part in parts if part) + "\n")
 
@@ -77,7 +77,7 @@ class Card:
 
     def _summary(self) -> str:
         what = "A fine-tuned copy of" if self.whole else "A LoRA adapter for"
-        line = f"{what} `{self.base or self.info.model_name or self.info.model_path}`, made with sft {self.info.sft_version}."
+        line = f"{what} `{_plain(str(self.base or self.info.model_name or self.info.model_path))}`, made with sft {self.info.sft_version}."
         if self.info.system:
             line += f"\n\nIt was trained with this system prompt:\n\n{_fenced(self.info.system)}"
         return line
@@ -110,7 +110,7 @@ class Card:
     def _data(self) -> str:
         sources = self.info.dataset.get("sources")
         if isinstance(sources, Mapping) and sources:
-            return "\n".join(f"- `{name}`: {_inline(facts)}" for name, facts in sources.items())
+            return "\n".join(f"- `{_plain(str(name))}`: {_inline(facts)}" for name, facts in sources.items())
         return _table(self.info.dataset)
 
     def _settings(self) -> str:
@@ -128,7 +128,7 @@ class Card:
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    rows = [f"| {key} | {_inline(value)} |" for key, value in facts.items() if value is not None]
+    rows = [f"| {_inline(key)} | {_inline(value)} |" for key, value in facts.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *rows]) if rows else "Not recorded."
 
 
@@ -139,7 +139,13 @@ def _inline(value: Any) -> str:
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list | tuple | set):
         return ", ".join(_inline(item) for item in value)
-    return " ".join(str(value).split()).replace("|", r"\|")
+    return _plain(str(value)).replace("|", r"\|")
+
+
+def _plain(text: str) -> str:
+    """Text on one line that ends no code span and holds no HTML and nothing invisible: names come from elsewhere."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(line.split()).translate({ord("`"): "'", ord("<"): "‹", ord(">"): "›"})
 
 
 def _fenced(text: str, language: str = "") -> str:

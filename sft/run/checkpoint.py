@@ -165,7 +165,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
             isinstance(facts["sha256"], str) and isinstance(facts["bytes"], int) and not _leads_out(path)
             for path, facts in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if sound and files else None
 

@@ -151,12 +151,16 @@ class RunDirectory:
         """
         path = self.inside(name)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(default, dict) and not isinstance(value, dict):
+                raise ValueError("no object at its top")
+            return value
         except FileNotFoundError:
             return default
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            what = "nested too deeply" if isinstance(error, RecursionError) else error
             raise UserError(
-                f"is not valid JSON: {error}", where=str(path), remedy="restore the file or remove it"
+                f"is not valid JSON: {what}", where=str(path), remedy="restore the file or remove it"
             ) from error
 
     def read_jsonl(self, name: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -175,6 +179,6 @@ def _lines(path: Path) -> list[str]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

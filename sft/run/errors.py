@@ -24,6 +24,8 @@ _REMEDIES = {
     errno.EROFS: ("the file system is read-only", "choose a directory you may write: hydra.run.dir=DIR"),
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one: hydra.run.dir=DIR"),
     errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory: hydra.run.dir=DIR"),
+    errno.EEXIST: ("there is something else of that name", "choose another directory: hydra.run.dir=DIR"),
+    errno.ELOOP: ("a link in the path leads to itself", "choose another directory: hydra.run.dir=DIR"),
     errno.EFBIG: (
         "the file is larger than the file system or the limit (ulimit -f) allows",
         "raise the limit or write elsewhere",

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from sft.config.errors import UserError
 from sft.config.rank import is_main, rank
+from sft.config.text import harmless
 from sft.run.directory import RunDirectory
 from sft.run.errors import storage
 from sft.run.secrets import redact
@@ -235,8 +236,8 @@ class _FileFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line with its traceback, without secrets."""
-        return redact(super().format(record))
+        """The line with its traceback, without secrets and without what would act on the terminal it is read in."""
+        return harmless(redact(super().format(record)))
 
 
 class _ShortFormatter(logging.Formatter):
@@ -244,7 +245,7 @@ class _ShortFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The short form, without secrets."""
-        message = redact(record.getMessage())
+        message = harmless(redact(record.getMessage()))
         if record.name == "py.warnings":
             match = _WARNING.search(message)
             message = match["text"] if match else message

@@ -99,6 +99,8 @@ def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> 
     """
     import sys
 
+    from sft.config.secrets import redact
+    from sft.config.text import harmless
     from sft.run.directory import RunDirectory
     from sft.run.record import RunRecord
     from sft.sweep.record import SweepRecord
@@ -108,7 +110,7 @@ def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> 
     for number, each in enumerate(returned, first):
         if not isinstance(each, Lost):
             continue
-        print(f"job {number} failed: {each.error}", file=sys.stderr)
+        print(harmless(redact(f"job {number} failed: {each.error}")), file=sys.stderr)
         if number not in jobs:
             continue
         record.job(number, status="failed", error=each.error)

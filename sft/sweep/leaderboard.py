@@ -16,7 +16,7 @@ from sft.run.jsonable import plain as as_json
 from sft.run.secrets import redact
 from sft.sweep.ranking import Leaderboard, Point, finite, point_keys, rank
 from sft.sweep.results import JobResult, read_sweep
-from sft.sweep.text import clean, markdown_cell, markdown_table, plain, print_table, short, short_keys
+from sft.sweep.text import as_text, clean, markdown_cell, markdown_table, plain, print_table, short, short_keys
 
 # The figures of the .md and the terminal, where some job has them; leaderboard.csv has every one.
 _SHOWN = ("eval_loss", "eval_exact_match", "eval_token_accuracy", "train_loss", "steps", "train_seconds")
@@ -209,9 +209,9 @@ def _first_line(error: str | None) -> str:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(as_text, rows[0]))
+    writer.writerows([as_text(value) for value in row.values()] for row in rows)
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
 
 

@@ -29,6 +29,11 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def as_text(cell: str) -> str:
+    """A CSV file's cell that a spreadsheet shows and does not run: what begins as a formula gets a quote before it."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(cell) and cell != "-" else cell
+
+
 def short(value: Any, most: int = 60) -> str:
     """A value for people: figures to five digits, long numbers of a search too."""
     if isinstance(value, float):

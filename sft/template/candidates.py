@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.template.families import Family, by_template
+from sft.template.render import LONGEST
 from sft.template.spec import Template
 
 FILES = Path(__file__).parent / "files"
@@ -96,8 +97,14 @@ def _users_text(template: Template) -> str:
     if template.text is not None:
         return template.text
     path = Path(template.path or "").expanduser()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file", where="template.path")
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UserError(f"{path} has more than {LONGEST:,} characters", where="template.path")
+        return text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", where="template.path") from None
     except UnicodeDecodeError:
@@ -109,4 +116,7 @@ def _own_text(tokenizer: Any) -> str | None:
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, Mapping):
         own = own.get("tool_use") or own.get("default") or next(iter(own.values()), None)
+    if own and not isinstance(own, str):
+        remedy = "template=chatml, or another named one"
+        raise UserError("the tokenizer's chat template is not text", where="model.tokenizer", remedy=remedy)
     return own or None

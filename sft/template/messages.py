@@ -148,7 +148,7 @@ def _parsed(arguments: str) -> Any:
     """Arguments written as JSON text, as the mapping that they are; the text itself if they are none."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments
 

@@ -16,9 +16,14 @@ from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import SecurityError
+
+from sft.config.errors import UserError
+from sft.template.limits import limited
+from sft.template.sandbox import Sandbox
 
 GENERATION_OPEN, GENERATION_CLOSE = "\U0010fff0", "\U0010fff1"
+LONGEST = 1 << 20  # characters of a template; the longest of any known model has 20,000
 _ASKS_FOR_GENERATION = "sft_generation_marks"
 
 
@@ -87,16 +92,15 @@ def _to_json(
 
 
 @lru_cache(maxsize=1)
-def environment() -> ImmutableSandboxedEnvironment:
+def environment() -> Sandbox:
     """The sandbox that chat templates render in, with what transformers gives them."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.globals["dict"] = _Dict()
     environment.globals["namespace"] = _Namespace
+    environment.limit_filters()
     return environment
 
 
@@ -107,10 +111,17 @@ def compiled(text: str) -> jinja2.Template:
     Raises:
         RenderError: the text is not a Jinja template.
     """
+    if len(text) > LONGEST:
+        raise RenderError(f"the chat template has {len(text):,} characters, more than {LONGEST:,}")
     try:
-        return environment().from_string(text)
+        with limited():  # constant expressions are worked out now
+            return environment().from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from None
+    except (RecursionError, MemoryError, SyntaxError):
+        raise RenderError("the chat template is not valid Jinja: nested too deeply") from None
+    except (ValueError, OverflowError, TypeError, SecurityError) as error:
+        raise RenderError(f"the chat template is not valid Jinja: {error}") from None
 
 
 def day(date: str | None) -> dict[str, Any]:
@@ -137,20 +148,26 @@ def render(
 
     Raises:
         RenderError: the template raised, or failed on these messages.
+        EndlessTemplate: it did not end, or made more text than there is memory for.
     """
     variables = {**context, "messages": messages, "add_generation_prompt": add_generation_prompt}
     if generation_marks:
         variables[_ASKS_FOR_GENERATION] = True
     template = compiled(text)
-    with template_errors():
+    with template_errors(), limited():
         return template.render(variables)
 
 
 @contextmanager
 def template_errors() -> Iterator[None]:
-    """Whatever a template raises becomes a RenderError: it is code from elsewhere, about this conversation."""
+    """Whatever a template raises becomes a RenderError: it is code from elsewhere, about this conversation.
+
+    One that had to be stopped ends the command: the next conversation would take as long.
+    """
     try:
         yield
+    except UserError:
+        raise
     except jinja2.UndefinedError as error:
         raise RenderError(f"the chat template fails: {error}") from None
     except jinja2.TemplateError as error:

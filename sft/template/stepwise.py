@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
+from sft.template.limits import limited
 from sft.template.render import environment
 
 STEP = "\U0010fff2"
@@ -69,7 +70,9 @@ class Stepwise:
         Raises:
             Exception: whatever the template raises.
         """
-        pieces = self.template.render({**context, "messages": plain, "add_generation_prompt": False}).split(STEP)
+        with limited():
+            text = self.template.render({**context, "messages": plain, "add_generation_prompt": False})
+        pieces = text.split(STEP)
         starts = list(accumulate(map(len, pieces[:-1])))
         end = starts.pop() if starts else 0
         if len(starts) == len(plain) - 1 and plain[0]["role"] == "system":
@@ -79,7 +82,10 @@ class Stepwise:
     def generation_prompt(self, context: Mapping[str, Any]) -> str:
         """What the template writes after the last message, the same for every conversation."""
         plain = [{"role": "user", "content": "zquser"}]
-        return self.template.render({**context, "messages": plain, "add_generation_prompt": True}).rpartition(STEP)[2]
+        with limited():
+            return self.template.render({**context, "messages": plain, "add_generation_prompt": True}).rpartition(STEP)[
+                2
+            ]
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 
 import pytest
@@ -23,6 +24,16 @@ def _break(step=3):
                 raise RuntimeError("power cut")
 
     return Break()
+
+
+def _telltale(secret):
+    from transformers import TrainerCallback
+
+    class Telltale(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            logging.getLogger("sft").warning("the key is %s", secret)
+
+    return Telltale()
 
 
 @pytest.fixture
@@ -167,7 +178,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
 def test_no_secret_is_anywhere_in_a_run_directory(run, tmp_path, monkeypatch):
     secret = "hf_" + "Qx7" * 12
     monkeypatch.setenv("HF_TOKEN", secret)
-    result = run(*STEPS, f"name=demo-{secret}")
+    result = run(*STEPS, callbacks=[_telltale(secret)])
+    assert "the key is ***" in (result.directory / "train.log").read_text()
     files = [path for path in result.directory.rglob("*") if path.is_file()]
     assert [path.name for path in files if secret.encode() in path.read_bytes()] == []
     assert [path for path in files if path.name == "training_args.bin"] == []

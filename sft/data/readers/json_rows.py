@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from sft.config.errors import UserError
+from sft.data.readers.lines import LONGEST_LINE, described, lines_of, whole
 from sft.data.readers.rows import Broken, Row, Rows, Where
 
 _BOM = b"\xef\xbb\xbf"
@@ -31,15 +32,47 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
+# Real rows have ten levels at most. What is deeper would meet Python's limit in whatever walks through it later.
+MOST_LEVELS = 100
+
+
+def _decoded(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, and RecursionError where it is nested deeper than MOST_LEVELS."""
+    value = _DECODER.decode(text)
+    if text.count("[") + text.count("{") > MOST_LEVELS:
+        refuse_deep(value)
+    return value
+
+
+def refuse_deep(value: Any) -> None:
+    """Raise RecursionError for a value with more than MOST_LEVELS of lists and objects in each other."""
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if level
+            else []
+        )
+        if not level:
+            return
+    raise RecursionError
 
 
 def read_jsonl(stream: IO[bytes], label: str) -> Rows:
     """One row a line; the row's number is the line's, blank lines counted but not read."""
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(lines_of(stream), 1):
+        if line is None:
+            yield Where(label, number), Broken("the line is too long", f": more than {described(LONGEST_LINE)}")
+            continue
         if number == 1:
             line = _without_bom(line, label)
             if line.strip() == b"[" or _is_array(line):
-                yield from read_json_text(line + stream.read(), label)
+                yield from read_json_text(whole(stream, label, line), label)
                 return
         if not line.isspace():
             yield Where(label, number), parse_line(line)
@@ -47,7 +80,7 @@ def read_jsonl(stream: IO[bytes], label: str) -> Rows:
 
 def read_json(stream: IO[bytes], label: str) -> Rows:
     """An array of rows, one object, a wrapper around an array ({"data": [...]}), or JSON lines under another name."""
-    data = _without_bom(stream.read(), label)
+    data = _without_bom(whole(stream, label), label)
     if data.strip():
         yield from read_json_text(data, label)
 
@@ -78,11 +111,19 @@ def parse_line(line: bytes) -> Row:
     """The object of one line, or why there is none."""
     line = line.rstrip(b"\r\n")
     try:
-        value = _DECODER.decode(line.decode("utf-8"))
+        value = _decoded(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Broken("invalid UTF-8", f" at byte {error.start + 1} of the line")
     except (ValueError, RecursionError) as error:
         return _broken(error, line.decode("utf-8").strip())
+    return _row(value)
+
+
+def _shallow_row(value: Any) -> Row:
+    try:
+        refuse_deep(value) if isinstance(value, dict | list) else None
+    except RecursionError as error:
+        return _broken(error, "")
     return _row(value)
 
 
@@ -122,8 +163,9 @@ def _array(text: str, start: int, label: str) -> Iterator[tuple[int, Row]]:
     except (ValueError, RecursionError):
         yield from _one_by_one(text, start + 1, label)
         return
+    deep = text.count("[") + text.count("{") > MOST_LEVELS
     for number, value in enumerate(values, 1):
-        yield number, _row(value)
+        yield number, _shallow_row(value) if deep else _row(value)
 
 
 def _one_by_one(text: str, at: int, label: str) -> Iterator[tuple[int, Row]]:
@@ -135,7 +177,7 @@ def _one_by_one(text: str, at: int, label: str) -> Iterator[tuple[int, Row]]:
         where = f"{label} row {number} (line {text.count(chr(10), 0, at) + 1})"
         try:
             value, end = _DECODER.raw_decode(text, at)
-            row = _row(value)
+            row = _shallow_row(value)
         except (ValueError, RecursionError) as error:
             closed = _end_of_value(text, at)
             if closed is None:
@@ -193,8 +235,8 @@ def _single(text: str, label: str) -> list[Row]:
     if isinstance(value, dict):
         inner = [value[key] for key in _WRAPPERS if isinstance(value.get(key), list)]
         if len(inner) == 1 and all(isinstance(item, dict) for item in inner[0]):
-            return [_row(item) for item in inner[0]]
-        return [_row(value)]
+            return [_shallow_row(item) for item in inner[0]]
+        return [_shallow_row(value)]
     raise UserError(
         "holds no rows", where=label, remedy='an array of objects: [{"messages": [...]}, ...], or JSON lines'
     )

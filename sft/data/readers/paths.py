@@ -71,7 +71,11 @@ def files_of(source: Source, where: str, split: str | None = None) -> list[File]
     patterns = [source.path] if isinstance(source.path, str) else list(source.path or [])
     found: list[Path] = []
     for pattern in patterns:
-        found += [path for path in _expand(pattern, split, f"{where}.path") if path not in found]
+        found += _expand(pattern, split, f"{where}.path")
+    once: dict[str, Path] = {}  # links may lead to one file many times, to a directory's parent without end
+    for path in found:
+        once.setdefault(os.path.realpath(path), path)
+    found = list(once.values())
     labels = _labels(found)
     return [_file(path, split, label, f"{where}.path") for path, label in zip(found, labels, strict=True)]
 
@@ -81,10 +85,14 @@ def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
         raise UserError(f"{pattern!r} is no path", where=where)
     if re.match(r"[a-z]+://", pattern):
         raise UserError(f"{pattern} is an address, not a file", where=where, remedy="download it, or use name=HUB_ID")
+    if "\0" in pattern:
+        raise UserError(f"{pattern!r} is no path", where=where)
     path = Path(pattern).expanduser()
     if path.is_dir():
         return [path] if is_saved(path) else _by_split(path, _in_directory(path, where), split, where)
     if path.exists():
+        if not path.is_file():
+            raise UserError(f"{path} is no regular file", where=where, remedy="a file, a directory, or a glob")
         if split not in (None, "train") and _split_of(Path(path.name)) != _SPLIT_WORDS.get(str(split), split):
             raise UserError(f"{path} is one file and has no split {split}", where=where.replace(".path", ".split"))
         return [path]
@@ -94,6 +102,8 @@ def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
         if not matches:
             raise UserError(f"no readable file matches {pattern}", where=where, remedy=f"readable are {READABLE}")
         return matches if split is None else _by_split(path, matches, split, where)
+    if path.is_symlink():
+        raise UserError(f"{pattern} is a link that leads nowhere", where=where)
     raise UserError(f"{pattern} does not exist", where=where, remedy=_nearest(path))
 
 
@@ -112,6 +122,7 @@ def _in_directory(directory: Path, where: str) -> list[Path]:
             Path(folder, name)
             for name in sorted(names)
             if _suffixes(Path(name))[0] in KINDS and not name.startswith(".") and name not in _NOT_ROWS
+            if os.path.isfile(os.path.join(folder, name))  # no pipe, which would be waited for
         ]
     if not found:
         raise UserError(f"nothing readable in {directory}", where=where, remedy=f"readable are {READABLE}")

@@ -12,13 +12,17 @@ from typing import IO, Any
 from sft.config.errors import UserError
 from sft.data.readers.paths import File
 
+MOST_GROWTH = 500
+SMALLEST_BOMB = 16 << 20  # bytes; what stays below is no danger
+_ZSTD_PIECE = 1 << 12  # bytes; each may become thirty thousand times as many at once
+
 
 def open_bytes(file: File) -> IO[bytes]:
     """The file's bytes, decompressed by its suffix."""
     if file.compression == ".gz":
-        return io.BufferedReader(gzip.open(file.path, "rb"), 1 << 20)
+        return io.BufferedReader(_Bounded(gzip.open(file.path, "rb"), file), 1 << 20)
     if file.compression == ".zst":
-        return io.BufferedReader(_ZstdFile(open(file.path, "rb"), file.label), 1 << 20)
+        return io.BufferedReader(_Bounded(_ZstdFile(open(file.path, "rb"), file.label), file), 1 << 20)
     return open(file.path, "rb", buffering=1 << 20)
 
 
@@ -33,6 +37,36 @@ def reading(file: File) -> Iterator[None]:
         raise UserError(f"cannot be decompressed: {error}", where=str(file.path)) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(file.path)) from error
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that is ended where it grows beyond what rows of text ever do.
+
+    A few kilobytes of a "bomb" stand for gigabytes of zeros; text that people write shrinks to a third, generated text
+    to a fiftieth.
+    """
+
+    def __init__(self, stream: Any, file: File) -> None:
+        self._stream, self._file, self._count = stream, file, 0
+        self._most = max(SMALLEST_BOMB, MOST_GROWTH * file.path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._stream.readinto(buffer)
+        self._count += count
+        if self._count > self._most:
+            raise UserError(
+                f"grows to more than {MOST_GROWTH} times its size when it is decompressed, as no rows of text do",
+                where=str(self._file.path),
+                remedy="if it is what you mean, decompress it yourself",
+            )
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class _ZstdFile(io.RawIOBase):
@@ -67,7 +101,7 @@ class _ZstdFile(io.RawIOBase):
 
     def _advance(self) -> bool:
         """Decompress one more piece; false at the end of the file, EOFError in the midst of a frame."""
-        data = self._fed or self._raw.read(1 << 18)
+        data = self._fed or self._raw.read(_ZSTD_PIECE)
         self._fed = b""
         if not data:
             if self._frame is not None:

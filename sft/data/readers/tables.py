@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from sft.config.errors import UserError
+from sft.data.readers.lines import LONGEST_LINE, TextLines
 from sft.data.readers.paths import File
 from sft.data.readers.rows import Broken, Row, Rows, Where
 
 BATCH = 1024  # rows taken out of a columnar file at once
-_LONGEST_FIELD = 1 << 30
 
 
 def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Rows:
@@ -22,9 +21,9 @@ def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Row
     Raises:
         UserError: a header with an empty or repeated name; a quote that never closes.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    first = text.readline()
+    csv.field_size_limit(LONGEST_LINE)
+    text = TextLines(stream, label)
+    first = next(text, "")
     if not first.strip():
         return
     if first.startswith(("\udcff\udcfe", "\udcfe\udcff")):

@@ -1,0 +1,60 @@
+"""Numbers that no run could be made with, found from the config alone; the libraries would tell after minutes or never."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sft.config.errors import UserError
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_ABOVE_0: _Rule = ("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE: _Rule = ("a number of 0 or more", lambda value: 0 <= value < math.inf)
+_COUNT: _Rule = ("a whole number of 1 or more", lambda value: 1 <= value < 2**31)
+_COUNT_OR_NONE: _Rule = ("a whole number of 0 or more", lambda value: 0 <= value < 2**31)
+_STEPS: _Rule = ("a whole number of 1 or more, or -1", lambda value: value == -1 or 1 <= value < 2**31)
+_SHARE: _Rule = ("a number between 0 and 1", lambda value: 0 <= value <= 1)
+_DROPOUT: _Rule = ("a number of 0 or more and below 1", lambda value: 0 <= value < 1)
+_SEED: _Rule = ("a whole number between 0 and 4294967295", lambda value: 0 <= value < 2**32)
+
+RANGES: dict[str, _Rule] = {
+    "seed": _SEED,
+    "lora.r": _COUNT,
+    "lora.lora_alpha": _ABOVE_0,
+    "lora.lora_dropout": _DROPOUT,
+    "trainer.learning_rate": _NOT_NEGATIVE,
+    "trainer.weight_decay": _NOT_NEGATIVE,
+    "trainer.max_grad_norm": _NOT_NEGATIVE,
+    "trainer.num_train_epochs": _ABOVE_0,
+    "trainer.max_steps": _STEPS,
+    "trainer.warmup_steps": _NOT_NEGATIVE,
+    "trainer.warmup_ratio": _SHARE,
+    "trainer.adam_beta1": _DROPOUT,
+    "trainer.adam_beta2": _DROPOUT,
+    "trainer.adam_epsilon": _NOT_NEGATIVE,
+    "trainer.label_smoothing_factor": _DROPOUT,
+    "trainer.per_device_train_batch_size": _COUNT,
+    "trainer.per_device_eval_batch_size": _COUNT,
+    "trainer.gradient_accumulation_steps": _COUNT,
+    "trainer.logging_steps": _ABOVE_0,
+    "trainer.save_steps": _ABOVE_0,
+    "trainer.eval_steps": _ABOVE_0,
+    "trainer.dataloader_num_workers": _COUNT_OR_NONE,
+}
+
+
+def out_of_range(config: Mapping[str, Any]) -> Iterator[UserError]:
+    """An error for each number of a config that lies where no run is; values of other types are the type check's."""
+    for key, (wanted, fits) in RANGES.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, int | float) and not isinstance(node, bool) and not fits(node):
+            yield UserError(f"{node!r} is not {wanted}", where=key, remedy=f"{key}={_example(wanted)}")
+
+
+def _example(wanted: str) -> str:
+    if "between 0 and 1" in wanted or "below 1" in wanted:
+        return "0.1"
+    return "1" if "1 or more" in wanted else "42" if "4294967295" in wanted else "1e-4" if "number" in wanted else "1"
