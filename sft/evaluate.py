@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         UserError: a mistake in config or data, a run without weights, or a judge that cannot be asked.
     """
     from sft.config.build import build
-    from sft.evaluation.benchmarks import prepare_tasks
+    from sft.evaluation.benchmarks import find_benchmarks
     from sft.inference.evaluated import Evaluated, free_directory, write
     from sft.inference.examine import batch_size_of, examine, examine_before
     from sft.inference.judge import judge, open_judge, with_answers
@@ -61,8 +61,7 @@ def evaluate(config: DictConfig) -> Evaluated:
     plain = job.config
     with RunLog(None):
         spec = build(plain["evaluation"], where="evaluation")
-        if spec is not None and spec.benchmarks is not None:
-            prepare_tasks(spec.benchmarks)
+        find_benchmarks(plain)
         judging = open_judge(plain)
         spec = spec if judging is None else with_answers(spec)
         subject = find_subject(plain)

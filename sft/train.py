@@ -80,6 +80,7 @@ def _run(
     started: float,
 ) -> Result:
     """Data and model; then `_fit`."""
+    from sft.evaluation.benchmarks import find_benchmarks
     from sft.model.shared import lent
     from sft.run import memory
     from sft.training.build import build_model
@@ -97,6 +98,7 @@ def _run(
     stopping = Stopping()
     with stopping.listening():
         seed_everything(config["seed"])
+        find_benchmarks(config)
         inputs = prepare_inputs(config)
         facts = input_facts(config, inputs)
         refuse_other_inputs(config, before, facts)

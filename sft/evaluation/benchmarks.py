@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.config.build import build
 from sft.config.errors import UserError
 from sft.evaluation.compare import format_table
 from sft.evaluation.spec import LmEval
@@ -67,6 +68,13 @@ def prepare_tasks(spec: LmEval) -> Any:
             except Exception as error:
                 raise _unloadable(name, error) from error
     return manager
+
+
+def find_benchmarks(config: Mapping[str, Any]) -> None:
+    """See `prepare_tasks`, for a whole config; nothing where it asks for no benchmarks. Raises UserError."""
+    node = config.get("evaluation") or {}
+    if "tasks" in node:
+        prepare_tasks(build(node, where="evaluation", allowed=config.get("allow_targets") or []))
 
 
 def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None) -> Benchmarks:
