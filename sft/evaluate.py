@@ -46,23 +46,25 @@ def evaluate(config: DictConfig) -> Evaluated:
     Raises:
         UserError: a mistake in config or data, a run without weights, or a judge that cannot be asked.
     """
-    from sft.config.build import build
-    from sft.evaluation.benchmarks import find_benchmarks
-    from sft.inference.evaluated import Evaluated, free_directory, write
-    from sft.inference.examine import batch_size_of, examine, examine_before
     from sft.inference.judge import judge, open_judge, with_answers
-    from sft.inference.rows import evaluation_rows
-    from sft.inference.subject import find_subject
-    from sft.model.dtype import autocast_dtype
     from sft.run.log import RunLog
     from sft.training.job import Job
 
     job = Job.of(config)
     plain = job.config
     with RunLog(None):
+        judging = open_judge(plain)  # first of all: what follows takes seconds to import
+
+        from sft.config.build import build
+        from sft.evaluation.benchmarks import find_benchmarks
+        from sft.inference.evaluated import Evaluated, free_directory, write
+        from sft.inference.examine import batch_size_of, examine, examine_before
+        from sft.inference.rows import evaluation_rows
+        from sft.inference.subject import find_subject
+        from sft.model.dtype import autocast_dtype
+
         spec = build(plain["evaluation"], where="evaluation")
         find_benchmarks(plain)
-        judging = open_judge(plain)
         spec = spec if judging is None else with_answers(spec)
         subject = find_subject(plain)
         rows = evaluation_rows(plain, subject)

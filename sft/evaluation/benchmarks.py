@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from sft.config.build import build
 from sft.config.errors import UserError
 from sft.evaluation.compare import format_table
 from sft.evaluation.spec import LmEval
-from sft.evaluation.undisturbed import ready_to_generate, undisturbed
+from sft.evaluation.undisturbed import ready_to_generate, same_draws, undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +55,40 @@ class Benchmarks:
 def prepare_tasks(spec: LmEval) -> Any:
     """Find the tasks and load their data: what is missing is said before a model is loaded.
 
+    Returns:
+        lm-eval's task manager.
+
     Raises:
         UserError: no lm-eval, an unknown task, or data that cannot be had.
     """
-    manager = _task_manager(spec)
+    folder = Path(spec.include_path).expanduser() if spec.include_path else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(
+            "there is no such directory",
+            where=f"evaluation.include_path={spec.include_path}",
+            remedy="give the directory of your task files",
+        )
+    own = _task_manager(str(folder) if folder else None, packaged=False)
+    known = set(own.all_tasks)
+    if all(name in known or Path(name).is_file() for name in spec.tasks):
+        with contextlib.suppress(KeyError):  # a group of packaged tasks
+            return _loaded(own, spec.tasks)
+    manager = _task_manager(str(folder) if folder else None, packaged=True)
     known = set(manager.all_tasks)
     for name in spec.tasks:
         if name not in known and not Path(name).is_file():
             raise _unknown_task(name, sorted(known), spec)
-    with _quiet():
-        for name in spec.tasks:
+    return _loaded(manager, spec.tasks)
+
+
+def _loaded(manager: Any, tasks: Sequence[str]) -> Any:
+    """The manager, after each task was loaded once."""
+    with same_draws(), _quiet():
+        for name in tasks:
             try:
                 manager.load([name])
+            except KeyError:
+                raise
             except Exception as error:
                 raise _unloadable(name, error) from error
     return manager
@@ -90,7 +114,8 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
         UserError: what `prepare_tasks` raises, or a task that runs code which was not allowed.
     """
     manager = manager or prepare_tasks(spec)
-    from lm_eval import simple_evaluate
+    with same_draws():  # importing it seeds
+        from lm_eval import simple_evaluate
 
     started = time.perf_counter()
     with undisturbed(model), ready_to_generate(model) as inner, _quiet():
@@ -141,23 +166,18 @@ def benchmark_files(after: Benchmarks, before: Benchmarks | None = None) -> dict
     }
 
 
-def _task_manager(spec: LmEval) -> Any:
+@functools.lru_cache(maxsize=8)
+def _task_manager(folder: str | None, packaged: bool) -> Any:
+    """lm-eval's index of task files; that of its own thousands takes seconds, so it is made when a task needs it."""
     try:
-        with _quiet():
+        with same_draws(), _quiet():
             from lm_eval.tasks import TaskManager
+
+            return TaskManager(include_path=folder, include_defaults=packaged)
     except ImportError as error:
         raise UserError(
             f"lm-eval cannot be imported ({error})", where="evaluation", remedy="pip install 'sft[eval]'"
         ) from error
-    folder = Path(spec.include_path).expanduser() if spec.include_path else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(
-            "there is no such directory",
-            where=f"evaluation.include_path={spec.include_path}",
-            remedy="give the directory of your task files",
-        )
-    with _quiet():
-        return TaskManager(include_path=str(folder) if folder else None)
 
 
 def _unknown_task(name: str, known: list[str], spec: LmEval) -> UserError:
@@ -255,15 +275,14 @@ def _shots(about: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's own warnings are about its command line; only errors of it are shown. TQDM's bars too are left out."""
+    """lm-eval's warnings are about its own command line, so only its errors are shown; bars are for terminals."""
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, os.environ.get("TQDM_DISABLE")
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    os.environ["TQDM_DISABLE"] = "1"
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if not sys.stderr.isatty():
+                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+            yield
     finally:
         logger.setLevel(level)
-        os.environ.pop("TQDM_DISABLE", None)
-        if bars is not None:
-            os.environ["TQDM_DISABLE"] = bars

@@ -14,7 +14,6 @@ GROUPS = (
     "trainer",
     "tracker",
     "evaluation",
-    "judge",
     "experiment",
     "debug",
 )

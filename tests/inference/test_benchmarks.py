@@ -41,7 +41,9 @@ def figures(metrics: dict) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "lm_eval_" in name}
 
 
-@pytest.mark.parametrize("options", [(), ("quant=nf4",)], ids=["lora", "4-bit base"])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("quant=nf4",), marks=pytest.mark.slow)], ids=["lora", "4-bit base"]
+)
 def test_benchmarks_are_run_at_the_end_of_a_training_and_come_out_again(trained, asks, options):
     run = trained(*asks, *options)
     logged = figures(json.loads((run / "metrics.json").read_text()))

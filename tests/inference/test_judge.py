@@ -92,7 +92,9 @@ def test_no_judge_is_an_option_that_composes_and_sweeps(settings):
     assert settings("evaluate", "judge=none")["judge"] is None and settings("evaluate")["judge"] is None
     from sft.config.compose import check_command, config_loader
 
-    check_command(config_loader(), "evaluate", ["judge=none,gemini,openai,local", "model=tiny"], "evaluate", True)
+    check_command(
+        config_loader(), "evaluate", ["judge=none,gemini,openai,local,deepeval", "model=tiny"], "evaluate", True
+    )
     with pytest.raises(UserError, match=r"did you mean judge\.retries\?"):
         compose("judge=local", "judge.retris=1", command="evaluate")
     with pytest.raises(UserError, match="did you mean correctness"):

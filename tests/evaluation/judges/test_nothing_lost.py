@@ -30,7 +30,7 @@ try:
 except Interrupted as stopped:
     print(stopped)
     sys.exit(stopped.code)
-print(sum(v["coherence"].score for v in found), judging.asking.calls, judging.asking.remembered)
+print(round(sum(v["coherence"].score for v in found), 6), judging.asking.calls, judging.asking.remembered)
 assert "torch" not in sys.modules
 """
 

@@ -125,6 +125,7 @@ def test_a_key_that_is_revoked_midway_ends_it_and_what_was_said_is_kept(service,
         made.judge(cases(10))
     assert key not in str(error.value) and len(service.calls) == 4
     service.keys.clear()
+    service.before_answer = lambda number: True
     again = judging(concurrency=1)
     again.judge(cases(10))
     assert len(again.asking.ledger) == 10 and again.asking.remembered == 3
