@@ -82,7 +82,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         directory = free_directory(job.run)
         found = Evaluated(directory.path, subject, after, before, spec.num_samples)
         if judging is not None:
-            write(directory, found, status="running")  # answers are kept, whatever becomes of the judge
+            write(directory, found, status="interrupted")  # what is there if the judge is broken off
             judge(found, judging)
         write(directory, found)
     return found

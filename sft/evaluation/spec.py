@@ -96,6 +96,7 @@ class LmEval(Evaluation):
         num_fewshot: examples before each question; null: as the task says.
         limit: questions of each task, the first ones; below 1 a share of them.
         apply_chat_template: ask in the tokenizer's chat template.
+        loss: measure the loss on the evaluation rows too (`sft.evaluate`; a training measures it anyway).
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -103,6 +104,7 @@ class LmEval(Evaluation):
     num_fewshot: int | None = None
     limit: float | None = None
     apply_chat_template: bool = False
+    loss: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges. Raises UserError."""
@@ -127,6 +129,11 @@ class LmEval(Evaluation):
                 if not holds
             ]
         )
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the loss is asked for."""
+        return self.loss and super().measures_loss
 
     @property
     def benchmarks(self) -> LmEval | None:

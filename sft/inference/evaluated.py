@@ -69,7 +69,7 @@ class Evaluated:
         parts = []
         if self.after.loss:
             parts.append(loss_table(self.after.loss, self.before.loss if self.before else None, NAMES))
-        else:
+        elif self.after.benchmarks is None:
             parts.append("the loss was left out (evaluation.generate=only)")
         if self.after.benchmarks is not None:
             old = self.before.benchmarks if self.before else None
