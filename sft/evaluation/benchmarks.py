@@ -115,12 +115,14 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
     """
     manager = manager or prepare_tasks(spec)
     with same_draws():  # importing it seeds
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluator
 
     started = time.perf_counter()
     with undisturbed(model), ready_to_generate(model) as inner, _quiet():
         try:
-            found = simple_evaluate(
+            # it would ask git for the commit of the working directory, which run.json has, and git would complain
+            evaluator.get_git_commit_hash = lambda: None
+            found = evaluator.simple_evaluate(
                 model=_wrapped(inner, tokenizer, spec.batch_size),
                 tasks=list(spec.tasks),
                 task_manager=manager,
@@ -243,7 +245,7 @@ def _read(found: Mapping[str, Any], seconds: float) -> Benchmarks:
                 "questions": (counts.get(task) or {}).get("effective"),
             }
     for task, rows in (found.get("samples") or {}).items():
-        kept = ("doc_id", "doc", "target", "filtered_resps", "filter", "metrics")
+        kept = ("doc_id", "doc", "target", "resps", "filtered_resps", "filter", "metrics")
         for row in rows:
             figures = {name: row[name] for name in row.get("metrics") or [] if name in row}
             made.samples.append({"task": task, **{key: row[key] for key in kept if key in row}, **figures})
