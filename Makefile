@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Two threads on busy cores stall small models: each test process computes with one.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all test-web browser soak lint type format bench docs install clean
+.PHONY: demo test test-all test-web test-deepeval browser soak lint type format bench docs install clean
 
 demo: $(INSTALLED)  ## the main job: a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
@@ -25,6 +25,17 @@ browser:  ## installs Chromium and its driver
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
 	  $$SUDO apt-get update && $$SUDO apt-get install -y --no-install-recommends chromium chromium-driver; }
+
+# DeepEval wants an older click and rich than huggingface_hub and sft were tested with: it lies over .venv, in a place
+# of its own.
+test-deepeval: .venv-deepeval/.installed  ## judge.scorer=deepeval through DeepEval itself, on loopback
+	$(TEST_ENV) .venv-deepeval/bin/python -m pytest -p no:deepeval tests/deepeval/check_deepeval.py
+
+.venv-deepeval/.installed: $(INSTALLED)
+	test -x .venv-deepeval/bin/python || $(PY) -m venv .venv-deepeval
+	.venv-deepeval/bin/python -c "import sysconfig as s; open(s.get_path('purelib') + '/sft_tests.pth', 'w').write('import site; site.addsitedir(r\'' + '$(abspath .venv)/lib/python' + s.get_python_version() + '/site-packages\')\n')"
+	.venv-deepeval/bin/python -m pip install -q deepeval==4.3.1
+	touch $@
 
 soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with one left alone
 	$(PY) tests/soak/soak.py --rounds 50 --jobs 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @command("evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate, print the tables and the directory with metrics.json and the answers."""
-    from sft.config.errors import UserError
+    from sft.config.errors import RunFailed, UserError
 
     try:
         with logs_to_stderr():
@@ -26,6 +26,8 @@ def main(config: DictConfig) -> None:
         _leave_nothing()
         raise
     print(found)
+    if found.missing:
+        raise RunFailed(found.missing)
 
 
 def _leave_nothing() -> None:
@@ -42,21 +44,28 @@ def evaluate(config: DictConfig) -> Evaluated:
     """Evaluate what a composed config names.
 
     Raises:
-        UserError: a mistake in config or data, or a run without weights.
+        UserError: a mistake in config or data, a run without weights, or a judge that cannot be asked.
     """
-    from sft.config.build import build
-    from sft.inference.evaluated import Evaluated, free_directory, write
-    from sft.inference.examine import batch_size_of, examine, examine_before
-    from sft.inference.rows import evaluation_rows
-    from sft.inference.subject import find_subject
-    from sft.model.dtype import autocast_dtype
+    from sft.inference.judge import judge, open_judge, with_answers
     from sft.run.log import RunLog
     from sft.training.job import Job
 
     job = Job.of(config)
     plain = job.config
     with RunLog(None):
+        judging = open_judge(plain)  # first of all: what follows takes seconds to import
+
+        from sft.config.build import build
+        from sft.evaluation.benchmarks import find_benchmarks
+        from sft.inference.evaluated import Evaluated, free_directory, write
+        from sft.inference.examine import batch_size_of, examine, examine_before
+        from sft.inference.rows import evaluation_rows
+        from sft.inference.subject import find_subject
+        from sft.model.dtype import autocast_dtype
+
         spec = build(plain["evaluation"], where="evaluation")
+        find_benchmarks(plain)
+        spec = spec if judging is None else with_answers(spec)
         subject = find_subject(plain)
         rows = evaluation_rows(plain, subject)
         settings = {
@@ -72,6 +81,9 @@ def evaluate(config: DictConfig) -> Evaluated:
             before = examine_before(subject, None, rows, spec, **settings)
         directory = free_directory(job.run)
         found = Evaluated(directory.path, subject, after, before, spec.num_samples)
+        if judging is not None:
+            write(directory, found, status="interrupted")  # what is there if the judge is broken off
+            judge(found, judging)
         write(directory, found)
     return found
 

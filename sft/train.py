@@ -94,6 +94,7 @@ def _run(
     job: Job, record: RunRecord, resume_from: str | None, given: tuple[Any, Any], started: float, ranks: Ranks
 ) -> Result:
     """Data and model; then `_fit`."""
+    from sft.evaluation.benchmarks import find_benchmarks
     from sft.model.shared import lent
     from sft.run import memory
     from sft.training.build import build_model
@@ -111,6 +112,7 @@ def _run(
     stopping = Stopping(ranks)
     with stopping.listening():
         seed_everything(config["seed"])
+        find_benchmarks(config)
         inputs = prepare_together(config, ranks)
         facts = ranks.decided(lambda: input_facts(config, inputs))
         refuse_other_inputs(config, before, facts)

@@ -281,7 +281,7 @@ def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
     from sft.config.build import build
 
     errors = []
-    for key in ("model", "dataset", "template", "evaluation"):
+    for key in ("model", "dataset", "template", "evaluation", "judge"):
         node = config.get(key)
         if isinstance(node, dict) and str(node.get("_target_", "")).startswith("sft.") and ".spec." in node["_target_"]:
             try:

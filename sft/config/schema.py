@@ -87,6 +87,7 @@ class Evaluate(Train):
     """`python -m sft.evaluate run=DIR`."""
 
     run: str | None
+    judge: dict[str, Any] | None
 
 
 @dataclass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sft.evaluation.answers import Answers
+from sft.evaluation.answers import Answers, Scored
+from sft.evaluation.questions import Question
 
 # What the table shows of the scores, by the name a reader knows.
 _SHOWN = {
@@ -57,10 +58,10 @@ def score_table(after: Answers, before: Answers | None = None, names: tuple[str,
     header = ["part", "rows", "score", *([names[0]] if before else []), names[1]]
     lines = []
     for source in [*after.sources, *([None] if len(after.sources) > 1 else [])]:
-        new = {**after.scores(source), **_by_field(after, source)}
-        old = {**before.scores(source), **_by_field(before, source)} if before else {}
+        new, old = _all_scores(after, source), _all_scores(before, source) if before else {}
         rows = len(after.rows if source is None else after.of(source))
         labels = {**_SHOWN, **{name: f"  {name.removeprefix('field ')}" for name in new if name.startswith("field ")}}
+        labels |= {name: _judged_label(name) for name in new if name.startswith("judge ")}
         shown = [(label, name) for name, label in labels.items() if name in new]
         for i, (label, name) in enumerate(shown):
             place = [source or "all", str(rows)] if i == 0 else ["", ""]
@@ -73,19 +74,44 @@ def sample_table(
 ) -> str:
     """Show a few questions with the expected answer and each model's, spread evenly over the sources."""
     width = max(map(len, ("expected", *names))) + 2
-    old = {(row.question.source, row.question.row): row for row in before.rows} if before else {}
+    old = by_question(before)
     blocks = []
     for row in pick(after, count):
         question = row.question
-        earlier = old.get((question.source, question.row))
+        earlier = old.get(place_of(question))
         lines = [f"[{_printable(question.source)}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
         lines.append(f"  {'expected':{width}}{_short(question.reference)}")
         if earlier:
             lines.append(f"  {names[0]:{width}}{_short(earlier.answer.text)}")
         differs = "" if row.scores["exact_match"] else "   (differs)"
         lines.append(f"  {names[1]:{width}}{_short(row.answer.text)}{differs}")
+        if row.verdicts:
+            lines.append(f"  {'judged':{width}}{_short(said_of(row))}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def place_of(question: Question) -> tuple[str, int, int]:
+    """What tells a question from the others."""
+    return question.source, question.row, question.turn
+
+
+def by_question(answers: Answers | None) -> dict[tuple[str, int, int], Scored]:
+    """Rows by the place of their question."""
+    return {place_of(row.question): row for row in answers.rows} if answers else {}
+
+
+def said_of(row: Scored) -> str:
+    """A judge's scores in a line, with the reason of the first."""
+    scores = ", ".join(f"{k} {'-' if v.score is None else format(v.score, '.2f')}" for k, v in row.verdicts.items())
+    return f"{scores}: {next(iter(row.verdicts.values())).reason}"
+
+
+def missing_table(answers: Answers, most: int = 10) -> str:
+    """The verdicts that could not be had, with why; at most `most` lines, every one is in samples.jsonl."""
+    lines = [f"  {q.source} row {q.row + 1}, {metric}: {_short(why)}" for q, metric, why in answers.missing[:most]]
+    more = len(answers.missing) - most
+    return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])
 
 
 def pick(answers: Answers, count: int) -> list:
@@ -107,6 +133,19 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         out.append("  ".join(cells).rstrip())
     out.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(out)
+
+
+def _all_scores(answers: Answers, source: str | None) -> dict[str, float]:
+    judged = {f"judge {name}": value for name, value in answers.judged(source).items()}
+    return {**answers.scores(source), **_by_field(answers, source), **judged}
+
+
+def _judged_label(name: str) -> str:
+    from sft.evaluation.judges.rubrics import RUBRICS
+
+    metric = name.removeprefix("judge ")
+    lower = metric in RUBRICS and RUBRICS[metric].lower_is_better
+    return f"judge: {metric.replace('_', ' ')}" + (" (lower is better)" if lower else "")
 
 
 def _by_field(answers: Answers, source: str | None) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Question:
         messages: the turns before the answer.
         prompt: the same as text, ending with the generation prompt.
         reference: the last assistant turn, as text.
+        turn: which answer of its conversation it is, from 0, where all of them are asked for.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Question:
     messages: list[dict[str, Any]]
     prompt: str
     reference: str
+    turn: int = 0
 
 
 def make_questions(

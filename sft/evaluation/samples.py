@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from sft.evaluation.answers import Answers, Scored
-from sft.evaluation.compare import pick
+from sft.evaluation.compare import by_question, pick, place_of
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
@@ -23,14 +23,16 @@ label { color: #666; font-size: .85em; }
 def sample_lines(after: Answers, before: Answers | None = None) -> Iterator[dict]:
     """Yield one record an answer: source, row, messages, prompt, reference, answer, stopped, scores.
 
-    With a `before` also base_answer and base_scores, the answer of the model that training started from.
+    With a `before` also base_answer and base_scores, the answer of the model that training started from. With a judge
+    also judge (and base_judge): score and reason by metric, a score of null where no verdict could be had.
     """
-    old = _by_question(before)
+    old = by_question(before)
     for row in after.rows:
         question = row.question
         line = {
             "source": question.source,
             "row": question.row,
+            "turn": question.turn,
             "messages": question.messages,
             "prompt": question.prompt,
             "reference": question.reference,
@@ -38,9 +40,13 @@ def sample_lines(after: Answers, before: Answers | None = None) -> Iterator[dict
             "stopped": row.answer.stopped,
             "scores": row.scores,
         }
-        earlier = old.get((question.source, question.row))
+        if row.verdicts:
+            line["judge"] = _verdicts(row)
+        earlier = old.get(place_of(question))
         if earlier:
             line |= {"base_answer": earlier.answer.text, "base_scores": earlier.scores}
+            if earlier.verdicts:
+                line["base_judge"] = _verdicts(earlier)
         yield line
 
 
@@ -61,8 +67,8 @@ def samples_html(
         title: the page's heading.
     """
     rows = after.rows if count is None else pick(after, count)
-    old = _by_question(before)
-    articles = [_article(row, old.get((row.question.source, row.question.row))) for row in rows]
+    old = by_question(before)
+    articles = [_article(row, old.get(place_of(row.question))) for row in rows]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     counted = f"<p>{len(rows)} of {len(after.rows)} answers</p>"
     body = f"<h1>{html.escape(title)}</h1>{counted}{''.join(articles)}"
@@ -77,8 +83,22 @@ def _article(row: Scored, earlier: Scored | None) -> str:
     parts.append(_block("expected", question.reference))
     if earlier:
         parts.append(_block("before", earlier.answer.text, _mark(earlier)))
+        parts.append(_judged(earlier))
     parts.append(_block("answer", row.answer.text, _mark(row)))
+    parts.append(_judged(row))
     return f"<article>{''.join(parts)}</article>"
+
+
+def _verdicts(row: Scored) -> dict[str, dict]:
+    return {name: {"score": verdict.score, "reason": verdict.reason} for name, verdict in row.verdicts.items()}
+
+
+def _judged(row: Scored) -> str:
+    lines = [
+        f"{name} {'-' if verdict.score is None else format(verdict.score, '.2f')}: {verdict.reason}"
+        for name, verdict in row.verdicts.items()
+    ]
+    return _block("judge", "\n".join(lines)) if lines else ""
 
 
 def _block(label: str, text: str, kind: str = "") -> str:
@@ -87,7 +107,3 @@ def _block(label: str, text: str, kind: str = "") -> str:
 
 def _mark(row: Scored) -> str:
     return "right" if row.scores["exact_match"] else "wrong"
-
-
-def _by_question(answers: Answers | None) -> dict[tuple[str, int], Scored]:
-    return {(row.question.source, row.question.row): row for row in answers.rows} if answers else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sft.config.errors import UserError, raise_all
@@ -16,6 +16,8 @@ class Evaluation:
     Args:
         generate: true lets the model answer the rows' prompts and scores the answers; `only` leaves out the loss.
         before: answers of the model as it was before training too (of a finished run: without its adapter).
+        turns: `last` asks for each conversation's last answer, with the data's earlier ones before it; `all` leads the
+            conversation anew: every answer is asked for, with the model's own earlier ones before it.
         max_samples: rows of each source that are answered, the first ones; null: all of them. Loss is over all rows.
         num_samples: answers shown in the terminal and in samples.html; every answer is in samples.jsonl.
         max_new_tokens: longest answer, in tokens.
@@ -28,6 +30,7 @@ class Evaluation:
 
     generate: bool | Literal["only"] = False
     before: bool = False
+    turns: Literal["last", "all"] = "last"
     max_samples: int | None = None
     num_samples: int = 5
     max_new_tokens: int = 256
@@ -76,3 +79,63 @@ class Evaluation:
     def measures_loss(self) -> bool:
         """Whether the loss is asked for."""
         return self.generate != "only"
+
+    @property
+    def benchmarks(self) -> LmEval | None:
+        """The benchmarks asked for."""
+        return None
+
+
+@dataclass
+class LmEval(Evaluation):
+    """`evaluation=lm_eval`: standard benchmarks beside the loss.
+
+    Args:
+        tasks: names of lm-eval's tasks, groups or tags, of tasks in `include_path`, or paths of task files.
+        include_path: a directory with task files of the user's own. They may name Python functions, which are run.
+        num_fewshot: examples before each question; null: as the task says.
+        limit: questions of each task, the first ones; below 1 a share of them.
+        apply_chat_template: ask in the tokenizer's chat template.
+        loss: measure the loss on the evaluation rows too (`sft.evaluate`; a training measures it anyway).
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    apply_chat_template: bool = False
+    loss: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges. Raises UserError."""
+        super().__post_init__()
+        rules = {
+            "tasks": (
+                bool(self.tasks),
+                "is empty",
+                "evaluation.tasks=[arc_easy,hellaswag]; `lm-eval ls tasks` lists them",
+            ),
+            "num_fewshot": (self.num_fewshot is None or self.num_fewshot >= 0, "is out of range", "give 0 or more"),
+            "limit": (
+                self.limit is None or 0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit)),
+                "is out of range",
+                "give a number of questions, or a share below 1",
+            ),
+        }
+        raise_all(
+            [
+                UserError(f"{getattr(self, key)!r} {what}", where=f"evaluation.{key}", remedy=remedy)
+                for key, (holds, what, remedy) in rules.items()
+                if not holds
+            ]
+        )
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the loss is asked for."""
+        return self.loss and super().measures_loss
+
+    @property
+    def benchmarks(self) -> LmEval | None:
+        """The benchmarks asked for: these."""
+        return self

@@ -14,19 +14,30 @@ _GENERAL_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention")
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; then every module's mode and all random states are as before."""
-    import numpy
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with same_draws(), torch.no_grad():
             model.eval()
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Whatever is drawn or seeded in the block, all random states are as before afterwards."""
+    import numpy
+    import torch
+
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
 

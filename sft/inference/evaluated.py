@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.evaluation.compare import loss_table, sample_table, score_table
+from sft.evaluation.benchmarks import benchmark_files, benchmark_table
+from sft.evaluation.compare import loss_table, missing_table, sample_table, score_table
 from sft.evaluation.samples import samples_html, samples_jsonl
 from sft.inference.examine import Figures
 from sft.inference.subject import Subject
@@ -26,6 +27,7 @@ class Evaluated:
         after: its figures.
         before: those of the model that its training started from, where they were asked for.
         shown: answers shown in the terminal and in samples.html.
+        facts: what else metrics.json says first (the judge).
     """
 
     directory: Path
@@ -33,12 +35,13 @@ class Evaluated:
     after: Figures
     before: Figures | None = None
     shown: int = 5
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; figures of the base are prefixed with `before_`."""
         run = self.subject.run
-        facts = {"status": "finished", "model": self.subject.name, "run": str(run.path) if run else None}
+        facts = {"status": "finished", **self.facts, "model": self.subject.name, "run": str(run.path) if run else None}
         earlier = self.before.metrics() if self.before else {}
         return {
             **facts,
@@ -47,18 +50,35 @@ class Evaluated:
             **{f"before_{name}": value for name, value in earlier.items()},
         }
 
+    @property
+    def missing(self) -> str:
+        """What is said of verdicts that could not be had; "" where none is missing."""
+        sets = [figures.answers for figures in (self.before, self.after) if figures and figures.answers]
+        missing = sum(len(answers.missing) for answers in sets)
+        if not missing:
+            return ""
+        asked = sum(len(row.verdicts) for answers in sets for row in answers.rows)
+        listed = "\n".join(table for answers in sets if (table := missing_table(answers)))
+        return (
+            f"{missing} of {asked} verdicts could not be had, the others are scored:\n{listed}\n"
+            "the same command asks for these again, and for no other"
+        )
+
     def __str__(self) -> str:
         """The tables, and the directory in the last line."""
         parts = []
         if self.after.loss:
             parts.append(loss_table(self.after.loss, self.before.loss if self.before else None, NAMES))
-        else:
+        elif self.after.benchmarks is None:
             parts.append("the loss was left out (evaluation.generate=only)")
+        if self.after.benchmarks is not None:
+            old = self.before.benchmarks if self.before else None
+            parts.append(benchmark_table(self.after.benchmarks, old, NAMES if old else ("", "score")))
         if self.after.answers is not None:
             earlier = self.before.answers if self.before else None
             parts.append(score_table(self.after.answers, earlier, NAMES if earlier else ("", "score")))
             parts.append(sample_table(self.after.answers, earlier, self.shown, NAMES if earlier else ("", "answer")))
-        else:
+        elif self.after.benchmarks is None:
             parts.append(
                 "no answers were asked for: evaluation=generate scores them, evaluation=compare the base's too"
             )
@@ -74,9 +94,13 @@ def free_directory(run: RunDirectory) -> RunDirectory:
     return RunDirectory(path)
 
 
-def write(directory: RunDirectory, found: Evaluated) -> None:
-    """Write what was found."""
-    directory.write_json(directory.metrics_json, found.metrics)
+def write(directory: RunDirectory, found: Evaluated, status: str = "finished") -> None:
+    """Write what was found (so far, with another `status`)."""
+    directory.write_json(directory.metrics_json, {**found.metrics, "status": status})
+    if found.after.benchmarks is not None:
+        old = found.before.benchmarks if found.before else None
+        for name, text in benchmark_files(found.after.benchmarks, old).items():
+            directory.write_text(name, text)
     if found.after.answers is None:
         return
     earlier = found.before.answers if found.before else None

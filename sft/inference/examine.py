@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.evaluation.answers import Answers, evaluate_generation
+from sft.evaluation.benchmarks import Benchmarks, run_benchmarks
 from sft.evaluation.loss import evaluate_loss
 from sft.evaluation.spec import Evaluation
 from sft.inference.rows import EvaluationRows
@@ -27,16 +28,19 @@ class Figures:
     Attributes:
         loss: loss, perplexity and token accuracy, by source where there are several; {} where it was left out.
         answers: its answers, None where none were asked for.
+        benchmarks: what lm-eval's tasks found, None where none were asked for.
     """
 
     loss: dict[str, float] = field(default_factory=dict)
     answers: Answers | None = None
+    benchmarks: Benchmarks | None = None
 
     def metrics(self) -> dict[str, Any]:
         """All figures, flat; `eval_fields` has the share of right values of each field of JSON answers."""
+        benched = self.benchmarks.metrics() if self.benchmarks else {}
         if self.answers is None or not self.answers.rows:
-            return dict(self.loss)
-        found = {**self.loss, **self.answers.metrics(), "answer_seconds": self.answers.seconds}
+            return {**self.loss, **benched}
+        found = {**self.loss, **benched, **self.answers.metrics(), "answer_seconds": self.answers.seconds}
         fields = self.answers.fields()
         return {**found, "eval_fields": fields} if fields else found
 
@@ -64,6 +68,8 @@ def examine(
         figures.answers = evaluate_generation(
             model, reading.tokenizer, reading.template, conversations, spec, seed=seed, progress=_said("answers")
         )
+    if spec.benchmarks is not None:
+        figures.benchmarks = run_benchmarks(model, rows.reading.tokenizer, spec.benchmarks)
     return figures
 
 

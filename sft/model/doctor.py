@@ -27,12 +27,20 @@ EXTRAS = {
     "submitit": ("sweeps on a Slurm cluster", "submitit"),
     "scipy": ("lora=loftq", "loftq"),
     "gradio": ("sft.webui", "webui"),
-    "deepeval": ("judges in evaluation", "judge"),
+    "deepeval": ("judge.scorer=deepeval", "judge"),
     "lm_eval": ("lm-eval benchmarks", "eval"),
     "sentencepiece": ("tokenizers that come as tokenizer.model alone", "sentencepiece"),
     "flash_attn": ("model.attn_implementation=flash_attention_2", ""),
 }
-KEYS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MLFLOW_TRACKING_URI")
+KEYS = (
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "GEMINI_API_KEY",
+    "GOOGLE_API_KEY",
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "MLFLOW_TRACKING_URI",
+)
 SETTINGS = ("MODEL_ID", "HF_HOME", "HF_HUB_OFFLINE", "SFT_CACHE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sft.data.conversations import evaluation_conversations
 from sft.evaluation.answers import Answers, evaluate_generation
+from sft.evaluation.benchmarks import Benchmarks, benchmark_files, benchmark_table, run_benchmarks
 from sft.evaluation.compare import sample_table, score_table
 from sft.evaluation.samples import samples_html, samples_jsonl
 from sft.evaluation.spec import Evaluation
@@ -31,6 +32,8 @@ class Examination:
         self.spec, self.inputs, self.seed = spec, inputs, seed
         self.before: Answers | None = None
         self.after: Answers | None = None
+        self.benched: Benchmarks | None = None
+        self.benched_before: Benchmarks | None = None
         self._conversations: dict[str, list[dict[str, Any]]] | None = None
 
     @property
@@ -39,13 +42,22 @@ class Examination:
         return self.spec is not None and self.spec.generates and bool(self.inputs.data.eval)
 
     def ask_before(self, model: Any, ranks: Ranks) -> None:
-        """The untrained model's answers, where `evaluation.before` wants them; rank 0 asks, the others wait."""
-        if not (self.asks and self.spec is not None and self.spec.before):
+        """The untrained model's answers and benchmarks, where `evaluation.before` wants them; rank 0 asks, the others wait."""
+        if self.spec is None or not self.spec.before:
             return
-        self.before = ranks.decided(lambda: self._ask(model, "before training"))
+        if self.asks:
+            self.before = ranks.decided(lambda: self._ask(model, "before training"))
+        self.benched_before = ranks.decided(lambda: self._bench(model, "before training"))
 
     def ask_after(self, model: Any) -> dict[str, float]:
-        """The trained model's answers; gives their figures (eval_exact_match, ...), {} where nothing is asked."""
+        """The trained model's answers and benchmarks; gives their figures (eval_exact_match, ...), {} without any."""
+        self.benched = self._bench(model, "after training")
+        benched = self.benched.metrics() if self.benched else {}
+        if self.benched_before is not None:
+            benched |= {f"before_{name}": value for name, value in self.benched_before.metrics().items()}
+        return {**self._answer_figures(model), **benched}
+
+    def _answer_figures(self, model: Any) -> dict[str, float]:
         if not self.asks:
             return {}
         self.after = self._ask(model, "after training")
@@ -56,6 +68,10 @@ class Examination:
 
     def write(self, run: RunDirectory) -> None:
         """samples.jsonl and samples.html, and the tables to stderr."""
+        if self.benched is not None:
+            for name, text in benchmark_files(self.benched, self.benched_before).items():
+                run.write_text(name, text)
+            log.info("benchmarks:\n%s", benchmark_table(self.benched, self.benched_before))
         if self.after is None or self.spec is None:
             return
         run.write_text(run.samples_jsonl, samples_jsonl(self.after, self.before))
@@ -65,6 +81,13 @@ class Examination:
             sample_table(self.after, self.before, self.spec.num_samples),
         ):
             log.info("answers:\n%s", table)
+
+    def _bench(self, model: Any, when: str) -> Benchmarks | None:
+        if self.spec is None or self.spec.benchmarks is None:
+            return None
+        found = run_benchmarks(model, self.inputs.tokenizer, self.spec.benchmarks)
+        log.info("benchmarks %s in %.1f s", when, found.seconds)
+        return found
 
     def _ask(self, model: Any, when: str) -> Answers:
         spec, inputs = self.spec, self.inputs

@@ -22,6 +22,7 @@ NEEDS = {
     "model=hub": ["model.name=some/model"],
     "dataset=local": ["dataset.path=rows.jsonl"],
     "dataset=mixture": ["+dataset.sources.a={path: rows.jsonl}"],
+    "evaluation=lm_eval": ["evaluation.tasks=[arc_easy]"],
     "template=file": ["template.path=chat.jinja"],
 }
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]

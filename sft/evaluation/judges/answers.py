@@ -1,0 +1,29 @@
+"""A model's answers with a judge's verdicts on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sft.evaluation.answers import Answers, Scored
+from sft.evaluation.judges.cases import Case
+from sft.evaluation.judges.judging import Judging, said_now_and_then
+
+
+def judge_answers(judging: Judging, answers: Answers) -> Answers:
+    """The same answers, each with the verdicts on it.
+
+    Args:
+        judging: the judge.
+        answers: as `evaluate_generation` gives them; what stands before an answer is its context.
+
+    Raises:
+        UserError: a judge that refuses every call.
+        Interrupted: by a signal; verdicts that were had are kept.
+    """
+    verdicts = judging.judge([_case(row) for row in answers.rows], said_now_and_then("verdicts"))
+    rows = [replace(row, verdicts=found) for row, found in zip(answers.rows, verdicts, strict=True)]
+    return replace(answers, rows=rows)
+
+
+def _case(row: Scored) -> Case:
+    return Case(row.question.messages, row.answer.text, row.question.reference or None)

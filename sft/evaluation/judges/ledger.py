@@ -1,0 +1,96 @@
+"""What a judge said, on the disk: a line of JSONL an answer, there before the next call is made.
+
+A process that is killed in the middle of a line leaves half of one, which the next start passes over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.config.paths import cache_dir
+from sft.config.resolvers import plain_name
+from sft.run.errors import storage
+from sft.run.secrets import redact
+
+
+def digest(*parts: Any) -> str:
+    """A digest of JSON-able facts."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+class Ledger:
+    """The answers of one judge with one set of settings.
+
+    Args:
+        name: the judge's.
+        settings: what else its answers depend on.
+        directory: where it is kept; None for the user's cache.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, Any], directory: str | Path | None = None) -> None:
+        self.identity = digest(name, settings)
+        folder = Path(directory).expanduser() if directory else cache_dir() / "judge"
+        self.path = folder / f"{plain_name(name)[-60:]}-{self.identity[:12]}.jsonl"
+        self._lock = threading.Lock()
+        self._said = dict(_read(self.path))
+
+    def __len__(self) -> int:
+        return len(self._said)
+
+    def key(self, prompt: str, schema: Mapping[str, Any] | None) -> str:
+        """The key of a question."""
+        return digest(self.identity, prompt, schema)
+
+    def get(self, key: str) -> str | None:
+        """What the judge said to it, None where it was not asked."""
+        with self._lock:
+            return self._said.get(key)
+
+    def put(self, key: str, text: str) -> None:
+        """Keep an answer; it is on the disk when this returns.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        line = redact(json.dumps({"key": key, "text": text}, ensure_ascii=False)) + "\n"
+        with self._lock, storage(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may judge with the same judge
+                _write_line(descriptor, line.encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._said[key] = text
+
+
+def _write_line(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        line = b"\n" + line  # behind what a killed process left half written
+    while line:
+        line = line[os.write(descriptor, line) :]
+
+
+def _read(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.append((str(entry["key"]), str(entry["text"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

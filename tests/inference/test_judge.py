@@ -1,0 +1,115 @@
+"""`sft.evaluate` with a judge: verdicts in every file, what is missing told, the key nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sft.api import compose, evaluate
+from sft.config.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-no-known-form"
+SMALL = ("evaluation=compare", "evaluation.max_new_tokens=6", "evaluation.max_samples=2", "evaluation.generate=only")
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def ask(service, tmp_path):
+    """Overrides -> those of an evaluation that the service judges."""
+    cache = f"judge.cache={tmp_path / 'cache'}"
+    metrics = "judge.metrics=[correctness,hallucination]"
+    return lambda *more: (*SMALL, "judge=gemini", f"judge.base_url={service.url}", metrics, cache, *more)
+
+
+def door(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "GEMINI_API_KEY": KEY, "GOOGLE_API_KEY": "", **environment}
+    command = [sys.executable, "-m", "sft.evaluate", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def files_of(*directories: Path) -> str:
+    return "".join(p.read_text() for directory in directories for p in directory.rglob("*") if p.is_file())
+
+
+def test_verdicts_of_base_and_fine_tuned_are_in_every_file(trained, service, ask, monkeypatch, tmp_path):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    service.say = lambda prompt: json.dumps(
+        {"reason": f"{HOSTILE} {KEY}", "score": 3 if "correctness" in prompt else 10}
+    )
+    found = evaluate(trained(), *ask())
+    metrics = json.loads((found.directory / "metrics.json").read_text())
+    expected = {"judge": "gemini-2.5-flash", "judge_correctness": 0.3, "judge_hallucination": 1.0, "judge_missing": 0}
+    assert expected.items() <= metrics.items() and metrics["status"] == "finished"
+    assert metrics["judge_known_correctness"] == metrics["before_judge_correctness"] == 0.3
+    assert metrics["judge_verdicts"] == metrics["before_judge_verdicts"] == 8
+    lines = [json.loads(line) for line in (found.directory / "samples.jsonl").read_text().splitlines()]
+    assert all(
+        line["judge"]["correctness"]["score"] == line["base_judge"]["correctness"]["score"] == 0.3 for line in lines
+    )
+    page = (found.directory / "samples.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page and "<script" not in page
+    assert "judge: hallucination (lower is better)" in str(found) and "judge: correctness" in str(found)
+    assert KEY not in files_of(found.directory, tmp_path / "cache")
+    before = len(service.calls)
+    assert before == len(set(service.calls))
+    assert evaluate(trained(), *ask()).metrics["judge_calls"] == 0 and len(service.calls) == before
+
+
+def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again(trained, service, ask, tmp_path):
+    service.say = lambda prompt: "no idea" if "hallucination" in prompt else '{"reason": "r", "score": 5}'
+    out = tmp_path / "out"
+    settings = (*ask("evaluation.before=false", "judge.retries=0", "judge.concurrency=1"), f"hydra.run.dir={out}")
+    done = door(f"run={trained()}", *settings)
+    assert done.returncode == 1, done.stderr
+    assert "4 of 8 verdicts could not be had, the others are scored" in done.stderr
+    assert "known row 1, hallucination: the judge's answer is no JSON object: 'no idea'" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout.rstrip().endswith(str(out))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["judge_correctness"], metrics["judge_missing"]) == (0.5, 4) and "judge_hallucination" not in metrics
+    assert KEY not in done.stderr + done.stdout + files_of(out)
+
+
+def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path):
+    from omegaconf import OmegaConf
+
+    from sft.config.compose import plain  # the config of a run that has no weights, nor ever had a judge
+
+    run = tmp_path / "run"
+    run.mkdir()
+    OmegaConf.save(OmegaConf.create(plain(compose("experiment=smoke"))), run / "config.resolved.yaml")
+    done = door(f"run={run}", "judge=gemini", GEMINI_API_KEY="")
+    assert done.returncode == 2 and "GEMINI_API_KEY or GOOGLE_API_KEY is not set" in done.stderr
+    assert list(run.iterdir()) == [run / "config.resolved.yaml"]
+
+
+def test_no_judge_is_an_option_that_composes_and_sweeps(settings):
+    assert settings("evaluate", "judge=none")["judge"] is None and settings("evaluate")["judge"] is None
+    from sft.config.compose import check_command, config_loader
+
+    check_command(
+        config_loader(), "evaluate", ["judge=none,gemini,openai,local,deepeval", "model=tiny"], "evaluate", True
+    )
+    with pytest.raises(UserError, match=r"did you mean judge\.retries\?"):
+        compose("judge=local", "judge.retris=1", command="evaluate")
+    with pytest.raises(UserError, match="did you mean correctness"):
+        compose("judge=local", "judge.metrics=[corectness]", command="evaluate")
+
+
+def test_whole_conversations_are_led_anew(trained, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    turns = [("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2")]
+    rows.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n")
+    own = ("dataset=local", f"dataset.path={rows}", "evaluation=generate", "evaluation.max_new_tokens=4")
+    found = evaluate(
+        trained(), *own, "evaluation.turns=all", "evaluation.generate=only", f"hydra.run.dir={tmp_path / 'out'}"
+    )
+    first, second = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert (first["turn"], second["turn"], first["reference"], second["reference"]) == (0, 1, "1", "2")
+    said = [message["content"] for message in second["messages"] if message["role"] == "assistant"]
+    assert said == [first["answer"]] and found.metrics["eval_answers"] == 2
