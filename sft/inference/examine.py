@@ -61,7 +61,8 @@ def examine(
     figures = Figures()
     if spec.measures_loss:
         with _computing_in(autocast, model):
-            figures.loss = evaluate_loss(model, rows.rows, batch_size=batch_size, progress=_said("loss"))
+            head = _as_in_training(model, rows)
+            figures.loss = evaluate_loss(model, rows.rows, batch_size=batch_size, progress=_said("loss"), head=head)
     if spec.generates:
         reading = rows.reading
         conversations = rows.conversations(spec.max_samples)
@@ -91,6 +92,15 @@ def examine_before(
         log.warning("evaluation.before: no training is recorded with %s, so there is no before", subject.name)
         return None
     return examine(base.load(rows.reading.tokenizer, rows.control), rows, spec, **settings)
+
+
+def _as_in_training(model: Any, rows: EvaluationRows) -> Any:
+    """Lay batches out as training does, whose rounding is then the same; gives the output layer to apply by chunks."""
+    from sft.model.head import output_layer
+    from sft.training.layout import lay_out
+
+    attention = rows.reading.model.attn_implementation
+    return output_layer(model) if lay_out(model, list(rows.rows.values()), attention).chunked else None
 
 
 @contextlib.contextmanager

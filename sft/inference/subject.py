@@ -60,6 +60,7 @@ class Subject:
         Raises:
             UserError: weights that cannot be found or read, or an adapter over another base than it was trained on.
         """
+        from sft.model import lowrank
         from sft.model.embeddings import fit_embeddings
         from sft.model.existing import load_adapter
 
@@ -68,7 +69,10 @@ class Subject:
         model = self.load_base(device) if base is None else base
         if tokenizer is not None:
             fit_embeddings(model, tokenizer, control)
-        return (model if self.adapter is None else load_adapter(model, self.adapter)).eval()
+        if self.adapter is not None:
+            model = load_adapter(model, self.adapter)
+            lowrank.install(model)  # rounds as training does
+        return model.eval()
 
     def load_base(self, device: str | None = None) -> Any:
         """The weights that `spec` and `quant` name, without the adapter."""
