@@ -21,10 +21,11 @@ from sft.training.estimate.blueprint import Blueprint, draw
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
 
-LIBRARIES = 590 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
+LIBRARIES = 650 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
 # What the C library's heap cannot use again of the tensors that the forward pass lets go of: torch asks for aligned
-# memory, and the hole of a freed tensor is too small for the next of its size. Measured, see docs/estimate.md.
-HOLES = 0.3
+# memory, and the hole of a freed tensor is too small for the next of its size. Layers that are computed again make the
+# same tensors twice, into the same holes. Measured, see docs/estimate.md.
+HOLES, HOLES_AGAIN = 0.2, 0.1
 CONTEXT = 600 << 20  # CUDA's own, beside what torch's allocator hands out
 
 
@@ -102,13 +103,13 @@ class Estimator:
         quant = build(config.get("quant"), where="quant", allowed=allowed)
         lora = build(config.get("lora"), where="lora", allowed=allowed)
         targets = family_of(self.model, own).target_modules
+        stored = getattr(own, "dtype", None) or torch.float32  # drawing the model writes its own precision there
         self.blueprint: Blueprint = draw(self.model, own, quant, lora, targets=targets, rows=rows)
         self.held = self.blueprint.footprint()
-        self.mapped = self._mapped(own) if quant is not None and device == "cpu" else 0
+        self.mapped = self._mapped(stored) if quant is not None and device == "cpu" else 0
 
-    def _mapped(self, own: Any) -> int:
+    def _mapped(self, stored: torch.dtype) -> int:
         """The part of the file that only quantized weights were read from, where the others still lie in it."""
-        stored = getattr(own, "dtype", None) or torch.float32
         if stored is not resolve_dtype(self.model.dtype):
             return 0  # the others were converted, and the file let go of
         return max(0, self.held.parameters * stored.itemsize - self.held.weights)
@@ -134,7 +135,7 @@ class Estimator:
         resident = base + (0 if optim.startswith("paged") and self.device == "cuda" else states)
         update = held.gradients + step_bytes(optim, held.trained, self.device)
         process = LIBRARIES if self.device == "cpu" else 0
-        holes = int(HOLES * step.freed) if self.device == "cpu" else 0
+        holes = int((HOLES_AGAIN if on else HOLES) * step.freed) if self.device == "cpu" else 0
         peak = resident + max(step.peak + holes, update, evaluated)
         return Estimate(
             parameters=held.parameters,

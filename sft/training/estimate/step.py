@@ -211,12 +211,22 @@ def _checkpointing(model: Any, functions: OnMeta, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    contexts = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), functions)}
+    contexts = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _again(functions))}
     model.activation_checkpointing_enable(contexts)
     try:
         yield
     finally:
         model.activation_checkpointing_disable()
+
+
+@contextmanager
+def _again(functions: OnMeta) -> Iterator[None]:
+    """A layer is computed again; autocast forgets its copies of the weights behind it."""
+    try:
+        with functions:
+            yield
+    finally:  # torch ends it by an exception where it has all that it wants
+        functions.casts.clear()
 
 
 @contextmanager
