@@ -36,7 +36,7 @@ def left(error: BaseException) -> str:
     sys.stderr = printed
     try:
         with pytest.raises(SystemExit):
-            _leave(error)
+            _leave(error, None)
     finally:
         sys.stderr = before
     return printed.getvalue()

@@ -22,7 +22,7 @@ BASE = [
     "dataset.eval_sources.unseen=null",
     "dataset.num_proc=0",
     "trainer.per_device_train_batch_size=4",
-    "trainer.max_steps=2",
+    "trainer.max_steps=3",  # the second step takes a rate of 1e38, the third finds out
     "callbacks=quiet",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -50,7 +50,7 @@ def mixed(tmp_path_factory):
     """Jobs that share a base, jobs that must not, a job that fails; (directory, process)."""
     directory = tmp_path_factory.mktemp("sweeps") / "mixed"
     # dropout is drawn in each; PiSSA writes into the base, full fine-tuning trains it
-    return directory, sweep(directory, "lora=r8,dora,pissa,none", "trainer.learning_rate=1e-3,nan")
+    return directory, sweep(directory, "lora=r8,dora,pissa,none", "trainer.learning_rate=1e-3,1e38")
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_each_job_has_its_own_directory_named_as_typed(mixed):
     names = [job["directory"] for job in record(directory)["jobs"]]
     assert names[:4] == [
         "0_lora-r8_learning_rate-1e-3",
-        "1_lora-r8_learning_rate-nan",
+        "1_lora-r8_learning_rate-1e38",
         "2_lora-dora_learning_rate-1e-3",
-        "3_lora-dora_learning_rate-nan",
+        "3_lora-dora_learning_rate-1e38",
     ]
     assert len(set(names)) == 8 and all((directory / name / "config.resolved.yaml").exists() for name in names)
 
@@ -75,10 +75,10 @@ def test_jobs_that_fail_do_not_stop_the_others(mixed):
     directory, done = mixed
     assert done.returncode == 1, done.stderr
     states = {job["directory"]: job["status"] for job in record(directory)["jobs"]}
-    assert {name for name, state in states.items() if state == "failed"} == {n for n in states if n.endswith("nan")}
+    assert {name for name, state in states.items() if state == "failed"} == {n for n in states if n.endswith("1e38")}
     assert {state for name, state in states.items() if name.endswith("1e-3")} == {"finished"}
     assert "4 of 8 jobs failed" in done.stderr
-    failed = directory / "1_lora-r8_learning_rate-nan"
+    failed = directory / "1_lora-r8_learning_rate-1e38"
     assert json.loads((failed / "metrics.json").read_text())["status"] == "failed"
     assert "Traceback" in (failed / "train.log").read_text()
 
@@ -187,7 +187,7 @@ def test_an_interrupted_sweep_writes_its_state(tmp_path):
 @pytest.mark.slow
 def test_failed_jobs_are_tried_again_or_left(tmp_path):
     directory = tmp_path / "sweep"
-    options = ("lora=r8", "trainer.learning_rate=nan", "seed=1,2", "sweep.retry_failed=false")
+    options = ("lora=r8", "trainer.learning_rate=1e38", "seed=1,2", "sweep.retry_failed=false")
     assert sweep(directory, *options).returncode == 1
     log = directory / "0_seed-1" / "train.log"
     first = log.read_text()
