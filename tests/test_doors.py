@@ -78,7 +78,9 @@ def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(

@@ -144,6 +144,7 @@ def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job
     assert "lora.r" in second.stderr and "4" in second.stderr and "5" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("lora=r8", "lora.r=4,8", "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=3")
@@ -167,6 +168,7 @@ def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path):
     assert [job["status"] for job in record(cut)["jobs"]] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_writes_its_state(tmp_path):
     directory = tmp_path / "sweep"
     line = [sys.executable, "-m", "sft.train", "-m", *BASE, "lora=r8", "seed=1,2", "trainer.max_steps=100000"]

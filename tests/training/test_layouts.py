@@ -110,7 +110,11 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+SOME = ("llama", "gemma3", "gpt2")  # grouped heads, sliding windows, learned positions; the others are slow tests
+EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+
+
+@pytest.mark.parametrize("architecture", EVERY)
 def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture, tmp_path):
     want_loss, want = step(load(architecture), rows_of(), tmp_path, batch=1, accumulation=len(LENGTHS))
     scale = max(float(gradient.abs().max()) for gradient in want.values())
@@ -126,7 +130,7 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
         assert difference <= 1e-5 * scale, name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EVERY)
 @pytest.mark.parametrize("capacity", [None, 128])
 def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(architecture, capacity, tmp_path):
     lengths = (70, 39, 50, 41, 33, 36)  # longer than the tiny models' sliding windows, and shorter

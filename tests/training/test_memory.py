@@ -70,6 +70,7 @@ def test_memory_that_runs_out_later_repeats_no_step(run, limited):
     assert (found.directory / "checkpoints" / "checkpoint-3").is_dir()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_batch_that_was_found(run, limited):
     from transformers import TrainerCallback
 

@@ -123,6 +123,7 @@ def test_stop_keeps_what_there_is_and_it_is_not_trained_on(page, run_name):
     assert len(texts(tab.predict("again", run_name, "", False, *GREEDY, api_name="/send")[1])) == 4
 
 
+@pytest.mark.slow
 def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_name):
     with serve(tmp_path) as address:
         tab = client(address)
@@ -245,7 +246,11 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_the_door_prints_its_address_and_ends_by_a_signal_leaving_nothing(number, code, trained, free_port, tmp_path):
     address = f"http://127.0.0.1:{free_port()}"
