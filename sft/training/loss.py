@@ -102,9 +102,8 @@ class _Chunked(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if needs else None
         sums = [torch.zeros_like(parameter) for parameter in trained]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        elements = CUDA_ELEMENTS if hidden.is_cuda else CPU_ELEMENTS
-        rows = max(16, elements // _vocabulary(head, hidden))
-        for at in range(0, len(hidden), rows):
+        rows = max(16, chunk_elements(hidden.device.type) // _vocabulary(head, hidden))
+        for at in _starts(hidden, rows):
             piece = hidden[at : at + rows].detach().requires_grad_(needs)
             with torch.set_grad_enabled(needs or bool(trained)):
                 logits = head(piece)
@@ -127,6 +126,16 @@ class _Chunked(torch.autograd.Function):
         scaled = [saved * outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
         gradient = scaled.pop(0) if ctx.needs else None
         return gradient, None, None, *scaled
+
+
+def chunk_elements(device: str) -> int:
+    """Elements of a chunk's logits on a device."""
+    return CUDA_ELEMENTS if device == "cuda" else CPU_ELEMENTS
+
+
+def _starts(hidden: torch.Tensor, rows: int) -> range:
+    """Where chunks begin; on the meta device, where only their sizes count, the first three tell what all take."""
+    return range(0, min(len(hidden), 3 * rows) if hidden.is_meta else len(hidden), rows)
 
 
 def _loss_and_slope(

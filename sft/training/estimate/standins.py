@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from sft.model import lowrank
+from sft.training import loss
 from sft.training.causal import kept_probabilities
 
 _PRODUCTS = {
@@ -157,14 +158,15 @@ def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def autocast_to(dtype: torch.dtype | None) -> Iterator[None]:
-    """For the time of the block, adapters compute as under autocast, which knows no meta device."""
-    before = lowrank.autocast_dtype
-    lowrank.autocast_dtype = lambda device: dtype  # type: ignore[assignment]
+def computing_on(device: str, autocast: torch.dtype | None) -> Iterator[None]:
+    """For the time of the block, what asks for the device or for autocast hears of these, not of the meta device."""
+    before = lowrank.autocast_dtype, loss.chunk_elements
+    lowrank.autocast_dtype = lambda _: autocast  # type: ignore[assignment]
+    loss.chunk_elements = lambda _: before[1](device)  # type: ignore[assignment]
     try:
         yield
     finally:
-        lowrank.autocast_dtype = before
+        lowrank.autocast_dtype, loss.chunk_elements = before  # type: ignore[assignment]
 
 
 @contextmanager

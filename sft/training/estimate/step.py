@@ -12,7 +12,7 @@ from torch import nn
 
 from sft.model.head import chooses_positions, left_out, output_layer
 from sft.training.estimate.blueprint import Blueprint
-from sft.training.estimate.standins import OnMeta, autocast_to, quantized_layers
+from sft.training.estimate.standins import OnMeta, computing_on, quantized_layers
 from sft.training.estimate.tracker import Region, Tracker
 from sft.training.loss import IGNORE, summed_loss
 
@@ -119,7 +119,7 @@ def simulate(blueprint: Blueprint, batch: Batch, machine: Machine) -> Step:
         _checkpointing(model, functions, machine.checkpointing),
         _marked(blueprint.layers, tracker),
         quantized_layers(),
-        autocast_to(machine.autocast),
+        computing_on(machine.device, machine.autocast),
     )
     with torch.random.fork_rng(devices=[]), around[0], around[1], around[2], around[3]:
         for again in range(2 if machine.accumulation > 1 else 1):
@@ -145,7 +145,7 @@ def simulate_evaluation(blueprint: Blueprint, batch: Batch, machine: Machine) ->
     inputs = _inputs(batch)
     functions = OnMeta(machine.device, batch.trained, machine.autocast)
     model.eval()
-    with torch.no_grad(), quantized_layers(), autocast_to(machine.autocast), functions, tracker:
+    with torch.no_grad(), quantized_layers(), computing_on(machine.device, machine.autocast), functions, tracker:
         tracker.ignore(*model.parameters(), *model.buffers(), *inputs.values())
         tracker.mark("begin")
         wanted = inputs.pop("shift_labels") != IGNORE
