@@ -61,6 +61,7 @@ def test_verdicts_of_base_and_fine_tuned_are_in_every_file(trained, service, ask
     assert evaluate(trained(), *ask()).metrics["judge_calls"] == 0 and len(service.calls) == before
 
 
+@pytest.mark.slow
 def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again(trained, service, ask, tmp_path):
     service.say = lambda prompt: "no idea" if "hallucination" in prompt else '{"reason": "r", "score": 5}'
     out = tmp_path / "out"

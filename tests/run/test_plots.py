@@ -76,6 +76,9 @@ def test_the_picture_shows_the_data(tmp_path: Path) -> None:
     assert count() == 0
 
 
-def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
+def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(
+        sys.modules, "matplotlib.pyplot", raising=False
+    )  # a library that another test loads may have it
     write_curves(RunDirectory(tmp_path / "run"), [{"step": 1, "loss": 1.0}])
     assert "matplotlib.pyplot" not in sys.modules

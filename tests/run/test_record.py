@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import mmap
 import subprocess
 import sys
 from datetime import datetime
@@ -174,10 +175,11 @@ def test_the_last_logged_values_win() -> None:
 def test_the_peak_is_measured_anew_after_a_reset() -> None:
     memory.reset_peak()
     before = memory.peak_bytes()
-    block = bytearray(64 << 20)
+    block = mmap.mmap(-1, 64 << 20)  # pages that the heap cannot have already
+    block.write(b"x" * (64 << 20))
     peak = memory.peak_bytes()
     assert peak - before >= 60 << 20
-    del block
+    block.close()
     memory.reset_peak()
     assert memory.peak_bytes() < peak
     assert memory.total_bytes() > memory.process_bytes() > 0

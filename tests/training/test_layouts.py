@@ -110,7 +110,7 @@ LAYOUTS = {
 }
 
 
-SOME = ("llama", "gemma3", "gpt2")  # grouped heads, sliding windows, learned positions; the others are slow tests
+SOME = ("llama", "gemma3")  # grouped heads, sliding windows; the others are slow tests
 EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
 
 
@@ -219,6 +219,7 @@ def test_an_attention_that_differs_from_the_models_own_is_not_taken(architecture
     register()
 
 
+@pytest.mark.slow
 def test_soft_capping_is_padded_and_refused_by_name():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

@@ -90,6 +90,7 @@ def test_a_resumed_run_keeps_the_batch_that_was_found(run, limited):
     assert (cut.directory / WEIGHTS).read_bytes() == (whole.directory / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_is_answered(run, limited):
     limited(0)
     with pytest.raises(RunFailed) as failed:
