@@ -147,10 +147,9 @@ def test_a_job_that_fails_or_kills_its_worker_does_not_stop_the_others(tmp_path,
     done = launch("hydra/launcher=joblib", "name=faults", "lora.r=4,5,8")
     assert done.returncode == 1, done.stderr
     found = starts(tmp_path)
-    assert {name: len(seen) for name, seen in found.items() if name != "1_lora.r-5"} == {
-        "0_lora.r-4": 2,
-        "2_lora.r-8": 1,
-    }
+    assert len(found["0_lora.r-4"]) == 2
+    # on a busy machine the last job may be under way when the pool breaks, and is then begun again
+    assert len(found["2_lora.r-8"]) in (1, 2)
     jobs = json.loads((tmp_path / "sweep/sweep.json").read_text())["jobs"]
     assert [job["status"] for job in jobs[:2]] == ["failed", "failed"]
     assert jobs[0]["error"].startswith("its process died: A worker process")
