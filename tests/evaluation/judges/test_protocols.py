@@ -154,6 +154,10 @@ def test_the_second_name_of_geminis_key_will_do(monkeypatch, service, tmp_path):
     monkeypatch.setenv("GOOGLE_API_KEY", "the-other-name")
     service.keys = {"the-other-name"}
     open_judging(GeminiJudge(base_url=service.url)).check()
+    service.keys = {"a third"}
+    with pytest.raises(UserError, match="refused the key"):
+        open_judging(GeminiJudge(base_url=service.url)).check()
+    assert service.calls == []  # a check asks no question
 
 
 def test_a_server_on_this_machine_goes_without_a_key(monkeypatch, service):
@@ -161,6 +165,10 @@ def test_a_server_on_this_machine_goes_without_a_key(monkeypatch, service):
 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     open_judging(OpenAIJudge(base_url=service.url)).check()
+    service.keys = {"one"}
+    with pytest.raises(UserError, match="key"):
+        open_judging(OpenAIJudge(base_url=service.url)).check()
+    assert service.calls == []
 
 
 def test_a_refused_key_is_named_and_not_shown(service, judging, key):
