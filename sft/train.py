@@ -18,6 +18,7 @@ from sft.run.phases import mark
 if TYPE_CHECKING:
     from sft.run.ranks import Ranks
     from sft.run.record import RunRecord
+    from sft.run.trackers.base import Tracker
     from sft.training.job import Job
     from sft.training.result import Result
 
@@ -131,55 +132,19 @@ def _fit(
     job: Job, inputs: Any, model: Any, resume_from: str | None, given: tuple[Any, Any, Any], facts: tuple[Ranks, float]
 ) -> Result:
     """Trainer; fit; save; the figures."""
-    from sft.config.build import build
     from sft.run.log import apart
-    from sft.run.trackers.base import tracking
-    from sft.training.answers import Examination, few_examples
-    from sft.training.build import build_callbacks, build_trainer
-    from sft.training.callbacks.base import bind_all, closing
-    from sft.training.callbacks.pruning import pruning_callbacks
-    from sft.training.earlier import objective_of
-    from sft.training.finish import finish
+    from sft.training.answers import Examination
+    from sft.training.finish import Trained, finish
     from sft.training.layout import lay_out
     from sft.training.outputs import settle_steps, training_info
-    from sft.training.profiling import profiling_callbacks
-    from sft.training.start import explicit_keys
 
-    config, run, (more, compute_metrics, stopping), (ranks, started) = job.config, job.run, given, facts
-    allowed = config["allow_targets"]
+    config, run, (ranks, started), stopping = job.config, job.run, facts, given[-1]
     with ExitStack() as stack:
         with ranks.agreeing():
             info = training_info(config, inputs, model)
             info.write(run)
-            objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
-            callbacks = build_callbacks(config, objective, direction)
-            evaluation = build(config["evaluation"], where="evaluation", allowed=allowed)
-            examination = Examination(evaluation, inputs, config["seed"])
-            profiling = profiling_callbacks(bool(config.get("profile")))
-            tracker = build(config["tracker"], where="tracker", allowed=allowed)
-            active = stack.enter_context(tracking(tracker, run, config, run.path.name, job.group))
-            stack.enter_context(closing([*callbacks.values(), *profiling]))
-            trainer = build_trainer(
-                config,
-                run,
-                model,
-                inputs,
-                callbacks,
-                [*more, *pruning_callbacks(), *profiling, stopping],
-                active,
-                explicit_keys(job),
-                compute_metrics,
-            )
-            bind_all(
-                trainer.callback_handler.callbacks,
-                run,
-                tokenizer=inputs.tokenizer,
-                template=inputs.template,
-                examples=few_examples(inputs, 4, config),
-                objective=objective,
-                direction=direction,
-                rows_of_step=trainer.guard.rows_of_step,
-            )
+            examination = Examination(_built(config, "evaluation"), inputs, config["seed"])
+            trainer, tracker, objective = _trainer(job, inputs, model, given, stack)
             attention = trainer.attention_for(inputs.model.attn_implementation)
             mark("trainer")
             noisy = trainer.noise is not None
@@ -196,7 +161,48 @@ def _fit(
         with apart():
             trainer.train(resume_from_checkpoint=resume_from)
         stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
-        return finish(job, trainer, inputs, info, examination, active, (objective, started))
+        return finish(Trained(job, inputs, trainer, info, examination, tracker, objective, started))
+
+
+def _trainer(
+    job: Job, inputs: Any, model: Any, given: tuple[Any, Any, Any], stack: ExitStack
+) -> tuple[Any, Tracker, str]:
+    """The trainer with its callbacks bound, the tracker, and the run's objective; `stack` closes what wants closing."""
+    from sft.run.trackers.base import tracking
+    from sft.training.answers import few_examples
+    from sft.training.build import build_callbacks, build_trainer
+    from sft.training.callbacks.base import bind_all, closing
+    from sft.training.callbacks.pruning import pruning_callbacks
+    from sft.training.earlier import objective_of
+    from sft.training.profiling import profiling_callbacks
+    from sft.training.start import explicit_keys
+
+    config, run, (more, compute_metrics, stopping) = job.config, job.run, given
+    objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
+    callbacks = build_callbacks(config, objective, direction)
+    profiling = profiling_callbacks(bool(config.get("profile")))
+    tracker = stack.enter_context(tracking(_built(config, "tracker"), run, config, run.path.name, job.group))
+    stack.enter_context(closing([*callbacks.values(), *profiling]))
+    others = [*more, *pruning_callbacks(), *profiling, stopping]
+    trainer = build_trainer(config, run, model, inputs, callbacks, others, tracker, explicit_keys(job), compute_metrics)
+    bind_all(
+        trainer.callback_handler.callbacks,
+        run,
+        tokenizer=inputs.tokenizer,
+        template=inputs.template,
+        examples=few_examples(inputs, 4, config),
+        objective=objective,
+        direction=direction,
+        rows_of_step=trainer.guard.rows_of_step,
+    )
+    return trainer, tracker, objective
+
+
+def _built(config: Any, node: str) -> Any:
+    """What a node's `_target_` makes of it."""
+    from sft.config.build import build
+
+    return build(config[node], where=node, allowed=config["allow_targets"])
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,6 +166,7 @@ REFUSED = (
     "train model=tiny lora.target_modules=[qq_proj]",
     "train experiment=smoke dataset=local dataset.path=FILE.jsonl dataset.max_length=8",
     "train experiment=smoke dataset=local dataset.path=FILE.jsonl template=llama2",
+    "webui run=DIR host=0.0.0.0",
 )
 GRID = "outputs/ranks/grid"
 
@@ -182,17 +186,28 @@ class Day:
         self.environment = {**known, **more, "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
 
     def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `python -m sft.<name>`; a chat that waits for input gets none."""
+        """Run `python -m sft.<name>`; a chat that waits for input gets none, a server is ended once it serves."""
         command = [sys.executable, "-m", f"sft.{name}", *arguments]
-        return subprocess.run(
-            command,
-            cwd=self.place,
-            env=self.environment,
-            input="",
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        given = {"cwd": self.place, "env": self.environment, "text": True}
+        if name != "webui":
+            return subprocess.run(command, input="", capture_output=True, timeout=500, **given)
+        return self._served(command, given)
+
+    def _served(self, command: list[str], given: dict) -> subprocess.CompletedProcess[str]:
+        """Run a server until it tells its address, or fails."""
+        with tempfile.TemporaryFile("w+") as errors:
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, **given)
+            watch = threading.Timer(120, server.kill)
+            watch.start()
+            address = server.stdout.readline()
+            if address:
+                server.send_signal(signal.SIGTERM)
+            code = server.wait()
+            watch.cancel()
+            errors.seek(0)
+            return subprocess.CompletedProcess(
+                command, 0 if address and code == 128 + signal.SIGTERM else code, address, errors.read()
+            )
 
     def done(self, name: str, *arguments: str) -> None:
         """Run a command that has to succeed."""

@@ -91,11 +91,10 @@ class Evaluate(Train):
 
 
 @dataclass
-class Chat(Train):
-    """`python -m sft.chat run=DIR`; the keys of `sft.evaluation.sampling.Sampling` stand at the top."""
+class _Sampled(Train):
+    """A command that answers: the keys of `sft.evaluation.sampling.Sampling` stand at the top."""
 
     run: str | None
-    prompt: str | None
     system: str | None
     max_new_tokens: int
     temperature: float
@@ -105,22 +104,22 @@ class Chat(Train):
 
 
 @dataclass
-class WebUI(Train):
-    """`python -m sft.webui run=DIR`; the sampling as in Chat."""
+class Chat(_Sampled):
+    """`python -m sft.chat run=DIR`."""
 
-    run: str | None
+    prompt: str | None
+
+
+@dataclass
+class WebUI(_Sampled):
+    """`python -m sft.webui run=DIR`."""
+
     runs_dir: str | None
     host: str
     port: int
     share: bool
     load_in_4bit: bool
     conversations: str
-    system: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
 
 
 @dataclass

@@ -75,6 +75,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Any, x: Any, down: Any, up: Any, scaling: float, own: bool) -> torch.Tensor:
+        """The sum [..., columns of `up`], in place of `base` where that is the layer's `own`."""
         flat = x.reshape(-1, x.shape[-1]).to(base.dtype)
         a, b = down.to(flat.dtype), up.to(flat.dtype)
         inner = torch.mm(flat, a.t())
@@ -89,6 +90,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """Gradients of base, x, down and up, each in its own precision."""
         flat, a, b, inner = ctx.saved_tensors
         wide = grad.reshape(-1, grad.shape[-1])
         narrow = torch.mm(wide, b).mul_(ctx.scaling)

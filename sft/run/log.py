@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
-import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
-from sft.config.rank import is_main, rank
-from sft.config.text import harmless
+from sft.config.rank import is_main
 from sft.run.directory import RunDirectory
 from sft.run.errors import storage
-from sft.run.secrets import redact
+from sft.run.log_lines import FileFormatter, ShortFormatter, is_terminal, worth_showing
 
 FILE_ONLY = {"file_only": True}
 """``log.info(…, extra=FILE_ONLY)`` goes to train.log and not to stderr."""
@@ -31,8 +28,6 @@ FILE_ONLY = {"file_only": True}
 _TALKATIVE = ("transformers", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "trl")
 # These do not pass their messages on to the root logger, so that the handlers must wait at their door before they come.
 _CLOSED = ("transformers", "wandb")
-_LONGEST = 300
-_WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
 _open_logs: list[RunLog] = []
 _alike = False  # whether the other ranks do now what rank 0 does, so that their warnings are its own
 
@@ -63,7 +58,7 @@ class RunLog:
                 self.run.create()
                 file = _FileHandler(self.run.train_log, encoding="utf-8")
             file.setLevel(level)
-            file.setFormatter(_FileFormatter())
+            file.setFormatter(FileFormatter())
             self.handlers.append(file)
         stderr = _StderrHandler(self)
         stderr.setLevel(level if is_main() else logging.WARNING)
@@ -148,7 +143,7 @@ class RunLog:
         )
 
     def _hide_bars(self) -> None:
-        wanted = _is_terminal(sys.stderr) if self.progress_bars is None else self.progress_bars
+        wanted = is_terminal(sys.stderr) if self.progress_bars is None else self.progress_bars
         if wanted:
             return
         for name, off, on in (
@@ -212,14 +207,14 @@ class _StderrHandler(logging.Handler):
     def __init__(self, owner: RunLog) -> None:
         super().__init__()
         self.owner = owner
-        self.setFormatter(_ShortFormatter())
+        self.setFormatter(ShortFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record where it is worth showing and was not shown already."""
         self.owner.notice(record)
         if _alike and record.levelno < logging.ERROR:
             return
-        if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not _worth_showing(record):
+        if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not worth_showing(record):
             return
         if _already(record, self):
             return
@@ -231,49 +226,6 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
-class _FileFormatter(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line with its traceback, without secrets and without what would act on the terminal it is read in."""
-        return harmless(redact(super().format(record)))
-
-
-class _ShortFormatter(logging.Formatter):
-    """``12:34:56 message``; the library's name, a level other than info, no traceback, one line for foreign messages."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The short form, without secrets."""
-        message = harmless(redact(record.getMessage()))
-        if record.name == "py.warnings":
-            match = _WARNING.search(message)
-            message = match["text"] if match else message
-        library = record.name.partition(".")[0]
-        if library not in ("sft", "root", "__main__", "py"):
-            message = f"{library}: {_one_line(message)}"
-        elif library == "py":
-            message = _one_line(message)
-        if record.levelno >= logging.WARNING:
-            message = f"{_coloured(record)} {message}"
-        if not is_main():
-            message = f"[rank {rank()}] {message}"
-        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
-
-
-def _worth_showing(record: logging.LogRecord) -> bool:
-    """Ours from info on, the libraries' from warning on, and no warning meant for their developers."""
-    if record.name == "py.warnings":
-        match = _WARNING.search(record.getMessage())
-        return match is None or match["kind"] not in (
-            "DeprecationWarning",
-            "FutureWarning",
-            "PendingDeprecationWarning",
-        )
-    ours = record.name.partition(".")[0] in ("sft", "root", "__main__")
-    return ours or record.levelno >= logging.WARNING
-
-
 def _already(record: logging.LogRecord, handler: logging.Handler) -> bool:
     """Whether this handler has had this record: one attached to a library and to the root is called twice."""
     seen: set[int] = record.__dict__.setdefault("_sft_handled", set())
@@ -281,19 +233,6 @@ def _already(record: logging.LogRecord, handler: logging.Handler) -> bool:
         return True
     seen.add(id(handler))
     return False
-
-
-def _one_line(message: str) -> str:
-    lines = message.strip().splitlines() or [""]
-    short = lines[0][:_LONGEST]
-    return short if short == message.strip() else f"{short} … (the rest is in train.log)"
-
-
-def _coloured(record: logging.LogRecord) -> str:
-    word = f"{record.levelname.lower()}:"
-    if not _is_terminal(sys.stderr) or os.environ.get("NO_COLOR"):
-        return word
-    return f"\x1b[{33 if record.levelno < logging.ERROR else 31}m{word}\x1b[0m"
 
 
 @contextlib.contextmanager
@@ -305,10 +244,3 @@ def _bars_aside() -> Iterator[None]:
         return
     with tqdm.external_write_mode(file=sys.stderr):
         yield
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):
-        return False

@@ -48,6 +48,7 @@ def _blocks(tokens: int, keys: int) -> list[tuple[int, int, int]]:
 class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
+        """As `causal_attention`; the probabilities of a short document are kept for `backward`."""
         out, kept = torch.empty_like(query), []
         for start, end, keys in _blocks(query.shape[2], key.shape[1]):
             some = _queries(query, start, end)
@@ -61,6 +62,7 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """Gradients of query, key and value."""
         query, key, value, *kept = ctx.saved_tensors
         to_query = torch.empty_like(query)
         # blocks add up to these, which 16 bits would round each time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sft.run.metrics import Metrics
@@ -22,46 +23,52 @@ from sft.training.spread import whole_weights
 log = logging.getLogger(__name__)
 
 
-def finish(
-    job: Job,
-    trainer: Any,
-    inputs: Inputs,
-    info: Any,
-    examination: Examination,
-    tracker: Tracker,
-    facts: tuple[str, float],
-) -> Result:
+@dataclass(frozen=True)
+class Trained:
+    """A run after its last step.
+
+    Attributes:
+        job, inputs: what was run, on what.
+        trainer: after its training.
+        info: the run's training_info, to be completed.
+        examination: the questions asked before and after.
+        tracker: where figures go.
+        objective: name of the figure that the run is judged by.
+        started: when the run began, seconds since the epoch.
+    """
+
+    job: Job
+    inputs: Inputs
+    trainer: Any
+    info: Any
+    examination: Examination
+    tracker: Tracker
+    objective: str
+    started: float
+
+
+def finish(trained: Trained) -> Result:
     """Evaluate what was trained, write everything that a finished run has, and give its figures.
 
     Of several processes all evaluate; then rank 0 does the rest, and the others have its result.
     """
     from sft.run import memory
 
+    trainer = trained.trainer
     evaluated = _final_evaluation(trainer)
     peak, weights = trainer.ranks.most(memory.peak_bytes()), whole_weights(trainer)
-    return trainer.ranks.decided(
-        lambda: _finish(job, trainer, inputs, info, examination, tracker, facts, evaluated, peak, weights)
-    )
+    return trainer.ranks.decided(lambda: _write(trained, evaluated, peak, weights))
 
 
-def _finish(
-    job: Job,
-    trainer: Any,
-    inputs: Inputs,
-    info: Any,
-    examination: Examination,
-    tracker: Tracker,
-    facts: tuple[str, float],
-    evaluated: dict[str, float],
-    peak: int,
-    whole: Mapping[str, Any] | None,
-) -> Result:
-    run, config, (objective, started) = job.run, job.config, facts
-    weights = write_weights(run, trainer.accelerator.unwrap_model(trainer.model), inputs, whole)
-    evaluated |= examination.ask_after(trainer.accelerator.unwrap_model(trainer.model))
-    examination.write(run)
+def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapping[str, Any] | None) -> Result:
+    job, inputs, trainer, info = trained.job, trained.inputs, trained.trainer, trained.info
+    run, config = job.run, job.config
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = write_weights(run, model, inputs, whole)
+    evaluated |= trained.examination.ask_after(model)
+    trained.examination.write(run)
 
-    metrics = _metrics(trainer, evaluated, started, Metrics.read(run), peak)
+    metrics = _metrics(trainer, evaluated, trained.started, Metrics.read(run), peak)
     info.finished = now()
     info.write(run)
     write_card(config, info, metrics, weights, whole=weights == run.model)
@@ -71,15 +78,15 @@ def _finish(
     write_curves(run, title=str(config["name"]))
     if config["save_merged_model"]:
         _save_merged(job, inputs, info, metrics)
-    tracker.log(
-        {key: value for key, value in metrics.as_dict().items() if isinstance(value, float)}, trainer.state.global_step
-    )
-    tracker.artifact(weights, f"{config['name']}-{weights.name}", "model")
-    metrics.write(run)
     figures = metrics.as_dict()
-    if figures.get(objective) is None:
-        log.warning("the run has no figure %s to be judged by", objective)
-    return Result(run.path, figures, objective, figures.get(objective))
+    trained.tracker.log(
+        {key: value for key, value in figures.items() if isinstance(value, float)}, trainer.state.global_step
+    )
+    trained.tracker.artifact(weights, f"{config['name']}-{weights.name}", "model")
+    metrics.write(run)
+    if figures.get(trained.objective) is None:
+        log.warning("the run has no figure %s to be judged by", trained.objective)
+    return Result(run.path, figures, trained.objective, figures.get(trained.objective))
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import seed_worker
 
 from sft.config.conflicts import spreads
-from sft.data.batches import TokenBatches
-from sft.data.collate import FlatCollator, PaddedCollator, split_batch
+from sft.data.collate import PaddedCollator, split_batch
 from sft.data.documents import Rows
-from sft.data.shares import Shares, WithStandIn
 from sft.evaluation.loss import evaluate_loss
 from sft.model.head import chooses_positions, output_layer
 from sft.run import checkpoint
 from sft.run.ranks import joined
+from sft.training.batching import BatchingTrainer
 from sft.training.callbacks.state import collect, restore
 from sft.training.layout import Layout
 from sft.training.loss import summed_loss
-from sft.training.memory import Draws, free, is_out_of_memory, smaller
 from sft.training.neftune import Noise, noisy
 from sft.training.nonfinite import IN_A_ROW, Guard, NonFinite
 from sft.training.progress import Progress
+from sft.training.shrinking import ShrinkingTrainer
 from sft.training.work import hardware_rate, work_of
 
 log = logging.getLogger(__name__)
 
 
-class SftTrainer(Trainer):
+class SftTrainer(BatchingTrainer, ShrinkingTrainer):
     """A thin Trainer over prepared rows.
 
     Args:
@@ -49,12 +42,7 @@ class SftTrainer(Trainer):
         callbacks: in their order.
         guard: what to do on a loss or gradient that is no number; stops the run if left out.
         **kwargs: passed on to Trainer (`compute_metrics`, `optimizers`, ...).
-
-    Attributes:
-        deals_rows: whether several processes get the rows of one process's batch, see `sft.data.shares`.
     """
-
-    deals_rows = True
 
     def __init__(
         self,
@@ -92,10 +80,7 @@ class SftTrainer(Trainer):
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None  # transformers' depends on the layout
         self.noise = Noise(alpha) if alpha else None
         self.lengths = getattr(train, "lengths", None)  # tokens of each row
-        self.batches: TokenBatches | None = None  # with trainer.max_tokens_per_batch
         self.effective_batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self._loss_before: Any = None  # the logged loss as it was before this step
-        self._draws: Draws | None = None  # the random generators as they were before this step
         self._window = 1  # steps that a logged loss is the mean of
 
     def attention_for(self, asked: str | None) -> str | None:
@@ -111,78 +96,6 @@ class SftTrainer(Trainer):
     def _gathers_within_forward(self) -> bool:
         """Whether the output layer has to be applied inside the model's own forward pass: its weights are a share."""
         return spreads({"trainer": {"fsdp": self.is_fsdp_enabled, "deepspeed": self.args.deepspeed}})
-
-    # -- batches -------------------------------------------------------------------------------------------------------
-    def token_batches(self) -> TokenBatches | None:
-        """The batches of `trainer.max_tokens_per_batch`, for the layout as it is; None where batches are of rows.
-
-        Raises:
-            UserError: a row is longer than a batch may be.
-        """
-        limit = getattr(self.args, "max_tokens_per_batch", None)
-        if not limit:
-            return None
-        return TokenBatches(
-            self.lengths,  # type: ignore[arg-type]
-            limit,
-            self.args.seed,
-            padded=self.batches_are_padded,
-            ranks=self.args.world_size,
-        )
-
-    @property
-    def batches_are_padded(self) -> bool:
-        """Whether rows lie side by side."""
-        return not isinstance(self.data_collator, FlatCollator)
-
-    def get_train_dataloader(self) -> Any:
-        """Batches of so many rows, or of so many tokens."""
-        self.batches = self.token_batches()
-        if self.batches is None and not (self.ranks.many and self.deals_rows):
-            return super().get_train_dataloader()
-        args, rows, sampler = self.args, self.train_dataset, self.batches
-        if self.ranks.many:
-            rows, sampler = WithStandIn(rows), self._shares(sampler)  # type: ignore[arg-type, assignment]
-        loader = DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_sampler=sampler,  # type: ignore[arg-type]
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        )
-        return self._prepared(loader)
-
-    def _shares(self, batches: TokenBatches | None) -> Shares:
-        """This process's part of every batch of all processes."""
-        rows, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
-        rank, count = self.ranks.rank, self.ranks.count
-        if batches is not None:
-            return Shares(batches, rank, count, rows, whole=True)
-        sampler: Any = self._get_train_sampler()
-        drawn = isinstance(sampler, RandomSampler)
-        if drawn:  # as accelerate draws it for one process: by seed and epoch
-            sampler = SeedableRandomSampler(
-                sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=args.data_seed
-            )
-        together = BatchSampler(sampler, self._train_batch_size * count, args.dataloader_drop_last)
-        if drawn:
-            return Shares(together, rank, count, rows)
-        return Shares(together, rank, count, rows, order=self.ranks.agree)
-
-    def _prepared(self, loader: Any) -> Any:
-        """The loader as accelerate prepares that of one process: batches on the device, no sharing out of its own."""
-        if not self.ranks.many:
-            return self.accelerator.prepare(loader)
-        device = self.accelerator.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        if self.batches is not None:  # accelerate's own call does not come through its wrappers
-            self.batches.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with noise on the embeddings where `neftune_noise_alpha` asks for it."""
@@ -226,9 +139,7 @@ class SftTrainer(Trainer):
         """The batches of a step; what must be known when the step fails is noted."""
         found = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin(found[0])
-        self.progress.mark()
-        self._loss_before = self._tr_loss.clone()
-        self._draws = Draws() if self.args.auto_find_batch_size else None
+        self._note_step()
         return found
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -258,69 +169,6 @@ class SftTrainer(Trainer):
         found = super()._init_training_state(*args, **kwargs)
         self.state.train_batch_size = self._train_batch_size  # a checkpoint's may be from before memory ran out
         return found
-
-    # -- memory --------------------------------------------------------------------------------------------------------
-    def _inner_training_loop(  # type: ignore[override]
-        self, batch_size: int | None = None, args: Any = None, resume_from_checkpoint: Any = None, **kwargs: Any
-    ) -> Any:
-        """The loop; with auto_find_batch_size on with smaller batches of the same sum, from the step that was too large.
-
-        transformers shrinks the batch alone, which makes other steps and more of them, and starts over with the
-        weights as they are by then. Here the accumulation grows as the batch shrinks, and no step is made twice.
-        """
-        batch = int(batch_size or self._train_batch_size)
-        while True:
-            if self.args.auto_find_batch_size:
-                self._split_step(batch)
-            draws, began = Draws(), self.state.global_step
-            try:
-                return super()._inner_training_loop(
-                    batch_size=batch, args=args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
-                )
-            except Exception as error:
-                if not self.args.auto_find_batch_size or not is_out_of_memory(error):
-                    raise
-                if batch == 1 or self.accelerator.num_processes > 1 or self.progress.in_evaluation:
-                    raise MemoryError(str(error)) from error  # of a kind that transformers does not try again
-                made, what = self._made_steps(began, resume_from_checkpoint), str(error).split("\n")[0]
-                traceback.clear_frames(error.__traceback__)  # they hold the activations
-            batch = smaller(batch, self.effective_batch)
-            log.warning(
-                "memory ran out at step %d (%s): on with batches of %d, %d to a step; the effective batch stays %d",
-                self.state.global_step + 1,
-                what,
-                batch,
-                self.effective_batch // batch,
-                self.effective_batch,
-            )
-            self.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-            self.guard.begin([])
-            self.progress.back()
-            free()
-            if made:
-                resume_from_checkpoint = self._checkpoint_before_step(batch)
-            else:
-                draws.again()
-
-    def _split_step(self, batch: int) -> None:
-        """Make a step of batches of this size, as many as the effective batch has."""
-        self._train_batch_size = batch
-        self.args.per_device_train_batch_size = batch // max(1, self.args.n_gpu)
-        self.args.gradient_accumulation_steps = self.effective_batch // batch
-
-    def _made_steps(self, began: int, resume_from_checkpoint: Any) -> bool:
-        """Whether this attempt has changed the weights since its start or its checkpoint."""
-        start = checkpoint.step_of(resume_from_checkpoint) if resume_from_checkpoint else None
-        return self.state.global_step > (start if start is not None else began)
-
-    def _checkpoint_before_step(self, batch: int) -> str:
-        """A checkpoint of the last whole step, with the random generators as they were then."""
-        if self._draws is not None:
-            self._draws.again()
-        self._tr_loss = self._loss_before
-        self._train_batch_size = self.state.train_batch_size = batch
-        self._save_checkpoint(self.model, None)
-        return str(Path(str(self.args.output_dir)) / checkpoint.name(self.state.global_step))
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def evaluate(

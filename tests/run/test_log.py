@@ -57,6 +57,16 @@ def test_both_get_the_message_each_in_its_form(run: RunDirectory, capsys: pytest
     ]
 
 
+def test_what_a_library_says_at_its_import_is_for_the_file(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+    with RunLog(run):
+        library = logging.getLogger("bitsandbytes.backends.cpu.ops")
+        library.warning("Failed to load CPU gemm_4bit_forward from %s", "somewhere")
+        library.warning("something else failed")
+    assert "gemm_4bit_forward from somewhere" in run.train_log.read_text()
+    err = capsys.readouterr().err
+    assert "gemm_4bit" not in err and "warning: bitsandbytes: something else failed" in err
+
+
 def test_an_error_leaves_its_traceback_in_the_file_alone(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ZeroDivisionError), RunLog(run):
         1 / 0  # noqa: B018

@@ -51,9 +51,15 @@ class _Bounded(io.RawIOBase):
         self._most = max(SMALLEST_BOMB, MOST_GROWTH * file.path.stat().st_size)
 
     def readable(self) -> bool:
+        """It is."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """As the stream's own.
+
+        Raises:
+            UserError: more came out than text shrinks to.
+        """
         count = self._stream.readinto(buffer)
         self._count += count
         if self._count > self._most:
@@ -65,6 +71,7 @@ class _Bounded(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """Close both."""
         self._stream.close()
         super().close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ METRICS = ("correctness", "coherence", "relevancy", "context_consistency", "hall
 
 
 @dataclass
-class JudgeSpec:
+class JudgeSpec(ABC):
     """What all judges have in common.
 
     Args:
@@ -70,9 +71,9 @@ class JudgeSpec:
             + self._metric_faults()
         )
 
+    @abstractmethod
     def open(self) -> Judge:
         """The judge itself; nothing is called or loaded yet."""
-        raise NotImplementedError
 
     def _metric_faults(self) -> list[UserError]:
         from sft.config.check import nearest

@@ -117,6 +117,7 @@ def attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, device: str, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
+        """What comes out; kept is what the kernels keep."""
         batch, heads, length, _ = query.shape
         out = torch.empty((batch, length, heads, value.shape[-1]), dtype=query.dtype, device="meta").transpose(1, 2)
         if device == "cpu" and query.dtype.itemsize == 2:  # see `sft.training.causal`
@@ -128,6 +129,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """Gradients of query, key and value."""
         query, key, value, *_ = ctx.saved_tensors
         return None, torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
@@ -138,12 +140,14 @@ class _Quantized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, shape: tuple[int, int], keeps: bool, bias: Any) -> torch.Tensor:
+        """The product; `x` is kept where the layer keeps it."""
         ctx.shape, ctx.kept = shape, x if keeps else None
         weight = torch.empty(shape, dtype=x.dtype, device="meta")
         return functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """The gradient of `x`."""
         weight = torch.empty(ctx.shape, dtype=grad.dtype, device="meta")
         return torch.matmul(grad, weight), None, None, None
 

@@ -1,0 +1,87 @@
+"""The lines of a log: what is worth showing on a terminal, and how a record reads there and in train.log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+from typing import Any
+
+from sft.config.rank import is_main, rank
+from sft.config.text import harmless
+from sft.run.secrets import redact
+
+_LONGEST = 300
+_WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
+# what a library says at its import whether or not the run uses it
+_BESIDE_THE_POINT = (("bitsandbytes", "Failed to load CPU gemm_4bit_forward"),)
+
+
+class FileFormatter(logging.Formatter):
+    """Time, level and logger before the message, and its traceback after it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line with its traceback, without secrets and without what would act on the terminal it is read in."""
+        return harmless(redact(super().format(record)))
+
+
+class ShortFormatter(logging.Formatter):
+    """``12:34:56 message``; the library's name, a level other than info, no traceback, one line for foreign messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The short form, without secrets."""
+        message = harmless(redact(record.getMessage()))
+        if record.name == "py.warnings":
+            match = _WARNING.search(message)
+            message = match["text"] if match else message
+        library = record.name.partition(".")[0]
+        if library not in ("sft", "root", "__main__", "py"):
+            message = f"{library}: {_one_line(message)}"
+        elif library == "py":
+            message = _one_line(message)
+        if record.levelno >= logging.WARNING:
+            message = f"{_coloured(record)} {message}"
+        if not is_main():
+            message = f"[rank {rank()}] {message}"
+        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
+
+
+def worth_showing(record: logging.LogRecord) -> bool:
+    """Ours from info on, the libraries' from warning on, and no warning meant for their developers."""
+    if record.name == "py.warnings":
+        match = _WARNING.search(record.getMessage())
+        return match is None or match["kind"] not in (
+            "DeprecationWarning",
+            "FutureWarning",
+            "PendingDeprecationWarning",
+        )
+    if any(record.name.startswith(library) and start in record.getMessage() for library, start in _BESIDE_THE_POINT):
+        return False
+    ours = record.name.partition(".")[0] in ("sft", "root", "__main__")
+    return ours or record.levelno >= logging.WARNING
+
+
+def _one_line(message: str) -> str:
+    lines = message.strip().splitlines() or [""]
+    short = lines[0][:_LONGEST]
+    return short if short == message.strip() else f"{short} … (the rest is in train.log)"
+
+
+def _coloured(record: logging.LogRecord) -> str:
+    word = f"{record.levelname.lower()}:"
+    if not is_terminal(sys.stderr) or os.environ.get("NO_COLOR"):
+        return word
+    return f"\x1b[{33 if record.levelno < logging.ERROR else 31}m{word}\x1b[0m"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is one; closed and foreign ones are none."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
