@@ -64,13 +64,19 @@ def save_model(
         with _written_whole(Path(directory)) as beside:
             if complete is not None:
                 complete(model, beside)
-            model.save_pretrained(str(beside), max_shard_size=SHARD, state_dict=weights)
+            model.save_pretrained(str(beside), max_shard_size=SHARD, state_dict=_once(model, weights))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, beside, chat_template)
     finally:
         for config, value in zip(configs, before, strict=True):
             config.use_cache = value
     return Path(directory)
+
+
+def _once(model: Any, weights: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Weights that were gathered without those that are tied to others: transformers sees by their memory alone."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return weights and {name: value for name, value in weights.items() if tied.get(name) not in weights}
 
 
 def _mend_generation_config(model: Any) -> None:

@@ -284,6 +284,36 @@ def test_reproduce_replays_a_run_of_two_with_two(two):
     assert "NO" not in done.stdout.split()
 
 
+def launch_spread(*overrides):
+    """Two processes of a training with FSDP2."""
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    return subprocess.run(
+        [sys.executable, "-m", *TORCHRUN[:-1], script, *overrides, "trainer=fsdp", "trainer.use_cpu=false"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_in_shares_ends_like_one_that_was_not(tmp_path):
+    rows = [*ROWS, *HALF, "lora.lora_dropout=0.1"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = launch_spread(*rows, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+    stopped = launch_spread(*rows, *fault("SIGTERM"), f"hydra.run.dir={cut}")
+    assert "stopped by SIGTERM at step 3" in stopped.stderr
+    assert read(cut, "run.json")["status"] == "interrupted"
+    again = launch_spread(*rows, f"hydra.run.dir={cut}", "allow_changes=[callbacks.fault]")
+    assert again.returncode == 0, again.stderr
+    assert "checkpoint-3" in again.stderr
+    assert losses(cut) == losses(whole)
+    first, second = (load_file(run / "adapter/adapter_model.safetensors") for run in (whole, cut))
+    assert max(float((first[key] - second[key]).abs().max()) for key in first) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["lora=none", "trainer.learning_rate=1e-3"]])
 def test_weights_in_shares_give_the_losses_of_one_process_and_whole_files(more, tmp_path):
@@ -291,16 +321,7 @@ def test_weights_in_shares_give_the_losses_of_one_process_and_whole_files(more, 
 
     rows = [override for override in ROWS if not override.startswith("lora") or not more]
     train(compose(*rows, "trainer.per_device_train_batch_size=8", *more, f"hydra.run.dir={tmp_path / 'one'}"))
-    spread = ["trainer=fsdp", "trainer.use_cpu=false", f"hydra.run.dir={tmp_path / 'two'}"]
-    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
-    done = subprocess.run(
-        [sys.executable, "-m", *TORCHRUN[:-1], script, *rows, *HALF, *more, *spread],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = launch_spread(*rows, *HALF, *more, f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert_same_curve(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two" / "checkpoints" / "checkpoint-10" / "pytorch_model_fsdp.bin").is_file()
