@@ -86,3 +86,25 @@ def test_a_huge_sweep_is_checked_with_every_value_once():
     jobs = expand_sweep([f"{key}=range(0,20)" for key in ("a", "b", "c")], config_loader())
     assert len(jobs) == 20
     assert jobs[0] == ["a=0", "b=0", "c=0"] and jobs[-1] == ["a=19", "b=19", "c=19"]
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("lora.r=range(1,200002)", "lora.r: this sweep has 200,001 runs"),
+        ("lora.r=shuffle(range(1,1000000000))", "999,999,999 runs"),
+        ("lora.r=range(1,5,0)", r"range\(1, 5, 0\) has no end"),
+        ("lora.r=range(1,inf)", r"range\(1, inf, 1\) has no end"),
+    ],
+)
+def test_a_grid_that_nobody_can_run_is_refused(override, what):
+    with pytest.raises(UserError, match=what):
+        expand_sweep([override], config_loader(), most=None)
+
+
+def test_a_product_that_nobody_can_run_is_refused_and_a_search_over_it_is_not():
+    axes = ["lora.r=range(0,1000)", "seed=range(0,101)"]
+    with pytest.raises(UserError, match="-m: this sweep has 101,000 runs"):
+        expand_sweep(axes, config_loader(), most=None)
+    assert len(expand_sweep(axes, config_loader())) == 1000
+    assert expand_sweep(["seed=range(1,1000000000)"], config_loader()) == [["seed=1"], ["seed=1000000000"]]
