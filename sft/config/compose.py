@@ -232,6 +232,8 @@ def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
 def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError | None:
     """The error for a group's option that does not exist, with the nearest that does."""
     group, value = override.key_or_group, override.value()
+    if override.is_delete() and not isinstance(value, str | None):
+        return UserError(f"cannot be taken away: {value!r} is no option", where=group, remedy=f"~{group}")
     if override.is_delete() or value is None:
         return None
     options = loader.get_group_options(group)

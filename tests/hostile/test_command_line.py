@@ -63,11 +63,12 @@ def loader():
     return config_loader()
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(typed=st.lists(OVERRIDES, min_size=1, max_size=3), multirun=st.booleans())
 @example(typed=["lora.r=" + "(" * 500], multirun=False)
 @example(typed=["lora.r=range(1,1e9)"], multirun=True)
 @example(typed=["~"], multirun=False)
+@example(typed=["~lora=true"], multirun=False)
 def test_it_composes_or_is_refused(typed, multirun, loader):
     try:
         line = parse_command_line([*(["-m"] if multirun else []), *typed])

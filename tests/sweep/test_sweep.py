@@ -96,6 +96,7 @@ def test_a_shared_base_gives_what_each_run_gives_alone(mixed, tmp_path):
     assert swept.read_bytes() == (whole.directory / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_shared_quantized_base_gives_what_each_run_gives_alone(quantized, tmp_path):
     directory, done = quantized
     assert done.returncode == 0, done.stderr

@@ -59,6 +59,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_effective_one_stays(run, li
     assert "memory ran out at step 1" in (found.directory / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_later_repeats_no_step(run, limited):
     options = ("trainer.per_device_train_batch_size=4", "trainer.max_steps=6", "trainer.logging_steps=4")
     whole = run(*options, to="whole")

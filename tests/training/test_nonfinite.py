@@ -89,6 +89,7 @@ def test_a_logged_loss_over_several_steps_leaves_the_skipped_one_out(run):
     assert logged == [pytest.approx(sum(losses) / 3, abs=1e-6)]
 
 
+@pytest.mark.slow
 def test_a_run_that_left_a_step_out_resumes_to_the_same_weights(run):
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

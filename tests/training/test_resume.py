@@ -124,6 +124,7 @@ def test_another_tokenizer_is_refused_by_name(run, monkeypatch):
         run(*STEPS)
 
 
+@pytest.mark.slow
 def test_a_template_that_prints_the_day_prints_the_first_one(run, tmp_path, monkeypatch):
     options = (*STEPS, "template=llama3", "template.name=gptoss", "lora.lora_dropout=0.1")
 
@@ -220,7 +221,7 @@ def test_a_callback_left_out_is_one_line(run):
     ]
 
 
-@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_a_signal_within_an_epoch_makes_no_evaluation_of_its_own(run, step):
     """Six steps an epoch: at the second nothing is due, at the sixth the epoch's evaluation is."""
     import os
