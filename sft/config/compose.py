@@ -234,9 +234,12 @@ def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError |
     group, value = override.key_or_group, override.value()
     if override.is_delete() and not isinstance(value, str | None):
         return UserError(f"cannot be taken away: {value!r} is no option", where=group, remedy=f"~{group}")
-    if override.is_delete() or value is None:
+    if override.is_delete():
         return None
     options = loader.get_group_options(group)
+    if value is None:
+        off = f"{group}=none" if "none" in options else "leave it out"
+        return UserError("null is no option", where=group, remedy=f"{off}. There are: {', '.join(options)}")
     for name in value if isinstance(value, list) else [value]:
         stem = str(name).removesuffix(".yaml")
         if stem not in options and not loader.repository.config_exists(f"{group}/{stem}"):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from sft.config.compose import config_loader, expand_sweep
+from sft.config.compose import check_command, config_loader, expand_sweep
 from sft.config.errors import UserError
 from sft.config.overrides import parse_command_line, quote_literal, with_environment
 
@@ -108,3 +108,13 @@ def test_a_product_that_nobody_can_run_is_refused_and_a_search_over_it_is_not():
         expand_sweep(axes, config_loader(), most=None)
     assert len(expand_sweep(axes, config_loader())) == 1000
     assert expand_sweep(["seed=range(1,1000000000)"], config_loader()) == [["seed=1"], ["seed=1000000000"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [("quant=null", "-> quant=none. There are: "), ("experiment=null", "-> leave it out. There are")],
+)
+def test_null_is_no_option_of_a_group(override, remedy):
+    with pytest.raises(UserError, match="null is no option") as caught:
+        check_command(config_loader(), "train", [override], "train", multirun=False)
+    assert remedy in str(caught.value)

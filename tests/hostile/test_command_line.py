@@ -69,6 +69,7 @@ def loader():
 @example(typed=["lora.r=range(1,1e9)"], multirun=True)
 @example(typed=["~"], multirun=False)
 @example(typed=["~lora=true"], multirun=False)
+@example(typed=["quant=null"], multirun=False)
 def test_it_composes_or_is_refused(typed, multirun, loader):
     try:
         line = parse_command_line([*(["-m"] if multirun else []), *typed])
