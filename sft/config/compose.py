@@ -86,11 +86,11 @@ def compose_job(
     errors: list[UserError] = []
     groups, values = [], []
     for override in _parse(overrides, loader):
-        if override.is_hydra_override():
-            groups.append(override)
-        elif _is_group(loader, override):
+        if _is_group(loader, override):
             error = _unknown_option(loader, override)
             errors.append(error) if error else groups.append(override)
+        elif override.is_hydra_override():
+            groups.append(override)
         else:
             values.append(override)
     config = loader.load_configuration(

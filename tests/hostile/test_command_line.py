@@ -70,6 +70,7 @@ def loader():
 @example(typed=["~"], multirun=False)
 @example(typed=["~lora=true"], multirun=False)
 @example(typed=["quant=null"], multirun=False)
+@example(typed=["hydra/launcher=null"], multirun=False)
 def test_it_composes_or_is_refused(typed, multirun, loader):
     try:
         line = parse_command_line([*(["-m"] if multirun else []), *typed])
