@@ -69,7 +69,8 @@ def check(config: dict[str, Any], command: str = "train") -> list[UserError]:
         config: the composed config as plain containers, interpolations resolved.
         command: the name of the primary config ("train", "preview", ...).
     """
-    allowed = [target for target in config.get("allow_targets") or [] if isinstance(target, str)]
+    listed = config.get("allow_targets")  # what it may be else is an error of its own
+    allowed = [target for target in listed if isinstance(target, str)] if isinstance(listed, list) else []
     errors = [e for key, target in targets_of(config, "") if (e := check_target(target, key, allowed))]
     errors += list(_missing(config, ""))
     home = Path(schema.__file__)

@@ -320,7 +320,7 @@ def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
     """What sft's own specs say of their values (ranges, what goes with what); building them imports nothing heavy."""
     from sft.config.build import build
 
-    errors = []
+    errors: list[UserError] = []
     for key in ("model", "dataset", "template", "evaluation", "judge"):
         node = config.get(key)
         if isinstance(node, dict) and str(node.get("_target_", "")).startswith("sft.") and ".spec." in node["_target_"]:

@@ -125,7 +125,14 @@ def _secret(where: str, what: str) -> UserError:
 
 def _allowed(targets: Any) -> Iterator[UserError]:
     """`allow_targets` is for classes of the user's own; Python's own functions would make any config a program."""
-    for target in targets if isinstance(targets, list) else []:
+    listed = targets if isinstance(targets, list) else []
+    if targets is not None and (listed is not targets or not all(isinstance(target, str) for target in listed)):
+        yield UserError(
+            f"{targets!r} is not a list of names",
+            where="allow_targets",
+            remedy="allow_targets=[my_module.MyCallback]",
+        )
+    for target in listed:
         if isinstance(target, str) and target.partition(".")[0] in sys.stdlib_module_names:
             yield UserError(
                 f"{target} is Python's own, and no config may call it",

@@ -129,6 +129,10 @@ ATTACKS: dict[str, tuple[list[str], str]] = {
     "an infinite learning rate": (["trainer.learning_rate=inf"], "inf is not a number of 0 or more"),
     "a huge batch": (["trainer.per_device_train_batch_size=1" + "0" * 20], "is not a whole number of 1 or more"),
     "several values without `-m`": (["model.name=a,b"], "several values, and this is one run"),
+    "`allow_targets` that is no list": (["allow_targets=true"], "allow_targets: True is not a list of names"),
+    "`allow_targets` of lists": (["allow_targets=[[1]]"], "allow_targets: [[1]] is not a list of names"),
+    "null for a group": (["quant=null"], "quant: null is no option"),
+    "a truth value taken away from a group": (["~lora=true"], "lora: cannot be taken away: True is no option"),
     "one bad value of a sweep": (["-m", "lora.r=8,0"], "lora.r: 0 is not a whole number of 1 or more"),
 }
 
