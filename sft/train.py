@@ -86,6 +86,7 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
             ending = stack.enter_context(Ending(ranks, lambda error: ended(job.run, record, "failed", error)))
             with recording(job.run, record), answering(job.config, job.run), ending.common():
                 result = _run(job, record, resume_from, (callbacks, compute_metrics), started, ranks)
+                ranks.wait()  # rank 0 still closes its tracker: whoever leaves before would be missed
         if push:
             ranks.decided(lambda: push_weights(job.run, push))
         return result

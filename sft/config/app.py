@@ -55,6 +55,7 @@ def command(name: str, together: Together | None = None) -> Callable[[Task], Cal
 
 def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     import hydra
+    from omegaconf.errors import OmegaConfBaseException
 
     from sft.config.compose import check_command, config_loader
     from sft.config.overrides import parse_command_line, swept_values
@@ -69,6 +70,10 @@ def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     read_dotenv()
     line = parse_command_line(argv)
     _refuse_several(name, line.multirun, together)
+    if line.multirun and line.shows and not any(flag in ("--help", "-h", "--hydra-help") for flag in line.flags):
+        raise UserError(
+            "one run is shown, and -m asks for several", where="-m", remedy="leave out -m, or --cfg and --info"
+        )
     for directory in line.config_dirs:
         if not Path(directory).is_dir():
             raise UserError("no such directory", where=f"--config-dir {directory}")
@@ -92,6 +97,17 @@ def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     except KeyboardInterrupt as error:
         jobs.at_stop(error)
         raise
+    except OSError as error:  # of Hydra's own, which makes the directory
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot be made: {error.strerror}", where=str(error.filename)[:200]) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        if jobs.count or line.multirun or isinstance(error, OmegaConfBaseException):
+            raise
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"Hydra does not start the run: {what}", where="hydra", remedy="look at the hydra.* settings"
+        ) from error
     jobs.report()
 
 
@@ -182,9 +198,16 @@ def read_dotenv() -> None:
     """Read ./.env into the environment; what the environment has already wins."""
     path = Path.cwd() / ".env"
     if path.is_file():
-        from dotenv import load_dotenv
+        from dotenv import dotenv_values, load_dotenv
 
-        load_dotenv(path, override=False)
+        from sft.config.expansion import endless
+
+        try:
+            if endless(dotenv_values(path, interpolate=False)):
+                raise ValueError("its ${...} stand for more than anybody writes")
+            load_dotenv(path, override=False)
+        except (OSError, ValueError) as error:  # not UTF-8 and NUL bytes are ValueErrors
+            raise UserError(f"cannot be read: {error}", where=str(path), remedy="KEY=value lines in UTF-8") from None
 
 
 def _refuse_several(name: str, multirun: bool, together: bool) -> None:

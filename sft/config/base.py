@@ -80,8 +80,9 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
 
     own = read_yaml(conf_dir() / f"{command}.yaml")
     defaults = own.pop("defaults", [])
-    # what the run pushed to the hub is not to be pushed again by whatever is done with it
-    node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key not in ("hydra", "hub")}
+    # what the run pushed to the hub is not to be pushed again by whatever is done with it, and which service gets a
+    # key and the answers is for the command line alone
+    node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key not in ("hydra", "hub", "judge")}
     chosen = [_plain_default(each) for each in defaults if isinstance(each, DictConfig)]
     extra = [d for d in chosen if (g := next(iter(d))) not in node and g not in ("experiment", "debug")]
     node = {**{str(k): own._get_node(k) for k in own if str(k) not in node}, **node}

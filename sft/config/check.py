@@ -124,7 +124,7 @@ def _check_tree(node: Any, where: str) -> Iterator[UserError]:
 
 def _check_node(node: dict[str, Any], where: str, signature: Signature) -> Iterator[UserError]:
     for key, value in node.items():
-        full = f"{where}.{key}" if where else key
+        full = f"{where}.{key}" if where else str(key)  # YAML's keys may be numbers
         if key in INSTANTIATE_KEYS:
             continue
         if full in OWNED:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.config import schema
 from sft.config.check import OWNED, check, nearest
 from sft.config.errors import UserError, raise_all
+from sft.config.expansion import endless
 from sft.config.paths import conf_dir, user_conf_dirs
 from sft.config.resolvers import register
-from sft.config.safety import unsafe
+from sft.config.safety import LONGEST_NAME, unsafe
 from sft.config.secrets import redact_command
 from sft.config.yaml_files import check_yaml
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 # Checking every job of a huge grid would take longer than finding its one mistake in any job that shares it.
 MOST_JOBS_CHECKED = 256
 MOST_JOBS = 100_000
+OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  # a config may be without these
 
 
 @dataclass
@@ -60,10 +64,20 @@ def _unreadable_configs() -> list[UserError]:
     """What is wrong with the YAML files of the user's own directories, which Hydra would read as they are."""
     found = []
     for directory in user_conf_dirs():
-        # os.walk does not follow links to directories, so that one to a parent ends here
-        files = [Path(folder, name) for folder, _, names in os.walk(directory) for name in sorted(names)]
-        found += [check_yaml(path) for path in files if path.suffix in (".yaml", ".yml")]
+        found += [check_yaml(path) for path in _files(directory) if path.suffix in (".yaml", ".yml")]
     return [error for error in found if error]
+
+
+def _files(directory: str | Path) -> Iterator[Path]:
+    """All files below a directory, also behind links to directories, which Hydra follows; each directory once."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in sorted(names))
 
 
 def compose_job(
@@ -86,18 +100,24 @@ def compose_job(
     errors: list[UserError] = []
     groups, values = [], []
     for override in _parse(overrides, loader):
-        if _is_group(loader, override):
+        if override.is_delete() and (error := _needed(loader, override, command)):
+            errors.append(error)
+        elif _is_group(loader, override):
             error = _unknown_option(loader, override)
             errors.append(error) if error else groups.append(override)
         elif override.is_hydra_override():
             groups.append(override)
         else:
             values.append(override)
-    config = loader.load_configuration(
-        config_name=name,
-        overrides=[g.input_line or "" for g in groups],
-        run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
-    )
+    lines = [g.input_line or "" for g in groups]
+    try:
+        config = loader.load_configuration(name, lines, RunMode.MULTIRUN if multirun else RunMode.RUN)
+    except OmegaConfBaseException:
+        raise
+    except RecursionError:
+        raise _not_composed("the defaults of a YAML file lead back to itself", lines) from None
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # what Hydra does not foresee
+        raise _not_composed(" ".join(str(error).split()) or type(error).__name__, lines) from error
     with open_dict(config):
         if overlay is not None:
             config.merge_with(overlay)
@@ -105,6 +125,9 @@ def compose_job(
     composed = Composed(config, errors)
     for override in values:
         _apply(composed, override)
+    if bomb := endless(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
+        composed.errors.append(bomb)
+        return composed
     plain = _resolved(composed)
     if plain is not None:
         hydra_node = plain.pop("hydra", {})
@@ -226,7 +249,28 @@ def _parse(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list
 
 def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
     key = (override.key_or_group or "").split("@")[0]
-    return loader.repository.group_exists(key) and "." not in key
+    return "." not in key and len(key) <= LONGEST_NAME and loader.repository.group_exists(key)
+
+
+def _needed(loader: ConfigLoaderImpl, override: Override, command: str) -> UserError | None:
+    """The error for `~key` where a run cannot do without the key."""
+    key = (override.key_or_group or "").split("@")[0]
+    top, _, rest = key.partition(".")
+    types = {field.name: str(field.type) for field in fields(schema.COMMANDS[command])}
+    section = hasattr(schema, types.get(top, ""))  # its keys are read as they stand
+    options = loader.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
+    if key.endswith("_target_") or (section if rest else top in types and top not in OPTIONAL):
+        off = f"{top}=none" if "none" in options else f"another value: {key}=..."
+        return UserError("cannot be taken away: nothing can be built without it", where=f"~{key}", remedy=off)
+    return None
+
+
+def _not_composed(what: str, overrides: list[str]) -> UserError:
+    return UserError(
+        f"the config cannot be composed: {what}",
+        where=" ".join(redact_command(overrides)),
+        remedy="look at the `defaults` and `# @package` of your own YAML files, and at what these overrides name",
+    )
 
 
 def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError | None:

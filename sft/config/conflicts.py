@@ -127,6 +127,16 @@ def _dataset(config: dict[str, Any]) -> Iterator[UserError]:
         )
 
 
+def _smoothing(config: dict[str, Any]) -> Iterator[UserError]:
+    trainer = config.get("trainer") or {}
+    if trainer.get("label_smoothing_factor") and "trl" not in str(trainer.get("_target_")).lower():
+        yield UserError(
+            "the loss is cross entropy at trained positions alone, without smoothing",
+            where="trainer.label_smoothing_factor",
+            remedy="trainer.label_smoothing_factor=0, or trainer=trl",
+        )
+
+
 def _spread(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("fsdp") and trainer.get("deepspeed"):
@@ -136,6 +146,12 @@ def _spread(config: dict[str, Any]) -> Iterator[UserError]:
             "several processes do not find a smaller batch together",
             where="trainer.auto_find_batch_size",
             remedy="a lower trainer.per_device_train_batch_size with more trainer.gradient_accumulation_steps",
+        )
+    if trainer.get("deepspeed") and config.get("on_nonfinite") == "skip":
+        yield UserError(
+            "DeepSpeed makes its step before anybody sees whether the gradient is a number",
+            where="on_nonfinite",
+            remedy="on_nonfinite=stop",
         )
     if not spreads(config):
         return
@@ -191,4 +207,5 @@ _RULES = (
     _dataset,
     _hub,
     _spread,
+    _smoothing,
 )

@@ -10,6 +10,7 @@ from sft.config.errors import UserError
 
 _Rule = tuple[str, Callable[[Any], bool]]
 _ABOVE_0: _Rule = ("a number above 0", lambda value: 0 < value < math.inf)
+_EVERY: _Rule = ("a number above 0, as 10", _ABOVE_0[1])
 _NOT_NEGATIVE: _Rule = ("a number of 0 or more", lambda value: 0 <= value < math.inf)
 _COUNT: _Rule = ("a whole number of 1 or more", lambda value: 1 <= value < 2**31)
 _COUNT_OR_NONE: _Rule = ("a whole number of 0 or more", lambda value: 0 <= value < 2**31)
@@ -21,12 +22,12 @@ _SEED: _Rule = ("a whole number between 0 and 4294967295", lambda value: 0 <= va
 RANGES: dict[str, _Rule] = {
     "seed": _SEED,
     "lora.r": _COUNT,
-    "lora.lora_alpha": _ABOVE_0,
+    "lora.lora_alpha": ("a number above 0, as 16", _ABOVE_0[1]),
     "lora.lora_dropout": _DROPOUT,
     "trainer.learning_rate": _NOT_NEGATIVE,
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.max_grad_norm": _NOT_NEGATIVE,
-    "trainer.num_train_epochs": _ABOVE_0,
+    "trainer.num_train_epochs": ("a number above 0, as 3", _ABOVE_0[1]),
     "trainer.max_steps": _STEPS,
     "trainer.warmup_steps": _NOT_NEGATIVE,
     "trainer.warmup_ratio": _SHARE,
@@ -37,9 +38,9 @@ RANGES: dict[str, _Rule] = {
     "trainer.per_device_train_batch_size": _COUNT,
     "trainer.per_device_eval_batch_size": _COUNT,
     "trainer.gradient_accumulation_steps": _COUNT,
-    "trainer.logging_steps": _ABOVE_0,
-    "trainer.save_steps": _ABOVE_0,
-    "trainer.eval_steps": _ABOVE_0,
+    "trainer.logging_steps": _EVERY,
+    "trainer.save_steps": _EVERY,
+    "trainer.eval_steps": _EVERY,
     "trainer.dataloader_num_workers": _COUNT_OR_NONE,
 }
 
@@ -55,6 +56,16 @@ def out_of_range(config: Mapping[str, Any]) -> Iterator[UserError]:
 
 
 def _example(wanted: str) -> str:
+    if ", as " in wanted:
+        return wanted.rpartition(" ")[2]
     if "between 0 and 1" in wanted or "below 1" in wanted:
         return "0.1"
-    return "1" if "1 or more" in wanted else "42" if "4294967295" in wanted else "1e-4" if "number" in wanted else "1"
+    return (
+        "1"
+        if "1 or more" in wanted or "whole number of 0" in wanted
+        else "42"
+        if "4294967295" in wanted
+        else "1e-4"
+        if "number" in wanted
+        else "1"
+    )

@@ -22,9 +22,15 @@ LONGEST_NAME = 100
 _HANDLERS = {"logging.StreamHandler", "logging.FileHandler", "logging.NullHandler"}
 _FORMATTERS = {"logging.Formatter", "colorlog.ColoredFormatter"}
 _STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
-# Variables by which a program that is started later runs other code.
-_LOADERS = re.compile(r"LD_|DYLD_|PYTHON|PATH$|BASH_ENV$|ENV$|IFS$|GCONV_PATH$|SFT_", re.IGNORECASE)
+# Variables that decide how fast or how loud something is; others decide which code programs run and whom they talk to.
+_HARMLESS = re.compile(
+    r"(OMP|MKL|KMP|GOMP|OPENBLAS|NUMEXPR)_\w+|CUDA_(VISIBLE_DEVICES|LAUNCH_BLOCKING|DEVICE_ORDER)|CUBLAS_WORKSPACE_CONFIG"
+    r"|PYTORCH_(CUDA_)?ALLOC_CONF|TOKENIZERS_PARALLELISM|RAYON_NUM_THREADS|NCCL_(DEBUG|IB_DISABLE|P2P_DISABLE|SOCKET_IFNAME)"
+    r"|(HF_HUB|HF_DATASETS|TRANSFORMERS)_(OFFLINE|VERBOSITY)|HF_HUB_DISABLE_\w+|WANDB_(MODE|SILENT|NOTES|TAGS)|TZ|LANG|LC_\w+"
+)
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")  # left in Hydra's node, which is resolved later
+_BY_ANOTHER = re.compile(r"\$\{\s*oc\.env\s*:[^}]*\$\{")
+_OWN_DIRECTORY = "${hydra.runtime.output_dir}/"
 # What a user says to a model is text, and stands in no run directory.
 _FREE_TEXT = {"prompt", "system"}
 
@@ -45,6 +51,7 @@ def unsafe(config: Mapping[str, Any], hydra: Mapping[str, Any]) -> Iterator[User
         yield from _logging(hydra.get(key), f"hydra.{key}")
     yield from _variables(hydra)
     yield from _subdirectories(hydra)
+    yield from _directories(hydra)
 
 
 def check_name(name: object, where: str) -> UserError | None:
@@ -70,6 +77,19 @@ def check_name(name: object, where: str) -> UserError | None:
             remedy=f"{where}=NAME, and hydra.run.dir=DIR for another place",
         )
     return None
+
+
+def _directories(hydra: Mapping[str, Any]) -> Iterator[UserError]:
+    """Where runs lie is printed, one directory a line, and read again by other programs."""
+    for node in ("run", "sweep"):
+        path = (hydra.get(node) or {}).get("dir")
+        where = f"hydra.{node}.dir"
+        if not isinstance(path, str):
+            continue
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in path):
+            yield UserError("a directory's name has no control characters", where=where, remedy=f"{where}=DIR")
+        elif any(len(part.encode()) > 255 for part in path.split("/")):
+            yield UserError("a name has at most 255 bytes", where=where, remedy=f"a shorter {where}")
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[UserError]:
@@ -111,7 +131,13 @@ def _secrets(node: Any, where: str) -> Iterator[UserError]:
             yield from _secrets(value, f"{where}[{index}]")
     elif isinstance(node, str | int) and not isinstance(node, bool):
         asked = [name for name in _ENVIRONMENT.findall(str(node)) if is_secret_variable(name)]
-        if found := f"asks for the environment variable {asked[0]}" if asked else holds_secret(str(node)):
+        if _BY_ANOTHER.search(str(node)):
+            yield UserError(
+                "asks for an environment variable that another value names, so nobody sees whether it is a secret",
+                where=where,
+                remedy="${oc.env:NAME}",
+            )
+        elif found := f"asks for the environment variable {asked[0]}" if asked else holds_secret(str(node)):
             yield _secret(where, found)
 
 
@@ -165,6 +191,12 @@ def _logging(node: Any, where: str) -> Iterator[UserError]:
                         where=full,
                         remedy="one of " + ", ".join(sorted(known)),
                     )
+            elif key == "filename" and not _is_inside(value):
+                yield UserError(
+                    f"{value} is written outside of the run directory",
+                    where=full,
+                    remedy=f"leave it out: sft writes train.log; or {_OWN_DIRECTORY}NAME",
+                )
             else:
                 yield from _logging(value, full)
     elif isinstance(node, list | tuple):
@@ -176,6 +208,14 @@ def _logging(node: Any, where: str) -> Iterator[UserError]:
         yield UserError("an interpolation cannot name what logging builds", where=where)
 
 
+def _is_inside(filename: Any) -> bool:
+    """Whether a log lies in the run directory."""
+    if not isinstance(filename, str) or not filename.startswith(_OWN_DIRECTORY):
+        return False
+    rest = filename.removeprefix(_OWN_DIRECTORY).replace("${hydra.job.name}", "name")
+    return "${" not in rest and not os.path.isabs(rest) and ".." not in PurePath(rest).parts
+
+
 def _variables(hydra: Mapping[str, Any]) -> Iterator[UserError]:
     """`hydra.job.env_set` is written down with the rest of Hydra's node."""
     job = hydra.get("job")
@@ -183,9 +223,9 @@ def _variables(hydra: Mapping[str, Any]) -> Iterator[UserError]:
     for name in given if isinstance(given, Mapping) else {}:
         if is_secret_variable(str(name)):
             yield _secret(f"hydra.job.env_set.{name}", "is a secret by its name")
-        elif _LOADERS.match(str(name)):
+        elif not _HARMLESS.fullmatch(str(name)):
             yield UserError(
-                "decides which code programs run",
+                "may decide which code programs run, or whom they talk to",
                 where=f"hydra.job.env_set.{name}",
                 remedy=f"set it where the command is started: {name}=... python -m sft.train ...",
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import json
 import os
 import re
 import sys
@@ -12,7 +14,8 @@ from typing import Any
 HIDDEN = "***"
 
 _SECRET_VARIABLE = re.compile(
-    r"(^|_)(TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SECRET_KEY|AUTH_KEY)($|_)",
+    r"(^|_)(TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SECRET_KEY|AUTH_KEY)($|_)"
+    r"|(^|_)(KEY|CREDENTIALS?)$|_(PWD|PAT)$",  # as the last word alone: PWD is where a shell stands
     re.IGNORECASE,
 )
 # `eos_token`, `max_new_tokens` and `tokenizer` are no secrets: a bare "token" counts only alone or after one of these words.
@@ -21,7 +24,10 @@ _SECRET_KEY = re.compile(
     r"|(.*_)?(hub|hf|access|auth|api|bearer|refresh|session|write|read)_?tokens?|token)$",
     re.IGNORECASE,
 )
-_CREDENTIAL = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
+_CREDENTIAL = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|AIza[A-Za-z0-9_-]{30,}|AKIA[A-Z0-9]{16}|glpat-[A-Za-z0-9_-]{20,}|xox[abps]-[A-Za-z0-9-]{20,}|nvapi-[A-Za-z0-9_-]{20,})\b"
+)
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 # Shorter values would blank out ordinary words and numbers wherever they occur.
 _SHORTEST = 8
@@ -42,8 +48,19 @@ def is_secret_key(name: str) -> bool:
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     """The values to hide, longest first so that a secret that contains another is hidden whole."""
     environment = os.environ if environment is None else environment
-    found = {environment[name].strip() for name in list(environment) if is_secret_variable(name)}
+    found = {form for name in list(environment) if is_secret_variable(name) for form in _forms(environment[name])}
     return sorted((v for v in found if len(v) >= _SHORTEST and v.lower() not in _SWITCHES), key=len, reverse=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _forms(secret: str) -> frozenset[str]:
+    """A secret as it may stand in a file: as it is, as Python, JSON and HTML quote it, and each line of several."""
+    lines = [line.strip() for line in secret.splitlines()]
+    forms = {secret.strip(), *(line for line in lines if len(lines) > 1)}
+    forms |= {repr(each)[1:-1] for each in forms} | {html.escape(each) for each in forms}
+    return frozenset(
+        forms | {json.dumps(each, ensure_ascii=ascii_)[1:-1] for each in forms for ascii_ in (True, False)}
+    )
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -61,7 +78,7 @@ def holds_secret(text: str, environment: Mapping[str, str] | None = None) -> str
     environment = os.environ if environment is None else environment
     for value in secret_values(environment):
         if value in text:
-            names = [name for name in environment if is_secret_variable(name) and environment[name].strip() == value]
+            names = [name for name in environment if is_secret_variable(name) and value in _forms(environment[name])]
             return f"holds the value of the environment variable {names[0]}"
     if _CREDENTIAL.search(text):
         return "looks like an access token"

@@ -5,6 +5,8 @@ OmegaConf copies what an alias stands for, so nine lines of ten aliases each wou
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from sft.config.errors import UserError
 MOST_NODES = 100_000
 MOST_LEVELS = 100
 LARGEST = 16 << 20  # bytes
+MOST_BITS = 1024  # of a whole number: no setting is larger than the largest float
 
 
 def check_yaml(path: Path) -> UserError | None:
@@ -31,19 +34,23 @@ def check_yaml(path: Path) -> UserError | None:
         text = data.decode("utf-8")
         if _most_levels(text) > MOST_LEVELS:
             return wrong("nested too deeply")
-        if "&" not in text and "python/" not in text and len(data) < 1 << 20:
+        if not re.search(r"&|python/|!!|!<|%TAG|[\dxa-fA-F:_]{300}|\\U", text) and len(data) < 1 << 20:
             return None  # nothing that could be more than it seems; what else is wrong is told by its reader
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if "tag:yaml.org,2002:python/" in text or "!!python/" in text:
             return wrong("names an object of Python (!!python/...), and none is built from a config")
         if _expanded(node, {}) > MOST_NODES:
             return wrong(f"has aliases that stand for more than {MOST_NODES:,} values")
+        if any(isinstance(value, int) and value.bit_length() > MOST_BITS for value in _scalars(yaml.safe_load(text))):
+            return wrong("has a whole number of more digits than any setting has")
     except OSError as error:
         return wrong("cannot be read: " + (error.strerror or str(error)))
     except UnicodeDecodeError:
         return wrong("is not UTF-8")
     except yaml.YAMLError:
         return None
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError) as error:  # a tag that its value is none of
+        return wrong(f"has a value that cannot be read: {' '.join(str(error).split())[:200]}")
     except RecursionError:
         return wrong("nested too deeply")
     return None
@@ -59,6 +66,15 @@ def _most_levels(text: str) -> int:
             flow = max(flow, depth)
     longest = max((len(line) - len(line.lstrip(" -?:")) for line in text.split("\n")), default=0)
     return max(flow, longest // 2)
+
+
+def _scalars(node: Any) -> Iterator[Any]:
+    """All values of containers, keys among them."""
+    if isinstance(node, dict | list | tuple | set):
+        for each in [*node, *(node.values() if isinstance(node, dict) else ())]:
+            yield from _scalars(each)
+    else:
+        yield node
 
 
 def _expanded(node: Any, known: dict[int, int]) -> int:

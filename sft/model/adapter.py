@@ -220,7 +220,7 @@ def _peft_errors(model: Any) -> Iterator[None]:
     """Say peft's refusals as the user's mistakes that they are."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError, re.error) as error:
         text = " ".join(str(error).split())
         if "arget modules" in text and ("not found" in text or "No modules" in text):
             found = re.search(r"(?:arget modules )(.*?)(?: not found|$)", text)

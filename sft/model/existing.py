@@ -16,8 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sft.config.errors import UserError
+from sft.model.patterns import wrong_pattern
 
 log = logging.getLogger(__name__)
+MOST_RANKS, MOST_LAYERS, MOST_ROWS = 65_536, 1_000, 10_000_000
 _KNOWN_WARNINGS = re.compile(
     "is_gradient_checkpointing|fan_in_fan_out|ensure_weight_tying|tie_word_embeddings|rank_pattern|tied"
 )
@@ -103,7 +105,36 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         raise UserError(f"is no adapter's config: {what}", where=str(where)) from None
     if config.get("megatron_core") not in (None, "megatron.core"):  # peft imports the module of that name
         raise UserError(f"names a module to import, {config['megatron_core']!r}", where=str(where))
+    if fault := next(_faults(config), None):
+        raise UserError(fault, where=str(where), remedy="give the adapter/ of a run, as it was written")
     return config
+
+
+def _faults(config: dict[str, Any]) -> Iterator[str]:
+    """What no adapter has, and what would keep peft busy for ever."""
+    patterns = [config.get("target_modules"), config.get("exclude_modules"), config.get("layers_pattern")]
+    for key in ("rank_pattern", "alpha_pattern"):
+        given = config.get(key)
+        if not isinstance(given, dict | None):
+            yield f"{key} is {type(given).__name__}, and not names with numbers"
+        patterns += list(given or {}) if isinstance(given, dict) else []
+    for pattern in patterns:
+        if isinstance(pattern, str) and (wrong := wrong_pattern(pattern)):
+            yield f"{pattern[:80]!r} {wrong}"
+    rank, layers = config.get("r", 8), config.get("layer_replication") or []
+    if type(rank) is not int or not 1 <= rank <= MOST_RANKS:
+        yield f"r={rank!r} is no rank from 1 to {MOST_RANKS:,}"
+    if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
+        yield f"layer_replication has more than {MOST_LAYERS:,} parts"
+    iterations = re.fullmatch(r"pissa_niter_(\d+)", str(config.get("init_lora_weights")))
+    if iterations and len(iterations[1]) > 3:
+        yield f"init_lora_weights={iterations[0][:40]} asks for more than 999 iterations"
+    stored = config.get("trainable_token_indices") or {}
+    lists = list(stored.values()) if isinstance(stored, dict) else [stored]
+    if not all(
+        isinstance(ids, list) and all(type(row) is int and 0 <= row < MOST_ROWS for row in ids) for ids in lists
+    ):
+        yield f"trainable_token_indices are no ids below {MOST_ROWS:,}"
 
 
 def stored_rows(config: dict[str, Any]) -> list[int]:

@@ -38,7 +38,9 @@ def loading(name: str, where: str = "model.name") -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, ImportError, *_OF_BROKEN_FILES) as error:
         raise explain(error, name, where) from error
-    except Exception as error:
+    except BaseException as error:
+        if type(error).__name__ == "PanicException" or type(error) is Exception:  # tokenizers' own, in Rust
+            raise explain(error, name, where) from error
         # a torn file, a value of the wrong type, another model's weights
         if type(error).__name__.startswith(("SafetensorError", "StrictDataclass")) or "mismatch" in str(error):
             raise explain(error, name, where) from error

@@ -14,6 +14,7 @@ from sft.model.dtype import resolve_dtype
 from sft.model.facts import family_of
 from sft.model.hub import loading
 from sft.model.quant import prepare_quantized, quantized_modules
+from sft.model.sizes import check_sizes
 from sft.model.spec import Model
 from sft.model.tokens import set_pad_token, set_special_tokens
 
@@ -27,6 +28,7 @@ def load_config(model: Model) -> Any:
         UserError: it cannot be found or read.
     """
     name = model.locate()
+    check_sizes(name)
     with loading(name):
         return AutoConfig.from_pretrained(
             name, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
@@ -50,6 +52,7 @@ def load_tokenizer(model: Model, config: Any = None) -> Any:
     name = _tokenizer_source(model, base)
     trust = model.trust_remote_code if spec.trust_remote_code is None else spec.trust_remote_code
     revision = model.revision if name == base and model.revision else "main"
+    check_sizes(name)
     with loading(name, where="model.tokenizer.name" if spec.name else "model.name"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust)
     _check_vocabulary(tokenizer, name)

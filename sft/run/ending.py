@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from typing import Any, NoReturn, Self
 from sft.config.errors import Interrupted, RunFailed, UserError
 from sft.config.rank import is_main, rank
 from sft.run.log import FILE_ONLY
-from sft.run.ranks import Ranks
+from sft.run.ranks import Ranks, machine
 from sft.run.secrets import redact
 
 log = logging.getLogger(__name__)
@@ -91,7 +90,9 @@ class Ending:
         self.done = threading.Event()
 
     def __enter__(self) -> Self:
+        global _met_first, _number
         if self.ranks.many:
+            _met_first, _number = False, _number + 1  # every process enters as often as the others
             threading.Thread(target=self._look, name="ranks", daemon=True).start()
         return self
 
@@ -139,7 +140,7 @@ class Ending:
 
     def _gone(self) -> str:
         """The processes of this machine that are no more, by rank; "" where all are there."""
-        here = socket.gethostname()
+        here = machine()
         return ", ".join(
             f"rank {index} (process {pid})"
             for index, (host, pid) in enumerate(self.ranks.processes)
@@ -237,6 +238,7 @@ def _text(error: BaseException) -> str:
 
 
 _met_first = False  # whether this process's error in training was the first of all
+_number = 0  # of the run within this process
 _client: Any = None
 _lock = threading.Lock()
 
@@ -255,7 +257,7 @@ def _store() -> Any:
 
 def _key(name: str) -> str:
     """By torchrun's restart: the notes of an earlier start are no concern of this one."""
-    return f"sft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    return f"sft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_number}/{name}"
 
 
 def _note(stored: bytes) -> Note:
@@ -271,6 +273,8 @@ def _is_broken(error: BaseException) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    if not os.path.exists("/proc/self/stat"):
+        return True  # nobody can tell
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

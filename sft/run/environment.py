@@ -65,10 +65,11 @@ def git_state(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
 
 
 def _git(where: Path, *arguments: str) -> str | None:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # only look: a refreshed index would be a write
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # only look: a refreshed index would be a write
     try:
         done = subprocess.run(
-            ["git", "-C", str(where), *arguments],
+            ["git", "-c", "core.fsmonitor=false", "-C", str(where), *arguments],
             capture_output=True,
             text=True,
             timeout=10,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sft.config.errors import UserError, UserErrors
@@ -22,13 +23,21 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # data of any size may take so long; a process that ends is noticed without it
 
 
+def machine() -> str:
+    """This machine as its processes know it: host names are not unique, and a container has process ids of its own."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return "/".join(parts)
+
+
 class Ranks:
     """This process alone: every answer is its own and nothing waits.
 
     Attributes:
         rank: of this process.
         count: processes in all.
-        processes: of each rank its host and process id; none are known where there is one.
+        processes: of each rank its machine and process id; none are known where there is one.
     """
 
     rank, count = 0, 1
@@ -107,7 +116,7 @@ class Group(Ranks):
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         self.dist, self.torch = dist, torch
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self.processes = self.gather((socket.gethostname(), os.getpid()))
+        self.processes = self.gather((machine(), os.getpid()))
 
     def agree(self, value: Value) -> Value:
         """See Ranks."""

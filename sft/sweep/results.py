@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sft.config.errors import UserError
@@ -104,6 +104,7 @@ def is_run(directory: Path) -> bool:
 def _recorded(directory: Path, record: Mapping[str, Any]) -> SweepResults:
     """A sweep by its sweep.json."""
     jobs = []
+    _check_record(directory, record)
     for index, entry in enumerate(record.get("jobs") or []):
         name = entry.get("directory")
         number = entry.get("number", index)
@@ -122,6 +123,34 @@ def _recorded(directory: Path, record: Mapping[str, Any]) -> SweepResults:
         objective, direction = _asked_for(jobs)
     jobs.sort(key=lambda job: job.number)
     return SweepResults(directory, keys, jobs, objective, direction, record.get("command"))
+
+
+def _check_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a sweep.json that no sweep wrote: it decides which directories are read."""
+    entries = record.get("jobs") or []
+    kinds = {
+        "directory": str | None,
+        "number": int,
+        "status": str | None,
+        "error": str | None,
+        "overrides": dict | None,
+    }
+    holds = isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry[key], kind) for key, kind in kinds.items() if key in entry)
+        and PurePath(entry.get("directory") or "x").parts[:1] not in ((), ("..",), ("/",))
+        and ".." not in PurePath(entry.get("directory") or "x").parts
+        for entry in entries
+    )
+    swept = record.get("swept") or []
+    names = isinstance(swept, list) and all(isinstance(key, str) for key in swept)
+    goal = all(isinstance(record.get(key), str | None) for key in ("objective", "direction", "command"))
+    if not (holds and names and goal):
+        raise UserError(
+            "is no record that a sweep wrote",
+            where=str(directory / NAME),
+            remedy="move it away: the runs in the directory are ranked without it",
+        )
 
 
 def _scanned(directory: Path) -> SweepResults:
@@ -160,6 +189,10 @@ def _read_job(job: JobResult, path: Path) -> None:
         job.config = read_snapshot(run) or {}
     except UserError as error:
         job.status, job.error = "unreadable", str(error)
+        return
+    said = (record.get("status"), record.get("error"), figures.get("status"))
+    if not all(isinstance(each, str | None) for each in said):
+        job.status, job.error = "unreadable", f"{run.run_json}: a status or an error that is no text"
         return
     job.status = record.get("status") or figures.get("status") or job.status
     if job.status == "running" and holder(path) is None:

@@ -111,7 +111,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(getattr(__obj, "__self__", None), str | bytes | int):
             if getattr(__obj, "__name__", "") == "join" and args:
                 args = (listed(args[0]), *args[1:])
-            check_method(__obj, args)
+            check_method(__obj, (*args, *kwargs.values()))
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str | list | tuple | bytes):
             return made(result)

@@ -94,9 +94,10 @@ def lay_out(
     if documents is None:
         base.set_attn_implementation(own)
         return Layout(own, chunked=False)
-    key = (documents, asked, own, bool(packed), noisy)
+    shares, heads = not noisy and _may_share(model), output_layer(model) is not None
+    key = (documents, asked, own, bool(packed), shares, heads)  # the adapter of each job decides the last two
     if base not in _found or _found[base][0] != key:
-        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, noisy)
+        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, shares)
     layout = _found[base][1]
     base.set_attn_implementation(layout.attention)
     return layout
@@ -109,11 +110,11 @@ def _measured(
     own: str,
     packed: bool,
     computing: Computing,
-    noisy: bool,
+    shares: bool,
 ) -> Layout:
     """The first of the candidates whose losses are those of each document alone with the model's own attention."""
     base, reasons = _base(model), {}
-    alike = [] if noisy or not _may_share(model) else beginning_alike(documents)
+    alike = beginning_alike(documents) if shares else []
     with undisturbed(model), computing():
         base.set_attn_implementation(own)
         apart = alone(model, documents)
@@ -121,6 +122,7 @@ def _measured(
         for layout in _candidates(model, asked, own):
             try:
                 base.set_attn_implementation(layout.attention)
+                _refuse_unseen(base, layout.attention)
                 found = compare(model, documents, apart, output_layer(model) if layout.chunked else None)
             except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
                 reasons[layout] = str(error).split("\n")[0]
@@ -144,6 +146,19 @@ def _measured(
     raise UserError(f"{what}: {list(reasons.values())[-1]}", where="dataset.packing", remedy=remedy)
 
 
+def _refuse_unseen(base: Any, attention: str) -> None:
+    """Refuse varlen where the comparison could not tell that the model does something else.
+
+    Raises:
+        ValueError: the model does not take it, or scales queries by their place in the batch.
+    """
+    config = base.config.get_text_config()
+    if attention == VARLEN and base.config._attn_implementation != VARLEN:
+        raise ValueError(f"{type(base).__name__} computes its attention itself")
+    if attention == VARLEN and getattr(config, "attn_temperature_tuning", False):
+        raise ValueError("queries are scaled by their place in the batch")
+
+
 def _sharing(model: Any, layout: Layout, alike: list[list[int]], apart: list[torch.Tensor]) -> Layout:
     """The layout, with common beginnings computed once where that gives the losses of documents that begin alike."""
     found = compare_sharing(model, alike, apart, output_layer(model) if layout.chunked else None)
@@ -156,7 +171,9 @@ def _may_share(model: Any) -> bool:
     """Whether the same tokens have the same hidden states in every document: on the CPU, and nothing is dropped."""
     if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
         return False
-    dropped = getattr(_base(model).config.get_text_config(), "attention_dropout", 0.0)
+    config = _base(model).config.get_text_config()
+    # of these some models draw without a module of torch's
+    dropped = any(getattr(config, name, None) for name in ("attention_dropout", "dropout", "activation_dropout"))
     return not dropped and model.get_input_embeddings().weight.device.type == "cpu"
 
 
@@ -203,6 +220,8 @@ def _window(base: Any) -> int:
     """The tokens of the model's sliding window; 0 where it has none."""
     config = base.config.get_text_config()
     layers = getattr(config, "layer_types", None)
+    if chunk := getattr(config, "attention_chunk_size", None):  # Llama 4: blocks that do not see each other
+        return int(chunk)
     if getattr(config, "use_sliding_window", True) is False or (layers and "sliding_attention" not in layers):
         return 0
     return int(getattr(config, "sliding_window", None) or 0)

@@ -123,7 +123,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:  # type: ignore[override]
         """The kept gradients times that of the loss, a scalar."""
-        scaled = [saved * outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        scaled = [
+            saved * outputs[0] for saved in ctx.saved_tensors
+        ]  # a scalar: multiplied in fp32, whatever `saved` is
         gradient = scaled.pop(0) if ctx.needs else None
         return gradient, None, None, *scaled
 

@@ -30,6 +30,13 @@ from sft.training.work import hardware_rate, work_of
 log = logging.getLogger(__name__)
 
 
+def _use_one_gpu(args: Any) -> None:
+    """One process trains on one GPU: transformers would cut batches over all that it sees, borders of documents too."""
+    if args.n_gpu > 1:
+        log.warning("one of %d GPUs is used: torchrun --nproc-per-node=%d uses all", args.n_gpu, args.n_gpu)
+        args._n_gpu = 1
+
+
 class SftTrainer(BatchingTrainer, ShrinkingTrainer):
     """A thin Trainer over prepared rows.
 
@@ -66,6 +73,7 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         self.evaluation = dict(evaluation)
         if not self.positions:
             log.info("%s computes logits everywhere: it does not choose positions", type(model).__name__)
+        _use_one_gpu(args)
         super().__init__(
             model=model,
             args=args,

@@ -84,3 +84,15 @@ def test_a_run_is_the_base_and_the_command_line_wins(tmp_path, command):
     assert config.lora.r == 3
     assert config.model._target_ == "sft.model.spec.TinyModel"
     assert config.seed == 7
+
+
+def test_the_judge_of_a_run_is_not_asked_unless_the_command_line_says_so(snapshot):
+    config = OmegaConf.load(snapshot)
+    config.judge = {"_target_": "sft.evaluation.judges.spec.OpenAIJudge", "api_key_env": "HF_TOKEN"}
+    snapshot.write_text(OmegaConf.to_yaml(config))
+    assert plain(compose(file=snapshot, command="evaluate")).get("judge") is None
+
+
+def test_a_judge_is_not_given_another_services_key():
+    with pytest.raises(UserError, match=r"judge\.api_key_env: HF_TOKEN is another service's"):
+        compose("judge=openai", "judge.api_key_env=HF_TOKEN", command="evaluate")

@@ -11,6 +11,7 @@ TOKEN = "hf_" + "s3cr3tT0k3n" * 2
 NOT_LISTED = "is not on the list of what a config may build, and was not run"
 BY_LOGGING = "is not on the list of what logging may build, and was not run"
 WRITTEN = "and a config is written into the run directory"
+INSIDE = "'${hydra.runtime.output_dir}/x.log'"
 INNER = "sft.training.callbacks.validation.Validation"
 
 # What is tried: (overrides, what is told)
@@ -78,7 +79,15 @@ ATTACKS: dict[str, tuple[list[str], str]] = {
         ["++lora.megatron_config={a: 1}", "++lora.megatron_core=evil"],
         "'evil' would be imported, and is not Megatron",
     ),
-    "`LD_PRELOAD` set by Hydra": (["++hydra.job.env_set.LD_PRELOAD=evil.so"], "decides which code programs run"),
+    "`LD_PRELOAD` set by Hydra": (["++hydra.job.env_set.LD_PRELOAD=evil.so"], "may decide which code programs run"),
+    "a program by git's settings, set by Hydra": (
+        ["++hydra.job.env_set.GIT_CONFIG_COUNT='1'"],
+        "env_set.GIT_CONFIG_COUNT: may decide which code programs run",
+    ),
+    "the hub's address set by Hydra": (
+        ["++hydra.job.env_set.HF_ENDPOINT=http://127.0.0.1:1"],
+        "env_set.HF_ENDPOINT: may decide which code programs run, or whom they talk to",
+    ),
     "a secret set by Hydra": (["++hydra.job.env_set.HF_TOKEN=abc"], f"is a secret by its name, {WRITTEN}"),
     "a secret variable in a value": (
         ["name=${oc.env:HF_TOKEN}"],
@@ -129,6 +138,30 @@ ATTACKS: dict[str, tuple[list[str], str]] = {
     "an infinite learning rate": (["trainer.learning_rate=inf"], "inf is not a number of 0 or more"),
     "a huge batch": (["trainer.per_device_train_batch_size=1" + "0" * 20], "is not a whole number of 1 or more"),
     "several values without `-m`": (["model.name=a,b"], "several values, and this is one run"),
+    "a log outside of the run directory": (
+        ["++hydra.job_logging={version: 1, handlers: {h: {class: logging.FileHandler, filename: /tmp/x.log}}}"],
+        "/tmp/x.log is written outside of the run directory",
+    ),
+    "interpolations without end": (
+        ["++x0=aaaaaaaaaa", *(f"++x{n}='{f'${{x{n - 1}}}' * 10}'" for n in range(1, 10))],
+        "interpolations stand for more than 1,000,000 characters or values",
+    ),
+    "an environment variable that another value names": (
+        ["hydra.run.dir='${oc.env:${name}}'", "name=MY_API_KEY"],
+        "asks for an environment variable that another value names",
+    ),
+    "a secret named KEY alone, asked for": (["objective='${oc.env:OPENAI_KEY}'"], "OPENAI_KEY"),
+    "control characters in the run directory": (
+        ["hydra.run.dir='a\x1b[2Jb'"],
+        "hydra.run.dir: a directory's name has no control characters",
+    ),
+    "a name of 300 letters in the run directory": (
+        ["hydra.run.dir=" + "a" * 300],
+        "hydra.run.dir: a name has at most 255 bytes",
+    ),
+    "a key of 3,000 letters": (["++" + "a" * 3000 + "=1"], "no such key"),
+    "a model taken away": (["~model"], "~model: cannot be taken away"),
+    "a `_target_` taken away": (["~trainer._target_"], "~trainer._target_: cannot be taken away"),
     "`allow_targets` that is no list": (["allow_targets=true"], "allow_targets: True is not a list of names"),
     "`allow_targets` of lists": (["allow_targets=[[1]]"], "allow_targets: [[1]] is not a list of names"),
     "null for a group": (["quant=null"], "quant: null is no option"),
@@ -173,7 +206,7 @@ def test_what_looks_alike_and_is_meant_is_let_through(told):
         ["template.system='Keys begin with hf_, logins are user:password.'"],
         ["allow_targets=[mine.Callback]"],
         ["hub.push=me/my-model_1.0"],
-        ["++hydra.job_logging={version: 1, handlers: {h: {class: logging.FileHandler, filename: x.log}}}"],
+        [f"++hydra.job_logging={{version: 1, handlers: {{h: {{class: logging.FileHandler, filename: {INSIDE}}}}}}}"],
         ["lora.r=1", "trainer.learning_rate=0", "trainer.max_steps=-1", "seed=0"],
     ):
         assert told(fine) == "", fine

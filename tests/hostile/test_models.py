@@ -22,6 +22,7 @@ class Owned:
 
 PICKLE = pickle.dumps(Owned())
 CODE = b"open('owned', 'w')\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n"
+GROWS = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 100}
 DEEP = b"[" * 100_000
 OWN_CODE = "brings its own code, which is not run unasked"
 LOADED = "(loaded without it)"
@@ -108,7 +109,31 @@ ATTACKS: dict[str, tuple[dict[str, bytes | None], dict[str, dict[str, Any]], str
     "`config.json` nested without end": ({CONFIG: DEEP}, {}, "one of its JSON files is nested too deeply"),
     "`config.json` that is no UTF-8": ({CONFIG: b"\xff\xfe"}, {}, "is not a valid JSON file"),
     "`config.json` with a text for a size": ({}, {CONFIG: {"hidden_size": "x"}}, "cannot be loaded: Validation error"),
-    "`config.json` with a size of 2^40": ({}, {CONFIG: {"hidden_size": 2**40}}, "cannot be loaded: You set"),
+    "`config.json` with a size of 2^40": (
+        {},
+        {CONFIG: {"hidden_size": 2**40}},
+        "hidden_size is a number of more than 12 digits, and",
+    ),
+    "`config.json` of 100,000 layers": (
+        {},
+        {CONFIG: {"num_hidden_layers": 100_000}},
+        "num_hidden_layers is 100000, and",
+    ),
+    "`config.json` without a head": (
+        {},
+        {CONFIG: {"num_attention_heads": 0}},
+        "num_attention_heads is 0, and no model",
+    ),
+    "`config.json` of a billion labels": (
+        {},
+        {CONFIG: {"num_labels": 10**9}},
+        "num_labels is 1000000000, and no model",
+    ),
+    "a normalizer that makes 10^12 letters of one": (
+        {},
+        {"tokenizer.json": {"normalizer": {"type": "Sequence", "normalizers": [GROWS] * 6}}},
+        "its normalizer makes more than 10,000 characters of one",
+    ),
     "`config.json` with a vocabulary of -1": ({}, {CONFIG: {"vocab_size": -1}}, "cannot be loaded: "),
     "`config.json` of an unknown type": ({}, {CONFIG: {"model_type": "nonsense"}}, "has model type `nonsense`"),
     "`config.json` that is a pipe's name": ({CONFIG: None}, {}, "has no config.json"),
@@ -154,6 +179,29 @@ def test_it_is_refused_with_its_reason_and_not_run(name, broken_model, tmp_path,
 
 # What an adapter's directory may hold: (files, keys of adapter_config.json, what is told)
 ADAPTERS: dict[str, tuple[dict[str, bytes | None], dict[str, Any], str]] = {
+    "target modules by an expression that never ends": (
+        {},
+        {"target_modules": "(.*.*.*.*.*.*.*.*.*)*xyz"},
+        "repeats what repeats itself, which may never end",
+    ),
+    "target modules by no expression": ({}, {"target_modules": "((("}, "is no regular expression"),
+    "a rank for modules by an expression that never ends": (
+        {},
+        {"rank_pattern": {"(a+)+b": 4}},
+        "repeats what repeats",
+    ),
+    "a million layers replicated": (
+        {},
+        {"layer_replication": [[0, 1]] * 10**6},
+        "layer_replication has more than 1,000",
+    ),
+    "a billion iterations of PiSSA": ({}, {"init_lora_weights": "pissa_niter_1000000000"}, "more than 999 iterations"),
+    "a row of 10^12 of the embeddings": (
+        {},
+        {"trainable_token_indices": {"embed_tokens": [10**12]}},
+        "trainable_token_indices are no ids below 10,000,000",
+    ),
+    "a rank of 10^9": ({}, {"r": 10**9}, "r=1000000000 is no rank from 1 to 65,536"),
     "a pickled adapter": (
         {"adapter_model.safetensors": None, "adapter_model.bin": PICKLE},
         {},

@@ -68,6 +68,7 @@ ATTACKS: dict[str, tuple[str, str]] = {
     "`join` by a million letters": (LONG + "{{ range(99999)|join(a) }}", TOO_LARGE),
     "`indent` by a million": ("{{ ('\n' * 1000000)|indent(10**6) }}", "may not ask for such a size"),
     "bytes beyond memory": ("{{ (5).to_bytes(10**10, 'big') }}", TOO_LARGE),
+    "bytes beyond memory, by name": ("{{ (5).to_bytes(length=10**10, byteorder='big')|length }}", TOO_LARGE),
     "lists of lists of lists": (LIST + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", NESTED),
     "objects of objects in `tojson`": (
         LIST + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x|tojson }}",

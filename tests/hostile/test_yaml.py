@@ -59,6 +59,32 @@ ATTACKS: dict[str, tuple[str, str | bytes, str]] = {
         "# @package _global_\nallow_targets: [os.system]\ncallbacks: {evil: {_target_: os.system, command: touch owned}}\n",
         "os.system is Python's own, and no config may call it",
     ),
+    "defaults that lead back to themselves": (
+        EVIL,
+        "defaults: [evil]\n",
+        "the defaults of a YAML file lead back to itself",
+    ),
+    "defaults that are no list": (EVIL, "defaults: abc\n", "the config cannot be composed: Invalid defaults list"),
+    "a default that is a number": (
+        EVIL,
+        "defaults: [1]\n",
+        "the config cannot be composed: Unsupported type in defaults",
+    ),
+    "a package of four words": (
+        EVIL,
+        "# @package a b c: d\na: 1\n",
+        "the config cannot be composed: Too many components",
+    ),
+    "a date that is none": (
+        EVIL,
+        "a: !!timestamp 2020-99-99\n",
+        "has a value that cannot be read: month must be in 1..12",
+    ),
+    "a number that is none": (EVIL, "a: !!int abc\n", "has a value that cannot be read: invalid literal for int()"),
+    "a number of 6,000 digits": (EVIL, "a: " + "9" * 6000 + "\n", "has a value that cannot be read: Exceeds the limit"),
+    "a number of 6,000 digits, in hexadecimal": (EVIL, "a: 0x" + "f" * 6000, "a whole number of more digits than any"),
+    "a character that is none": (EVIL, 'a: "\\UFFFFFFFF"\n', "has a value that cannot be read: Python int too large"),
+    "a key that is a number": (EVIL, "# @package _global_\n1: a\n", "1: no such key"),
     "`trust_remote_code` of a config that is no yes or no": (
         EVIL,
         "# @package _global_\nmodel: {trust_remote_code: 'sure'}\n",

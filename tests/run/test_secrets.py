@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pytest
@@ -27,6 +28,13 @@ ENVIRONMENT = {
         ("HF_TOKEN", True),
         ("WANDB_API_KEY", True),
         ("OPENAI_API_KEY", True),
+        ("OPENAI_KEY", True),
+        ("DB_PWD", True),
+        ("GITHUB_PAT", True),
+        ("GOOGLE_APPLICATION_CREDENTIALS", True),
+        ("PWD", False),
+        ("OLDPWD", False),
+        ("KEYBOARD", False),
         ("CLIENT_SECRET", True),
         ("AWS_SECRET_ACCESS_KEY", True),
         ("PGPASSWORD", True),
@@ -130,3 +138,10 @@ def test_no_secret_of_any_spelling_survives_in_a_json_file(tmp_path_factory, bef
         found = json.loads((run.path / "x.json").read_text())
         assert secret not in found["a"][0].replace(HIDDEN, "")
         assert found["b"]["c"] == HIDDEN
+
+
+@pytest.mark.parametrize("quote", [str, repr, json.dumps, html.escape])
+def test_a_secret_of_several_lines_is_hidden_however_it_is_quoted(quote):
+    secret = 'first "line" here\nsecond <line> here'
+    hidden = redact(f"it said {quote(secret)}", {"SIGN_SECRET": secret})
+    assert "first" not in hidden and "second" not in hidden and hidden.startswith("it said ")

@@ -189,6 +189,21 @@ def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
     assert caplog.text.count("without padding") == 1
 
 
+def test_a_job_with_dropout_shares_nothing_on_a_base_that_one_without_found_alike():
+    from peft import LoraConfig, get_peft_model
+
+    base, rows = load("llama"), [rows_of()]
+
+    def layout(dropout):
+        adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], lora_dropout=dropout))
+        found = lay_out(adapted, rows, None)
+        adapted.unload()
+        return found
+
+    without, with_dropout, again = layout(0.0), layout(0.5), layout(0.0)
+    assert (without.shared, with_dropout.shared, again.shared) == (True, False, True)
+
+
 def attention_blind_to(names: tuple[str, ...]):
     """varlen attention of a model that does not tell it these facts."""
     from sft.training.attention import varlen_attention

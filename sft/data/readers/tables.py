@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -11,8 +12,11 @@ from sft.config.errors import UserError
 from sft.data.readers.lines import LONGEST_LINE, TextLines
 from sft.data.readers.paths import File
 from sft.data.readers.rows import Broken, Row, Rows, Where
+from sft.data.readers.streams import MOST_GROWTH, SMALLEST_BOMB
 
 BATCH = 1024  # rows taken out of a columnar file at once
+FIRST = 16  # and at first, until it is known how large they are
+BATCH_BYTES = 64 << 20
 
 
 def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Rows:
@@ -54,7 +58,8 @@ def read_parquet(stream: IO[bytes], label: str) -> Rows:
     import pyarrow.parquet
 
     with _intact("Parquet", label):
-        yield from _from_batches(pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH), label)
+        file = pyarrow.parquet.ParquetFile(stream)
+        yield from _from_batches(_bounded(_batches(file), stream, label), label)
 
 
 def read_arrow(stream: IO[bytes], label: str) -> Rows:
@@ -68,7 +73,35 @@ def read_arrow(stream: IO[bytes], label: str) -> Rows:
         except pyarrow.ArrowInvalid:
             stream.seek(0)
             batches = pyarrow.ipc.open_stream(stream)
-        yield from _from_batches((part for batch in batches for part in _pieces(batch)), label)
+        yield from _from_batches(_bounded((part for batch in batches for part in _pieces(batch)), stream, label), label)
+
+
+def _batches(file: Any) -> Iterator[Any]:
+    """A Parquet file's batches, few rows in each where rows are large: one text may stand for millions of rows."""
+    for group in range(file.num_row_groups):
+        first = next(file.iter_batches(FIRST, row_groups=[group]), None)
+        if first is None:
+            continue
+        of_a_row = max(1, first.nbytes // max(1, first.num_rows))
+        yield from file.iter_batches(min(BATCH, max(1, BATCH_BYTES // of_a_row)), row_groups=[group])
+
+
+def _bounded(batches: Iterable[Any], stream: IO[bytes], label: str) -> Iterator[Any]:
+    """Batches up to what rows of text may grow to.
+
+    Raises:
+        UserError: they grow beyond it.
+    """
+    total, most = 0, max(SMALLEST_BOMB, MOST_GROWTH * os.fstat(stream.fileno()).st_size)
+    for batch in batches:
+        total += batch.nbytes
+        if total > most:
+            raise UserError(
+                f"grows to more than {MOST_GROWTH} times its size when it is read, as no rows of text do",
+                where=label,
+                remedy="if it is what you mean, write it as JSON lines",
+            )
+        yield batch
 
 
 @contextmanager
@@ -78,7 +111,9 @@ def _intact(kind: str, label: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, UnicodeDecodeError, MemoryError) as error:
+    except MemoryError as error:
+        raise UserError(f"has rows that do not fit into memory: {_first_line(error)}", where=label) from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"is no intact {kind} file: {_first_line(error)}", where=label) from error
 
 

@@ -11,6 +11,15 @@ from sft.config.errors import UserError, raise_all
 if TYPE_CHECKING:
     from sft.evaluation.judges.base import Judge
 
+OTHERS_KEYS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "GEMINI_API_KEY",
+    "GOOGLE_API_KEY",
+    "GITHUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+)
 METRICS = ("correctness", "coherence", "relevancy", "context_consistency", "hallucination")
 
 
@@ -126,6 +135,20 @@ class OpenAIJudge(JudgeSpec):
     base_url: str = "https://api.openai.com/v1"
     api_key_env: str | None = "OPENAI_API_KEY"
     response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+
+    def __post_init__(self) -> None:
+        """As of all; the key is not one of another service's.
+
+        Raises:
+            UserError: all faults at once.
+        """
+        super().__post_init__()
+        if self.api_key_env in OTHERS_KEYS:
+            raise UserError(
+                f"{self.api_key_env} is another service's, which this one is not to see",
+                where="judge.api_key_env",
+                remedy="OPENAI_API_KEY, or a variable of its own",
+            )
 
     def open(self) -> Judge:
         """The judge."""
