@@ -397,3 +397,20 @@ def test_any_bytes_are_rows_or_a_users_error(
         assert "bytes" in str(error)
         return
     assert rows and all(isinstance(row, (dict, Broken)) for row in rows)
+
+
+def test_a_small_table_that_stands_for_gigabytes_is_refused(tmp_path: Path) -> None:
+    text = pyarrow.array(["x" * 2_000_000])
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000, pyarrow.int32()), text)
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match="grows to more than 500 times its size when it is read"):
+        rows_of(path)
+
+
+def test_a_table_of_large_rows_is_read_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "large.parquet"
+    rows = [{"text": f"{n}" * 300_000} for n in range(40)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+    assert rows_of(path) == rows

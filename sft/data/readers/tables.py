@@ -92,7 +92,9 @@ def _bounded(batches: Iterable[Any], stream: IO[bytes], label: str) -> Iterator[
     Raises:
         UserError: they grow beyond it.
     """
-    total, most = 0, max(SMALLEST_BOMB, MOST_GROWTH * os.fstat(stream.fileno()).st_size)
+    place = stream.tell()
+    total, most = 0, max(SMALLEST_BOMB, MOST_GROWTH * stream.seek(0, os.SEEK_END))
+    stream.seek(place)
     for batch in batches:
         total += batch.nbytes
         if total > most:
