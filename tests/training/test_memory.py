@@ -105,6 +105,7 @@ def test_one_row_that_does_not_fit_is_answered(run, limited):
     assert order == sorted(order)
 
 
+@pytest.mark.slow
 def test_the_answer_keeps_the_effective_batch_and_says_how_to_go_on(run, limited, tmp_path):
     limited(3, step=3)
     with pytest.raises(RunFailed) as failed:
@@ -125,6 +126,7 @@ def test_the_answer_keeps_the_effective_batch_and_says_how_to_go_on(run, limited
     assert [session["resumed_from"] for session in sessions] == [None, "checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_does_not_fit_shrinks_no_training_batch(run, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
