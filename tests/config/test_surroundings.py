@@ -1,0 +1,39 @@
+"""What lies around a command: .env, directories of configs behind links, flags that do not go together."""
+
+import pytest
+
+from sft.api import compose
+from sft.config.app import read_dotenv
+from sft.config.compose import check_command, config_loader
+from sft.config.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "content", [b"A=\xff\xfe\n", "A=b\n".encode("utf-16"), b"A=x\0y\n", b"X0=aaaaaaaaaa\n" + b"".join(
+        b"X%d=%s\n" % (n, b"${X%d}" % (n - 1) * 10) for n in range(1, 10)
+    )], ids=["no UTF-8", "UTF-16", "NUL", "endless"]
+)  # fmt: skip
+def test_a_broken_env_file_is_named(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(UserError, match=r"\.env: cannot be read"):
+        read_dotenv()
+
+
+def test_configs_behind_a_link_are_looked_at_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/evil.yaml").write_text("a: &a [*a]\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/callbacks").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "conf")  # a circle ends
+    with pytest.raises(UserError, match="has aliases that stand for more than"):
+        check_command(config_loader(), "train", ["callbacks=evil"], "train", False)
+
+
+def test_smoothing_that_no_loss_here_does_is_refused():
+    with pytest.raises(UserError, match=r"trainer\.label_smoothing_factor: the loss is cross entropy"):
+        compose("model=tiny", "trainer.label_smoothing_factor=0.1")
+    assert (
+        compose("model=tiny", "trainer=trl", "trainer.label_smoothing_factor=0.1").trainer.label_smoothing_factor == 0.1
+    )
