@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -17,19 +15,18 @@ from sft.config import schema
 from sft.config.check import OWNED, check, nearest
 from sft.config.errors import UserError, raise_all
 from sft.config.expansion import endless
+from sft.config.overrides import parse_overrides
 from sft.config.paths import conf_dir, user_conf_dirs
 from sft.config.resolvers import register
 from sft.config.safety import LONGEST_NAME, unsafe
 from sft.config.secrets import redact_command
+from sft.config.sweeps import expand_sweep
 from sft.config.yaml_files import check_yaml
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.types import Override
 
-# Checking every job of a huge grid would take longer than finding its one mistake in any job that shares it.
-MOST_JOBS_CHECKED = 256
-MOST_JOBS = 100_000
 OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  # a config may be without these
 
 
@@ -99,7 +96,7 @@ def compose_job(
 
     errors: list[UserError] = []
     groups, values = [], []
-    for override in _parse(overrides, loader):
+    for override in parse_overrides(overrides, loader):
         if override.is_delete() and (error := _needed(loader, override, command)):
             errors.append(error)
         elif _is_group(loader, override):
@@ -159,92 +156,12 @@ def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], com
     return [f"++{o}" if o.partition("=")[0] in added else o for o in overrides]
 
 
-def expand_sweep(
-    overrides: list[str], loader: ConfigLoaderImpl, most: int | None = MOST_JOBS_CHECKED
-) -> list[list[str]]:
-    """The jobs of a sweep: the product of its choices, the ends of its intervals.
-
-    Args:
-        loader: knows the options of groups, which `glob(...)` chooses from.
-        most: of a larger product only some jobs are given, in which every value is present; None: all of them.
-
-    Raises:
-        UserError: a range that never ends, or more jobs than anybody can run where all of them are wanted.
-    """
-    axes: list[list[str]] = []
-    for override in _parse(overrides, loader):
-        key = f"{'+' * (override.is_add() + override.is_force_add())}{override.get_key_element().lstrip('+')}"
-        if not override.is_sweep_override():
-            axes.append([override.input_line or ""])
-        elif override.is_discrete_sweep():
-            axes.append([f"{key}={value}" for value in _values(override, key, most is None)])
-        else:
-            interval: Any = override.value()
-            axes.append([f"{key}={interval.start}", f"{key}={interval.end}"])
-    total = math.prod(len(axis) for axis in axes)
-    if most is None and total > MOST_JOBS:
-        raise _too_many(total)
-    if most is None or total <= most:
-        return [list(job) for job in itertools.product(*axes)]
-    longest = max(len(axis) for axis in axes)
-    return [[axis[min(index, len(axis) - 1)] for axis in axes] for index in range(longest)]
-
-
-def _values(override: Override, key: str, all_of_them: bool) -> list[Any]:
-    """What a discrete sweep of one key goes through; of a range that is longer than any sweep its ends."""
-    from hydra.core.override_parser.types import RangeSweep
-
-    value = override.value()
-    if not isinstance(value, RangeSweep):
-        return list(override.sweep_string_iterator())
-    start, stop, step = (float(each) for each in (value.start, value.stop, value.step))  # type: ignore[arg-type]
-    length = (stop - start) / step if step and math.isfinite(step) else math.nan
-    if not math.isfinite(length):
-        raise UserError(
-            f"range({value.start}, {value.stop}, {value.step}) has no end",
-            where=key,
-            remedy="range(start,stop,step) goes from start to before stop",
-        )
-    if length <= MOST_JOBS:
-        return list(override.sweep_string_iterator())
-    if all_of_them:
-        raise _too_many(math.ceil(length), key)
-    return [value.start, value.stop]
-
-
-def _too_many(jobs: int, where: str = "-m") -> UserError:
-    return UserError(
-        f"this sweep has {jobs:,} runs, and {MOST_JOBS:,} are the most that a grid may have",
-        where=where,
-        remedy="fewer values, or a search among them: hydra/sweeper=optuna hydra.sweeper.n_trials=50",
-    )
-
-
 def plain(config: DictConfig) -> dict[str, Any]:
     """A config as plain containers, every interpolation resolved, Hydra's own node left out."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     found = OmegaConf.to_container(own, resolve=True)
     assert isinstance(found, dict)
     return found  # type: ignore[return-value]
-
-
-def _parse(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list[Override]:
-    """Hydra's parse of each override; one that its grammar does not admit is named."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    parser, parsed, errors = OverridesParser.create(config_loader=loader), [], []  # glob() asks it for the options
-    for override in overrides:
-        try:
-            parsed += parser.parse_overrides([override])
-        except RecursionError:
-            errors.append(UserError("nested too deeply", where=f"{override.partition('=')[0]}=..."))
-        except OverrideParseException as error:
-            what = str(error).split("\n")[0].replace(override, "...")
-            remedy = "quote a value with special characters for Hydra and for the shell: \"key='a,b'\""
-            errors.append(UserError(f"cannot be read: {what}", where=redact_command([override])[0], remedy=remedy))
-    raise_all(errors)
-    return parsed
 
 
 def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:

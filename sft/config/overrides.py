@@ -7,8 +7,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sft.config.errors import UserError
+from sft.config.errors import UserError, raise_all
+from sft.config.secrets import redact_command
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.types import Override
 
 # Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
 LITERAL = re.compile(
@@ -63,6 +69,25 @@ def parse_command_line(argv: list[str]) -> CommandLine:
                 remedy="write key=value, group=option, or --help for what there is",
             )
     return CommandLine(flags, overrides, multirun, shows, known.config_name, config_dirs)
+
+
+def parse_overrides(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list[Override]:
+    """Hydra's parse of each override; one that its grammar does not admit is named."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    parser, parsed, errors = OverridesParser.create(config_loader=loader), [], []  # glob() asks it for the options
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except RecursionError:
+            errors.append(UserError("nested too deeply", where=f"{override.partition('=')[0]}=..."))
+        except OverrideParseException as error:
+            what = str(error).split("\n")[0].replace(override, "...")
+            remedy = "quote a value with special characters for Hydra and for the shell: \"key='a,b'\""
+            errors.append(UserError(f"cannot be read: {what}", where=redact_command([override])[0], remedy=remedy))
+    raise_all(errors)
+    return parsed
 
 
 def quote_literal(override: str, multirun: bool = False) -> str:

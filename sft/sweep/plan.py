@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft.config.compose import compose_job, config_loader, expand_sweep, plain
+from sft.config.compose import compose_job, config_loader, plain
 from sft.config.errors import UserError, UserErrors
 from sft.config.overrides import swept_values
 from sft.config.resolvers import RESOLVER, as_typed, job_name
+from sft.config.sweeps import expand_sweep
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.run.resume import HARMLESS, refuse_changes

@@ -134,6 +134,7 @@ def _counted_filter(name: str, filter: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(filter)
     def counted(*args: Any, **kwargs: Any) -> Any:
+        """The filter, its call counted and its result measured."""
         step()
         if checked:
             if name == "join":

@@ -138,6 +138,7 @@ def _bridge(asking: Asking) -> Any:
             return asking.judge.name
 
         def generate(self, prompt: str, schema: Any = None) -> Any:
+            """The judge's answer: text, or an object of the schema."""
             if schema is None:
                 return asking.ask(prompt, None, str)
 
