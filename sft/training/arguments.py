@@ -31,9 +31,12 @@ class Arguments(TrainingArguments):
     Attributes:
         max_tokens_per_batch: batches of whole rows with at most so many tokens, in place of
             `per_device_train_batch_size` rows (see `sft.data.batches`).
+        cpu_parts: parts of a batch that are computed at the same time on the CPU (see `sft.training.side_by_side`);
+            `auto` is two where that is faster, 1 is the batch as a whole.
     """
 
     max_tokens_per_batch: int | None = None
+    cpu_parts: int | str = "auto"
     fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
 
     def trainer(self) -> type[SftTrainer]:

@@ -34,6 +34,7 @@ from sft.training.isolation import (
     compare_sharing,
     few_documents,
 )
+from sft.training.reentrant import Notes, notes_of, rotations_change, wrote_notes
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,13 @@ class Layout:
         attention: the model's attention implementation.
         chunked: whether the output layer is applied by chunks.
         shared: whether tokens that all documents of a batch begin with are computed once.
+        parallel: whether documents may be computed at the same time, by several calls of the model.
     """
 
     attention: str
     chunked: bool
     shared: bool = False
+    parallel: bool = False
 
     def take(self, model: Any) -> None:
         """Set a model's attention to it."""
@@ -94,10 +97,10 @@ def lay_out(
     if documents is None:
         base.set_attn_implementation(own)
         return Layout(own, chunked=False)
-    shares, heads = not noisy and _may_share(model), output_layer(model) is not None
-    key = (documents, asked, own, bool(packed), shares, heads)  # the adapter of each job decides the last two
+    drawless, heads = not noisy and _draws_nothing(model), output_layer(model) is not None
+    key = (documents, asked, own, bool(packed), drawless, heads)  # the adapter of each job decides the last two
     if base not in _found or _found[base][0] != key:
-        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, shares)
+        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, drawless)
     layout = _found[base][1]
     base.set_attn_implementation(layout.attention)
     return layout
@@ -110,15 +113,16 @@ def _measured(
     own: str,
     packed: bool,
     computing: Computing,
-    shares: bool,
+    drawless: bool,
 ) -> Layout:
     """The first of the candidates whose losses are those of each document alone with the model's own attention."""
     base, reasons = _base(model), {}
-    alike = beginning_alike(documents) if shares else []
+    alike = beginning_alike(documents) if drawless else []
     with undisturbed(model), computing():
         base.set_attn_implementation(own)
         apart = alone(model, documents)
         apart_alike = alone_after(model, alike) if alike else []
+        notes = notes_of(base)
         for layout in _candidates(model, asked, own):
             try:
                 base.set_attn_implementation(layout.attention)
@@ -130,6 +134,7 @@ def _measured(
             if found.holds or not (packed or layout.attention == VARLEN or layout.chunked):
                 if alike and layout.attention == VARLEN:
                     layout = _sharing(model, layout, alike, apart_alike)
+                    layout = replace(layout, parallel=_may_run_at_once(base, notes))
                 _tell(base, layout, found, len(documents), reasons)
                 return layout
             reasons[layout] = str(found)
@@ -167,14 +172,25 @@ def _sharing(model: Any, layout: Layout, alike: list[list[int]], apart: list[tor
     return replace(layout, shared=found.holds)
 
 
-def _may_share(model: Any) -> bool:
-    """Whether the same tokens have the same hidden states in every document: on the CPU, and nothing is dropped."""
+def _draws_nothing(model: Any) -> bool:
+    """Whether a document's hidden states depend on its tokens alone: on the CPU, and nothing is dropped."""
     if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
         return False
     config = _base(model).config.get_text_config()
     # of these some models draw without a module of torch's
     dropped = any(getattr(config, name, None) for name in ("attention_dropout", "dropout", "activation_dropout"))
     return not dropped and model.get_input_embeddings().weight.device.type == "cpu"
+
+
+def _may_run_at_once(base: Any, notes: Notes) -> bool:
+    """Whether calls of the model do not meet: it is transformers' own, and has left nothing behind since `notes`."""
+    wrote = wrote_notes(notes, notes_of(base))
+    if wrote is not None or rotations_change(base):
+        log.info(
+            "batches are computed whole: %s keeps notes in its forward pass (%s)", type(base).__name__, wrote or "rope"
+        )
+        return False
+    return type(base).__module__.startswith("transformers.")
 
 
 def _candidates(model: Any, asked: str | None, own: str) -> Iterator[Layout]:

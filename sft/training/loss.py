@@ -37,32 +37,39 @@ def summed_loss(
     Returns:
         The loss, fp32, and the model's outputs (with a `head` these hold hidden states in place of logits).
     """
+    with left_out(head):
+        outputs = outputs_of(model, batch, positions, **extra)
+    return loss_of(outputs, batch, positions, head), outputs
+
+
+def outputs_of(model: nn.Module, batch: Mapping[str, Any], positions: bool, **extra: Any) -> Any:
+    """What the model makes of a batch, at its trained positions alone where it chooses `positions`."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
+    if positions:
+        inputs["logits_to_keep"] = batch["shift_labels"] != IGNORE
+    return model(**inputs, use_cache=False, **extra)
+
+
+def loss_of(outputs: Any, batch: Mapping[str, Any], positions: bool, head: nn.Module | None = None) -> torch.Tensor:
+    """The loss of `summed_loss`, of what `outputs_of` gave (hidden states, where there is a `head`)."""
     targets = batch["shift_labels"]
     wanted = targets != IGNORE
-    outputs = _outputs(model, batch, wanted, positions, head, extra)
     logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
     logits = logits.reshape(-1, logits.shape[-1]) if positions else logits[wanted]
     targets = targets[wanted].to(logits.device)
     if head is None:
-        return cross_entropy_sum(logits, targets), outputs
-    return chunked_cross_entropy_sum(logits, head, targets), outputs
+        return cross_entropy_sum(logits, targets)
+    return chunked_cross_entropy_sum(logits, head, targets)
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Any], head: nn.Module | None = None) -> torch.Tensor:
     """Cross entropy of each trained token of a batch, fp32 [tokens], without gradients; all logits where no `head`."""
     targets = batch["shift_labels"]
     wanted = targets != IGNORE
-    outputs = _outputs(model, batch, wanted, head is not None, head, {})
+    with left_out(head):
+        outputs = outputs_of(model, batch, positions=head is not None)
     logits = head(outputs.logits.reshape(-1, outputs.logits.shape[-1])) if head else outputs.logits[wanted]
     return nn.functional.cross_entropy(logits.float(), targets[wanted].to(logits.device), reduction="none")
-
-
-def _outputs(model: Any, batch: Any, wanted: torch.Tensor, positions: bool, head: Any, extra: Any) -> Any:
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
-    if positions:
-        inputs["logits_to_keep"] = wanted
-    with left_out(head):
-        return model(**inputs, use_cache=False, **extra)
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

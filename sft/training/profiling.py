@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -38,7 +39,8 @@ class Profiling(RunCallback):
         """Start at the first of them."""
         if state.is_world_process_zero and state.global_step == self.first and self.profiler is None:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-            self.profiler = profile(activities=activities)
+            every = _ExperimentalConfig(profile_all_threads=True)  # parts of a batch are computed in threads
+            self.profiler = profile(activities=activities, experimental_config=every)
             self.profiler.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

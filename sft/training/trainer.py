@@ -25,6 +25,7 @@ from sft.training.neftune import Noise, noisy
 from sft.training.nonfinite import IN_A_ROW, Guard, NonFinite
 from sft.training.progress import Progress
 from sft.training.shrinking import ShrinkingTrainer
+from sft.training.side_by_side import SideBySide, computed_in, parts_for
 from sft.training.work import hardware_rate, work_of
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         self.positions = chooses_positions(model)
         self.work, self.rate = work_of(model), hardware_rate(self.ranks.count)
         self.head: Any = None  # the output layer where it is applied by chunks
+        self.parts = 1  # of a batch that are computed at the same time
+        self.side_by_side: SideBySide | None = None  # computes them, while the run trains
         self.padded = PaddedCollator(tokenizer.pad_token_id, padding_side="right")
         self.evaluation = dict(evaluation)
         if not self.positions:
@@ -100,6 +103,29 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         self.data_collator = layout.collator(self.padded.pad_token_id)
         chunked = layout.chunked and not self._gathers_within_forward()
         self.head = output_layer(self.model) if chunked else None  # type: ignore[arg-type]
+        self.parts = self._parts(layout)
+
+    def _parts(self, layout: Layout) -> int:
+        """Of a batch that are computed at the same time."""
+        asked = getattr(self.args, "cpu_parts", 1)
+        if not layout.parallel or not self._calls_freely():
+            if asked not in ("auto", 1):
+                log.warning(
+                    "trainer.cpu_parts=%s: batches are computed whole. Parts are for one process on the CPU, documents "
+                    "end to end, no dropout, no noise, no checkpointing, nothing compiled",
+                    asked,
+                )
+            return 1
+        with self.accelerator.autocast():
+            parts = parts_for(asked, self.model)
+        if parts > 1:
+            log.info("the documents of a batch are computed in %d parts at the same time", parts)
+        return parts
+
+    def _calls_freely(self) -> bool:
+        """Whether the model is called as it is: not compiled, not shared out, nothing computed again."""
+        args = self.args
+        return not (self.ranks.many or args.torch_compile or args.gradient_checkpointing or self.noise)
 
     def _gathers_within_forward(self) -> bool:
         """Whether the output layer has to be applied inside the model's own forward pass: its weights are a share."""
@@ -107,7 +133,7 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with noise on the embeddings where `neftune_noise_alpha` asks for it."""
-        with noisy(self.model, self.noise):
+        with noisy(self.model, self.noise), computed_in(self.parts, self.work) as self.side_by_side:
             return super().train(*args, **kwargs)
 
     # -- loss ----------------------------------------------------------------------------------------------------------
@@ -124,7 +150,11 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         with (
             self.accelerator.autocast()
         ):  # accelerate's covers the model's forward alone, not an output layer by chunks
-            loss, outputs = summed_loss(model, batch, self.positions, self.head)
+            parts = self.side_by_side.parts(batch) if self.side_by_side and not return_outputs else [batch]
+            if self.side_by_side and len(parts) > 1:
+                loss, outputs = self.side_by_side.loss(model, parts, self.positions, self.head), None
+            else:
+                loss, outputs = summed_loss(model, batch, self.positions, self.head)
         if num_items_in_batch is None:
             num_items_in_batch = (batch["shift_labels"] != -100).sum()
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)

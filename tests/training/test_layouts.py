@@ -59,6 +59,7 @@ def step(
     flat: bool = False,
     chunked: bool = False,
     shared: bool = False,
+    parts: int = 1,
 ):
     """(loss, gradient of every parameter) of one optimizer step of the real trainer over all of the rows."""
     from transformers import TrainerCallback, TrainingArguments
@@ -85,6 +86,7 @@ def step(
     )
     trainer = SftTrainer(model, arguments, tokenizer=Tokenizer, train=rows, evaluation={}, callbacks=[Keep()])
     trainer.lay_out(Layout("varlen" if flat else "sdpa", chunked, shared))
+    trainer.parts = parts
     trainer.train()
     return next(line["loss"] for line in trainer.state.log_history if "loss" in line), kept
 
@@ -148,8 +150,51 @@ def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(archit
     assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("architecture", EVERY)
+@pytest.mark.parametrize(("parts", "shared", "chunked"), [(2, False, True), (3, True, True), (2, True, False)])
+def test_parts_at_the_same_time_change_no_loss_and_no_gradient(architecture, parts, shared, chunked, tmp_path):
+    lengths = (70, 39, 50, 41, 33, 36)
+    want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
+    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    seen = []
+    model = load(architecture, "varlen")
+    model.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
+    layout = {"flat": True, "shared": shared, "chunked": chunked, "parts": parts}
+    loss, got = step(model, rows_of(lengths, alike=10), tmp_path, batch=6, accumulation=1, **layout)
+    assert len(seen) == parts
+    assert loss == pytest.approx(want_loss, rel=2e-6)
+    assert got.keys() == want.keys()
+    assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale
+
+
+def test_an_output_layer_with_an_adapter_is_computed_in_parts(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    found = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+        model = get_peft_model(load("llama", "varlen"), config)
+        found.append(step(model, rows_of(), tmp_path, batch=8, accumulation=1, flat=True, chunked=True, parts=parts))
+    (want_loss, want), (loss, got) = found
+    assert loss == pytest.approx(want_loss, rel=2e-6) and any("lm_head" in name for name in got)
+    assert all(torch.allclose(got[name], want[name], rtol=1e-4, atol=1e-6) for name in want)
+
+
+def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rotations = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, rope_parameters=rotations, **sizes))
+    with caplog.at_level("INFO"):
+        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True, shared=True)
+    assert "batches are computed whole: LlamaForCausalLM keeps notes in its forward pass" in caplog.text
+
+
 def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it(monkeypatch, caplog):
-    assert not lay_out(load("llama"), [rows_of()], None, noisy=True).shared
+    noisy = lay_out(load("llama"), [rows_of()], None, noisy=True)
+    assert not noisy.shared and not noisy.parallel
     dropping = load("llama")
     dropping.model.layers[0].mlp.dropout = torch.nn.Dropout(0.1)
     assert not lay_out(dropping, [rows_of()], None).shared
@@ -159,7 +204,7 @@ def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it
     model = load("llama")
     AttentionInterface.register("varlen", attention_blind_to(("cu_seq_lens_k",)))
     with caplog.at_level("INFO"):
-        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True)
+        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True, parallel=True)
     assert "what documents begin with alike is computed for each: shared, loss" in caplog.text
     register()
 
@@ -177,7 +222,7 @@ def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog)
 @pytest.mark.parametrize("capacity", [None, 128])
 def test_every_family_trains_without_padding(architecture, capacity):
     model = load(architecture)
-    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", chunked=True, shared=True)
+    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", True, shared=True, parallel=True)
     assert model.config._attn_implementation == "varlen"
 
 
