@@ -56,7 +56,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         judging = open_judge(plain)  # first of all: what follows takes seconds to import
 
         from sft.config.build import build
-        from sft.evaluation.benchmarks import find_benchmarks
+        from sft.evaluation.tasks import find_benchmarks
         from sft.inference.evaluated import Evaluated, free_directory, write
         from sft.inference.examine import batch_size_of, examine, examine_before
         from sft.inference.rows import evaluation_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -85,18 +86,37 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
         if result is None:
             ending = stack.enter_context(Ending(ranks, lambda error: ended(job.run, record, "failed", error)))
             with recording(job.run, record), answering(job.config, job.run), ending.common():
-                result = _run(job, record, resume_from, (callbacks, compute_metrics), started, ranks)
+                result = _run(_Course(job, record, resume_from, callbacks, compute_metrics, ranks, started))
                 ranks.wait()  # rank 0 still closes its tracker: whoever leaves before would be missed
         if push:
             ranks.decided(lambda: push_weights(job.run, push))
         return result
 
 
-def _run(
-    job: Job, record: RunRecord, resume_from: str | None, given: tuple[Any, Any], started: float, ranks: Ranks
-) -> Result:
+@dataclass
+class _Course:
+    """What the steps of a run hand on.
+
+    Attributes:
+        job, record: the run's.
+        resume_from: a checkpoint's directory; None from the beginning.
+        callbacks, compute_metrics: of the caller.
+        ranks: the processes that train together.
+        started: when, in seconds.
+    """
+
+    job: Job
+    record: RunRecord
+    resume_from: str | None
+    callbacks: Sequence[Any]
+    compute_metrics: Callable[..., Any] | None
+    ranks: Ranks
+    started: float
+
+
+def _run(course: _Course) -> Result:
     """Data and model; then `_fit`."""
-    from sft.evaluation.benchmarks import find_benchmarks
+    from sft.evaluation.tasks import find_benchmarks
     from sft.model.shared import lent
     from sft.run import memory
     from sft.training.build import build_model
@@ -107,6 +127,7 @@ def _run(
     from sft.training.start import seed_everything
     from sft.training.stopping import Stopping
 
+    job, record, ranks = course.job, course.record, course.ranks
     mark("imports")
     memory.reset_peak()  # a sweep's job has its own
     before = job.origin or record.content
@@ -126,12 +147,10 @@ def _run(
         with ranks.agreeing():
             model = build_model(config, inputs, job.shares_base)
         with lent(model):
-            return _fit(job, inputs, model, resume_from, (*given, stopping), (ranks, started))
+            return _fit(course, inputs, model, stopping)
 
 
-def _fit(
-    job: Job, inputs: Any, model: Any, resume_from: str | None, given: tuple[Any, Any, Any], facts: tuple[Ranks, float]
-) -> Result:
+def _fit(course: _Course, inputs: Any, model: Any, stopping: Any) -> Result:
     """Trainer; fit; save; the figures."""
     from sft.run.log import apart
     from sft.training.answers import Examination
@@ -139,13 +158,14 @@ def _fit(
     from sft.training.layout import lay_out
     from sft.training.outputs import settle_steps, training_info
 
-    config, run, (ranks, started), stopping = job.config, job.run, facts, given[-1]
+    job, ranks = course.job, course.ranks
+    config, run = job.config, job.run
     with ExitStack() as stack:
         with ranks.agreeing():
             info = training_info(config, inputs, model)
             info.write(run)
             examination = Examination(_built(config, "evaluation"), inputs, config["seed"])
-            trainer, tracker, objective = _trainer(job, inputs, model, given, stack)
+            trainer, tracker, objective = _trainer(course, inputs, model, stopping, stack)
             attention = trainer.attention_for(inputs.model.attn_implementation)
             mark("trainer")
             noisy = trainer.noise is not None
@@ -160,14 +180,12 @@ def _fit(
         if examination.before is not None:
             mark("answers before training")
         with apart():
-            trainer.train(resume_from_checkpoint=resume_from)
+            trainer.train(resume_from_checkpoint=course.resume_from)
         stopping.check(trainer.state.global_step, None if not stopping.stopped else trainer.state.max_steps)
-        return finish(Trained(job, inputs, trainer, info, examination, tracker, objective, started))
+        return finish(Trained(job, inputs, trainer, info, examination, tracker, objective, course.started))
 
 
-def _trainer(
-    job: Job, inputs: Any, model: Any, given: tuple[Any, Any, Any], stack: ExitStack
-) -> tuple[Any, Tracker, str]:
+def _trainer(course: _Course, inputs: Any, model: Any, stopping: Any, stack: ExitStack) -> tuple[Any, Tracker, str]:
     """The trainer with its callbacks bound, the tracker, and the run's objective; `stack` closes what wants closing."""
     from sft.run.trackers.base import tracking
     from sft.training.answers import few_examples
@@ -178,14 +196,16 @@ def _trainer(
     from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 
-    config, run, (more, compute_metrics, stopping) = job.config, job.run, given
+    job = course.job
+    config, run = job.config, job.run
     objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
     callbacks = build_callbacks(config, objective, direction)
     profiling = profiling_callbacks(bool(config.get("profile")))
     tracker = stack.enter_context(tracking(_built(config, "tracker"), run, config, run.path.name, job.group))
     stack.enter_context(closing([*callbacks.values(), *profiling]))
-    others = [*more, *pruning_callbacks(), *profiling, stopping]
-    trainer = build_trainer(config, run, model, inputs, callbacks, others, tracker, explicit_keys(job), compute_metrics)
+    others = [*course.callbacks, *pruning_callbacks(), *profiling, stopping]
+    explicit, compute_metrics = explicit_keys(job), course.compute_metrics
+    trainer = build_trainer(config, run, model, inputs, callbacks, others, tracker, explicit, compute_metrics)
     bind_all(
         trainer.callback_handler.callbacks,
         run,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sft.data.documents import IGNORE
 from sft.template.bound import BoundTemplate
-
-IGNORE = -100
 
 
 class Gate:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import json
-import logging
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sft.config.build import build
 from sft.config.errors import UserError
 from sft.evaluation.compare import format_table
 from sft.evaluation.spec import LmEval
+from sft.evaluation.tasks import prepare_tasks, quiet
 from sft.evaluation.undisturbed import ready_to_generate, same_draws, undisturbed
-
-log = logging.getLogger(__name__)
 
 PREFIX = "lm_eval_"
 
@@ -52,55 +45,6 @@ class Benchmarks:
         }
 
 
-def prepare_tasks(spec: LmEval) -> Any:
-    """Find the tasks and load their data: what is missing is said before a model is loaded.
-
-    Returns:
-        lm-eval's task manager.
-
-    Raises:
-        UserError: no lm-eval, an unknown task, or data that cannot be had.
-    """
-    folder = Path(spec.include_path).expanduser() if spec.include_path else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(
-            "there is no such directory",
-            where=f"evaluation.include_path={spec.include_path}",
-            remedy="give the directory of your task files",
-        )
-    own = _task_manager(str(folder) if folder else None, packaged=False)
-    known = set(own.all_tasks)
-    if all(name in known or Path(name).is_file() for name in spec.tasks):
-        with contextlib.suppress(KeyError):  # a group of packaged tasks
-            return _loaded(own, spec.tasks)
-    manager = _task_manager(str(folder) if folder else None, packaged=True)
-    known = set(manager.all_tasks)
-    for name in spec.tasks:
-        if name not in known and not Path(name).is_file():
-            raise _unknown_task(name, sorted(known), spec)
-    return _loaded(manager, spec.tasks)
-
-
-def _loaded(manager: Any, tasks: Sequence[str]) -> Any:
-    """The manager, after each task was loaded once."""
-    with same_draws(), _quiet():
-        for name in tasks:
-            try:
-                manager.load([name])
-            except KeyError:
-                raise
-            except Exception as error:
-                raise _unloadable(name, error) from error
-    return manager
-
-
-def find_benchmarks(config: Mapping[str, Any]) -> None:
-    """See `prepare_tasks`, for a whole config; nothing where it asks for no benchmarks. Raises UserError."""
-    node = config.get("evaluation") or {}
-    if "tasks" in node:
-        prepare_tasks(build(node, where="evaluation", allowed=config.get("allow_targets") or []))
-
-
 def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None) -> Benchmarks:
     """Put the tasks' questions to a model; it is left as it was.
 
@@ -118,10 +62,8 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
         from lm_eval import evaluator
 
     started = time.perf_counter()
-    with undisturbed(model), ready_to_generate(model) as inner, _quiet():
+    with undisturbed(model), ready_to_generate(model) as inner, quiet(), _without_git(evaluator):
         try:
-            # it would ask git for the commit of the working directory, which run.json has, and git would complain
-            evaluator.get_git_commit_hash = lambda: None
             found = evaluator.simple_evaluate(
                 model=_wrapped(inner, tokenizer, spec.batch_size),
                 tasks=list(spec.tasks),
@@ -168,53 +110,15 @@ def benchmark_files(after: Benchmarks, before: Benchmarks | None = None) -> dict
     }
 
 
-@functools.lru_cache(maxsize=8)
-def _task_manager(folder: str | None, packaged: bool) -> Any:
-    """lm-eval's index of task files; that of its own thousands takes seconds, so it is made when a task needs it."""
+@contextlib.contextmanager
+def _without_git(evaluator: Any) -> Iterator[None]:
+    """It would ask git for the commit of the working directory, which run.json has, and git would complain."""
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
     try:
-        with same_draws(), _quiet():
-            from lm_eval.tasks import TaskManager
-
-            return TaskManager(include_path=folder, include_defaults=packaged)
-    except ImportError as error:
-        raise UserError(
-            f"lm-eval cannot be imported ({error})", where="evaluation", remedy="pip install 'sft[eval]'"
-        ) from error
-
-
-def _unknown_task(name: str, known: list[str], spec: LmEval) -> UserError:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    near = near or [other for other in known if name in other][:3]
-    own = f" or in {spec.include_path}" if spec.include_path else ""
-    remedy = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-    return UserError(f"there is no task {name!r} in lm-eval{own}", where="evaluation.tasks", remedy=remedy)
-
-
-def _unloadable(name: str, error: Exception) -> UserError:
-    """The user's error for a task that could not be loaded; the hub's many errors are one: the data is not there."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = " ".join(str(error).split())[:300]
-    hub = {
-        "OfflineModeIsEnabled",
-        "ConnectionError",
-        "HfHubHTTPError",
-        "LocalEntryNotFoundError",
-        "DatasetNotFoundError",
-    }
-    if kinds & hub or "offline" in text.lower():
-        return UserError(
-            f"the data of task {name!r} is not on this machine and cannot be loaded from the hub ({text})",
-            where="evaluation.tasks",
-            remedy="load it once with the network (and HF_HUB_OFFLINE unset), or take a task with local data: "
-            "dataset_path: json and dataset_kwargs.data_files in a task file, evaluation.include_path=DIR",
-        )
-    return UserError(
-        f"task {name!r} cannot be loaded: {type(error).__name__}: {text}",
-        where="evaluation.tasks",
-        remedy="check its task file; paths in dataset_kwargs.data_files are relative to the working directory",
-    )
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def _wrapped(model: Any, tokenizer: Any, batch_size: int) -> Any:
@@ -273,18 +177,3 @@ def _with_error(figures: Mapping[str, float], name: str) -> str:
 def _shots(about: Mapping[str, Any]) -> str:
     shots = about.get("num_fewshot")
     return "" if shots is None else str(shots)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval's warnings are about its own command line, so only its errors are shown; bars are for terminals."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.ExitStack() as stack:
-            if not sys.stderr.isatty():
-                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-            yield
-    finally:
-        logger.setLevel(level)

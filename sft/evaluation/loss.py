@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.collate import FlatCollator, PaddedCollator, reads_borders, split_batch
+from sft.data.documents import IGNORE
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
 from sft.model.head import chooses_positions, left_out
 from sft.run.ranks import Ranks
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)

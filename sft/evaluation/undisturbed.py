@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sft.model.base import base_of
+
 # Attention that knows padding and a cache; anything else registered for training is set aside meanwhile.
 _GENERAL_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention")
 
@@ -51,7 +53,7 @@ def ready_to_generate(model: Any) -> Iterator[Any]:
     """
     from transformers import GenerationConfig
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_of(model)
     config, own = inner.config, inner.generation_config
     use_cache, attention = getattr(config, "use_cache", None), getattr(config, "_attn_implementation", None)
     special = bool(attention) and not str(attention).startswith(_GENERAL_ATTENTION)

@@ -145,6 +145,13 @@ def stored_rows(config: dict[str, Any]) -> list[int]:
 
 
 def wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
+    """The error of an adapter whose weights do not fit a model.
+
+    Args:
+        path: the adapter.
+        model: what it was to be put on.
+        detail: what peft or torch says.
+    """
     return UserError(
         f"the adapter {path} does not belong to {model.name_or_path}: {' '.join(detail.split())[:200]}",
         where="model.adapter",

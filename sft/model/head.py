@@ -5,22 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
+from sft.model.base import base_of
+
 
 def chooses_positions(model: nn.Module) -> bool:
     """Whether the model computes logits at chosen positions (transformers' own models with `logits_to_keep`)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner = base_of(model)
     own = type(inner).__module__.startswith("transformers.")
     return own and "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
     """The module that makes logits of hidden states, adapters on it included; None where more is done to them than that."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner = base_of(model)
     capped = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
     return inner.get_output_embeddings() if chooses_positions(model) and not capped else None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sft.config.errors import Pruned
 from sft.model.adapter import detach
+from sft.model.base import base_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def lent(model: Any) -> Iterator[None]:
 
 def take_back(model: Any) -> None:
     """Take the adapter off a lent base, for the next one; a base that was changed is given up. Others are left alone."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if _kept is None or base is not _kept.model:
         return
     detach(model)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.config.secrets import redact
 from sft.run.atomic import replacing
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
-from sft.run.secrets import redact
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _RESULTS = ("steps", "epochs", "train_loss", "eval_loss", "eval_perplexity", "eval_token_accuracy", "trained_tokens")

@@ -17,17 +17,16 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
-from sft.config.errors import Interrupted, RunFailed, UserError
+from sft.config.errors import Interrupted, RunFailed
 from sft.config.rank import is_main, rank
+from sft.config.secrets import redact
+from sft.run import notes
 from sft.run.log import FILE_ONLY
+from sft.run.notes import Note, exit_code, text_of
 from sft.run.ranks import Ranks, machine
-from sft.run.secrets import redact
 
 log = logging.getLogger(__name__)
 
@@ -35,46 +34,16 @@ LOOKS = 0.5  # seconds between two looks
 GRACE = 10.0  # for rank 0 to come to its own end after another's note, before it is made to
 SILENCE = 3.0  # for a note to arrive after a connection broke
 LAST = 3.0  # after rank 0's last word, for it to be the first that torchrun sees go
-WAITS = 25.0  # for rank 0's last word; torchrun itself waits 30 seconds
+WAITS = notes.TIMEOUT  # for rank 0's last word; torchrun itself waits 30 seconds
 _BROKEN = re.compile(
     r"closed by peer|connection (?:was )?(?:reset|refused|closed)|broken pipe|gloo|nccl|processgroup|socket", re.I
 )
 
-
-@dataclass(frozen=True)
-class Note:
-    """What a process says of its end.
-
-    Attributes:
-        rank: whose.
-        text: what a user is told.
-        code: the exit code.
-        trace: its traceback, for train.log.
-    """
-
-    rank: int
-    text: str
-    code: int
-    trace: str = ""
-
-    @property
-    def error(self) -> Exception:
-        """As the other processes raise it."""
-        text = f"[rank {self.rank}] {self.text}" if self.rank > 0 else self.text
-        if self.code > 128:
-            return Interrupted(self.text, self.code)
-        return UserError(text) if self.code == 2 else RunFailed(text)
+_met_first = False  # whether this process's error in training was the first of all
 
 
 class Ended(RunFailed):
     """Another process of the run ended and said no reason: it was killed."""
-
-
-def exit_code(error: BaseException) -> int:
-    """As the doors leave."""
-    if isinstance(error, Interrupted):
-        return error.code
-    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 class Ending:
@@ -90,9 +59,10 @@ class Ending:
         self.done = threading.Event()
 
     def __enter__(self) -> Self:
-        global _met_first, _number
+        global _met_first
         if self.ranks.many:
-            _met_first, _number = False, _number + 1  # every process enters as often as the others
+            _met_first = False
+            notes.begin()
             threading.Thread(target=self._look, name="ranks", daemon=True).start()
         return self
 
@@ -107,18 +77,18 @@ class Ending:
         broken = _is_broken(error)
         deadline = time.monotonic() + SILENCE
         while broken and time.monotonic() < deadline:
-            note = read()
+            note = notes.read()
             if note is not None:
                 return self._other(note, error)
             time.sleep(0.1)
         if broken:
             error = _killed(self._gone())
-        note = post(error)
+        note = notes.post(error)
         return error if note is None or note.rank == rank() else self._other(note, error)
 
     def _other(self, note: Note, error: BaseException) -> BaseException:
         """Another's error as this process raises it."""
-        if note.rank == rank() or note.text == _text(error):  # all met the same
+        if note.rank == rank() or note.text == text_of(error):  # all met the same
             return error
         log.error("rank %d ended first:\n%s", note.rank, note.trace, extra=FILE_ONLY)
         return note.error
@@ -151,7 +121,7 @@ class Ending:
         """The thread: at a note of another's, or without another, wait for this process to end by itself; then end it."""
         with contextlib.suppress(Exception):  # the store is gone, and so is the run
             while not self.done.wait(LOOKS):
-                note = read()
+                note = notes.read()
                 if note is None and (gone := self._gone()):
                     note = Note(-1, str(_killed(gone)), 1)
                 if note is None or note.rank == rank():
@@ -162,28 +132,8 @@ class Ending:
                     self.at_end(note.error)
                     sys.stderr.write(f"error: {note.error}\n")
                     sys.stderr.flush()
-                    said()
+                    notes.said()
                 os._exit(note.code)
-
-
-def post(error: BaseException) -> Note | None:
-    """Leave a note unless another process has; gives the one that stands there, None where no store can be had."""
-    note = Note(rank(), _text(error), exit_code(error), "".join(traceback.format_exception(error)))
-    with contextlib.suppress(Exception):
-        return _note(_store().compare_set(_key("note"), "", json.dumps(asdict(note))))
-    return None
-
-
-def read() -> Note | None:
-    """The note that stands there."""
-    store = _store()
-    return _note(store.get(_key("note"))) if store.check([_key("note")]) else None
-
-
-def said() -> None:
-    """Rank 0 has said how the run ended: the others may leave."""
-    with contextlib.suppress(Exception):
-        _store().set(_key("said"), "1")
 
 
 def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoReturn:
@@ -193,7 +143,7 @@ def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoRetur
         error: this process's.
         say: prints it and leaves with its exit code.
     """
-    post(error)
+    notes.post(error)
     _tell_torchrun(error)
     if not is_main():
         _after_main(error)
@@ -202,7 +152,7 @@ def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoRetur
         say()
     finally:
         sys.stderr.flush()
-        said()
+        notes.said()
 
 
 def _after_main(error: BaseException) -> None:
@@ -215,10 +165,9 @@ def _after_main(error: BaseException) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code(error)))  # torchrun ends what is left
     deadline = time.monotonic() + WAITS
     while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):
-            if _store().check([_key("said")]):
-                time.sleep(LAST)
-                os._exit(exit_code(error))
+        if notes.is_said():
+            time.sleep(LAST)
+            os._exit(exit_code(error))
         time.sleep(0.1)
 
 
@@ -226,42 +175,9 @@ def _tell_torchrun(error: BaseException) -> None:
     """Leave the reason where torchrun looks for it: it is the last thing that it prints."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and not isinstance(error, Interrupted | KeyboardInterrupt):
-        about = {"py_callstack": redact(_text(error)), "timestamp": str(int(time.time()))}
+        about = {"py_callstack": redact(text_of(error)), "timestamp": str(int(time.time()))}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": about["py_callstack"], "extraInfo": about}}, file)
-
-
-def _text(error: BaseException) -> str:
-    """What a user is told."""
-    known = isinstance(error, UserError | RunFailed | Interrupted)
-    return str(error) if known else f"{type(error).__name__}: {error}"
-
-
-_met_first = False  # whether this process's error in training was the first of all
-_number = 0  # of the run within this process
-_client: Any = None
-_lock = threading.Lock()
-
-
-def _store() -> Any:
-    """A connection of our own to torchrun's store."""
-    global _client
-    with _lock:
-        if _client is None:
-            from torch.distributed import TCPStore
-
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            _client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=WAITS))
-        return _client
-
-
-def _key(name: str) -> str:
-    """By torchrun's restart: the notes of an earlier start are no concern of this one."""
-    return f"sft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_number}/{name}"
-
-
-def _note(stored: bytes) -> Note:
-    return Note(**json.loads(stored))
 
 
 def _killed(who: str) -> Ended:

@@ -14,11 +14,11 @@ from sft.config.compose import compose_job, config_loader, plain
 from sft.config.errors import UserError, UserErrors
 from sft.config.overrides import swept_values
 from sft.config.resolvers import RESOLVER, as_typed, job_name
+from sft.config.secrets import redact_command, typed_command
 from sft.config.sweeps import expand_sweep
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.run.resume import HARMLESS, refuse_changes
-from sft.run.secrets import redact_command, typed_command
 from sft.sweep.record import SweepRecord
 
 

@@ -22,6 +22,7 @@ from sft.data.collate import FlatCollator, PaddedCollator
 from sft.data.documents import Rows
 from sft.data.sharing import SharingCollator
 from sft.evaluation.undisturbed import undisturbed
+from sft.model.base import base_of
 from sft.model.head import output_layer
 from sft.training.attention import VARLEN, register
 from sft.training.isolation import (
@@ -59,7 +60,7 @@ class Layout:
 
     def take(self, model: Any) -> None:
         """Set a model's attention to it."""
-        _base(model).set_attn_implementation(self.attention)
+        base_of(model).set_attn_implementation(self.attention)
 
     def collator(self, pad_token_id: int) -> PaddedCollator | FlatCollator:
         """What makes batches of rows."""
@@ -87,7 +88,7 @@ def lay_out(
     Raises:
         UserError: varlen was asked for and the model cannot take it, or packed documents are not apart.
     """
-    base = _base(model)
+    base = base_of(model)
     register()
     own = _own_attention(base)
     packed = [rows for rows in parts if rows.packs is not None]
@@ -116,7 +117,7 @@ def _measured(
     drawless: bool,
 ) -> Layout:
     """The first of the candidates whose losses are those of each document alone with the model's own attention."""
-    base, reasons = _base(model), {}
+    base, reasons = base_of(model), {}
     alike = beginning_alike(documents) if drawless else []
     with undisturbed(model), computing():
         base.set_attn_implementation(own)
@@ -176,7 +177,7 @@ def _draws_nothing(model: Any) -> bool:
     """Whether a document's hidden states depend on its tokens alone: on the CPU, and nothing is dropped."""
     if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
         return False
-    config = _base(model).config.get_text_config()
+    config = base_of(model).config.get_text_config()
     # of these some models draw without a module of torch's
     dropped = any(getattr(config, name, None) for name in ("attention_dropout", "dropout", "activation_dropout"))
     return not dropped and model.get_input_embeddings().weight.device.type == "cpu"
@@ -241,7 +242,3 @@ def _window(base: Any) -> int:
     if getattr(config, "use_sliding_window", True) is False or (layers and "sliding_attention" not in layers):
         return 0
     return int(getattr(config, "sliding_window", None) or 0)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.data.documents import IGNORE
 from sft.model.head import left_out
 
-IGNORE = -100
 CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once, where the model computes all of them
 # elements of a chunk's logits where the output layer is applied by chunks. On the CPU 32 MiB in fp32, which the C library
 # hands out again from chunk to chunk (larger blocks it maps anew, a page fault for each 4 KiB); 512 MiB on CUDA

@@ -11,6 +11,7 @@ from sft import __version__
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
 from sft.data.report import summary, total
+from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint
 from sft.model.save import decode_greedily, save_adapter, save_model
 from sft.run.card import Card
@@ -53,7 +54,7 @@ def settle_steps(run: RunDirectory, inputs: Inputs, config: Mapping[str, Any], p
 def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> TrainingInfo:
     """What inference, merging and evaluation need to know."""
     spec, report = inputs.model, inputs.data.report
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     adapter = getattr(model, "peft_config", {}).get("default")
     return TrainingInfo(
         model_name=spec.name or str(config["model"]["_target_"]).rpartition(".")[2],

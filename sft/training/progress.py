@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from sft.data.documents import IGNORE
 from sft.data.shares import STAND_IN
 from sft.run.phases import current
 from sft.run.ranks import Ranks
@@ -62,7 +63,7 @@ class Progress(TrainerCallback, ExportableState):
             return
         more = (
             int(sum(about["lengths"])),
-            int((batch["shift_labels"] != -100).sum()),
+            int((batch["shift_labels"] != IGNORE).sum()),
             batch["input_ids"].numel(),
             pairs(about["lengths"]),
         )

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sft.data.documents import IGNORE
 from sft.data.parts import split_documents
 from sft.model.head import left_out
 from sft.model.lowrank import autocast_dtype
@@ -83,7 +84,7 @@ class SideBySide:
     def parts(self, batch: Mapping[str, Any]) -> list[Part]:
         """The parts of a batch; the batch itself where it is not worth cutting."""
         borders = batch["cu_seq_lens_q"].tolist()
-        wanted = (batch["shift_labels"][0] != -100).cumsum(0)
+        wanted = (batch["shift_labels"][0] != IGNORE).cumsum(0)
         trained = [0, *(int(wanted[end - 1]) for end in borders[1:])]
         lengths = [end - start for start, end in pairwise(borders)]
         counts = [end - start for start, end in pairwise(trained)]

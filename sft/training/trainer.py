@@ -12,13 +12,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sft.config.conflicts import spreads
 from sft.data.collate import PaddedCollator, split_batch
-from sft.data.documents import Rows
-from sft.evaluation.loss import evaluate_loss
+from sft.data.documents import IGNORE, Rows
 from sft.model.head import chooses_positions, output_layer
 from sft.run import checkpoint
 from sft.run.ranks import joined
 from sft.training.batching import BatchingTrainer
 from sft.training.callbacks.state import collect, restore
+from sft.training.evaluating import EvaluatingTrainer
 from sft.training.layout import Layout
 from sft.training.loss import summed_loss
 from sft.training.neftune import Noise, noisy
@@ -38,7 +38,7 @@ def _use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-class SftTrainer(BatchingTrainer, ShrinkingTrainer):
+class SftTrainer(BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
     """A thin Trainer over prepared rows.
 
     Args:
@@ -123,8 +123,10 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         return parts
 
     def _calls_freely(self) -> bool:
-        """Whether the model is called as it is: not compiled, not shared out, nothing computed again."""
-        args = self.args
+        """Whether the model is called as it is: all of it on the CPU, not compiled, nothing computed again."""
+        args, weights = self.args, self.model.parameters()  # type: ignore[union-attr]
+        if any(weight.device.type != "cpu" for weight in weights):
+            return False
         return not (self.ranks.many or args.torch_compile or args.gradient_checkpointing or self.noise)
 
     def _gathers_within_forward(self) -> bool:
@@ -156,7 +158,7 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
             else:
                 loss, outputs = summed_loss(model, batch, self.positions, self.head)
         if num_items_in_batch is None:
-            num_items_in_batch = (batch["shift_labels"] != -100).sum()
+            num_items_in_batch = (batch["shift_labels"] != IGNORE).sum()
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         if self.args.average_tokens_across_devices:
             loss = (
@@ -208,51 +210,7 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer):
         self.state.train_batch_size = self._train_batch_size  # a checkpoint's may be from before memory ran out
         return found
 
-    # -- evaluation ----------------------------------------------------------------------------------------------------
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Loss, perplexity and token accuracy over the evaluation rows, each source apart; logged and given back.
-
-        A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.
-        """
-        sources = self.evaluation if eval_dataset is None else {"eval": eval_dataset}
-        with self.progress.evaluating(), self.accelerator.autocast():
-            figures = evaluate_loss(
-                self.accelerator.unwrap_model(self.model_wrapped),
-                sources,
-                batch_size=self.args.per_device_eval_batch_size,
-                prefix=f"{metric_key_prefix}_",
-                head=self.head,
-                ranks=self.ranks,
-            )
-        if self.compute_metrics is not None:
-            figures |= self._predicted_metrics(sources, metric_key_prefix)
-        self.log(figures)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        return figures
-
-    def _predicted_metrics(self, sources: Mapping[str, Any], prefix: str) -> dict[str, float]:
-        found: dict[str, float] = {}
-        collator, self.data_collator = self.data_collator, self.padded  # a row of predictions for each row
-        for name, rows in sources.items():
-            loader = self.get_eval_dataloader(rows)
-            part = prefix if len(sources) == 1 else f"{prefix}_{name}"
-            output = self.evaluation_loop(loader, "evaluation", prediction_loss_only=False, metric_key_prefix=part)
-            found |= {key: value for key, value in (output.metrics or {}).items() if not key.endswith("_loss")}
-        self.data_collator = collator
-        return found
-
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """Full logits and labels, for `compute_metrics`."""
-        batch, _ = split_batch(self._prepare_inputs(inputs))
-        model_inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**model_inputs, use_cache=False).logits
-        wanted = batch["shift_labels"] != -100
-        loss = torch.nn.functional.cross_entropy(logits[wanted].float(), batch["shift_labels"][wanted])
-        return (loss, None, None) if prediction_loss_only else (loss, logits, batch["labels"])
-
+    # -- figures -------------------------------------------------------------------------------------------------------
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a line, training lines with the speed so far."""
         if "loss" in logs:

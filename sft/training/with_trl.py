@@ -12,6 +12,7 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.data.collate import split_batch
 from sft.data.documents import Rows
+from sft.model.base import base_of
 from sft.training.arguments import Arguments
 from sft.training.layout import Layout
 from sft.training.trainer import SftTrainer
@@ -80,7 +81,7 @@ class TrlTrainer(SftTrainer, SFTTrainer):
                 where="model.attn_implementation",
                 remedy="model.attn_implementation=sdpa, or trainer=default",
             )
-        own = getattr(self.model, "get_base_model", lambda: self.model)()
+        own = base_of(self.model)
         return asked or ("sdpa" if getattr(own, "_supports_sdpa", False) else "eager")
 
     def lay_out(self, layout: Layout) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sft.model.base import base_of
+
 # Dense bf16 matrix products, TFLOP/s, of NVIDIA's data sheets; the first name that a device's contains.
 RATES = {
     "B200": 2250.0,
@@ -57,7 +59,7 @@ class Work:
 
 def work_of(model: Any) -> Work | None:
     """What a model's training needs; None where it has weights that are not counted here (experts, convolutions)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     config = base.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     if not heads:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from sft.config.errors import UserError
-from sft.evaluation import benchmarks
-from sft.evaluation.benchmarks import benchmark_table, prepare_tasks, run_benchmarks
+from sft.evaluation import tasks as lm_eval_tasks
+from sft.evaluation.benchmarks import benchmark_table, run_benchmarks
 from sft.evaluation.spec import LmEval
+from sft.evaluation.tasks import prepare_tasks
 
 COMMON = """
 task: {name}
@@ -115,7 +116,7 @@ def test_lm_eval_is_missed_with_the_extra_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    benchmarks._task_manager.cache_clear()
+    lm_eval_tasks._task_manager.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'sft\[eval\]'"):
         prepare_tasks(LmEval(tasks=["arc_easy"]))
 

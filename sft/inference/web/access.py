@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -86,7 +87,7 @@ class Access:
                     "ports below 1024 are the system's", where=f"port={self.port}", remedy="port=7860"
                 ) from None
             except OSError as error:
-                if error.errno == 98:
+                if error.errno == errno.EADDRINUSE:
                     raise in_use(self.port) from None
                 raise UserError(
                     f"cannot be listened on: {error.strerror}", where=f"host={self.host}", remedy="host=127.0.0.1"
