@@ -42,6 +42,7 @@ RANGES: dict[str, _Rule] = {
     "trainer.save_steps": _EVERY,
     "trainer.eval_steps": _EVERY,
     "trainer.dataloader_num_workers": _COUNT_OR_NONE,
+    "trainer.cpu_parts": ("a whole number between 1 and 256, as 2", lambda value: 1 <= value <= 256),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TrainingArguments
 
@@ -36,7 +36,7 @@ class Arguments(TrainingArguments):
     """
 
     max_tokens_per_batch: int | None = None
-    cpu_parts: int | str = "auto"
+    cpu_parts: int | Literal["auto"] = "auto"
     fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
 
     def trainer(self) -> type[SftTrainer]:

@@ -26,9 +26,6 @@ def supported(settings: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
     limit = found.get("max_tokens_per_batch")
     if limit is not None and limit < 1:
         raise UserError(f"{limit} is no number of tokens", where="trainer.max_tokens_per_batch", remedy="null, or 4096")
-    parts = found.get("cpu_parts", "auto")
-    if parts != "auto" and (not isinstance(parts, int) or parts < 1):
-        raise UserError(f"{parts!r} is no number of parts", where="trainer.cpu_parts", remedy="auto, or 1")
     if found.get("use_liger_kernel"):
         _liger(found, cuda)
     if found.get("tf32") and not cuda:

@@ -20,6 +20,7 @@ from sft.run.available import Place
 from sft.training.estimate.blueprint import Blueprint, draw
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
+from sft.training.side_by_side import parts_for
 
 LIBRARIES = 650 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
 # What the C library's heap cannot use again of the tensors that the forward pass lets go of: torch asks for aligned
@@ -136,7 +137,9 @@ class Estimator:
         update = held.gradients + step_bytes(optim, held.trained, self.device)
         process = LIBRARIES if self.device == "cpu" else 0
         holes = int((HOLES_AGAIN if on else HOLES) * step.freed) if self.device == "cpu" else 0
-        peak = resident + max(step.peak + holes, update, evaluated)
+        parts = self._parts(batch, on)  # gradients of each, and chunks of logits of all but the first, come on top
+        apart = parts * held.gradients + (parts - 1) * step.logits if parts > 1 else 0
+        peak = resident + max(step.peak + apart + holes, update, evaluated)
         return Estimate(
             parameters=held.parameters,
             trained_parameters=held.trained_parameters,
@@ -156,6 +159,17 @@ class Estimator:
             checkpointing=on,
             device=self.device,
         )
+
+    def _parts(self, batch: Batch, checkpointing: bool) -> int:
+        """Parts of a batch that are computed at the same time, as far as the config tells (see `side_by_side`)."""
+        trainer, lora = self.config["trainer"], self.config.get("lora") or {}
+        drawn = lora.get("lora_dropout") or trainer.get("neftune_noise_alpha")
+        if self.device != "cpu" or checkpointing or drawn or trainer.get("torch_compile"):
+            return 1
+        cast = autocast_dtype(trainer, self.model.dtype)
+        with torch.autocast("cpu", cast or torch.bfloat16, enabled=cast is not None):
+            parts = parts_for(trainer.get("cpu_parts") or "auto", self.blueprint.model)
+        return parts if batch.rows >= parts else 1
 
 
 def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Batch:
