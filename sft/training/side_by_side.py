@@ -74,7 +74,11 @@ class SideBySide:
         self.count, self.work = count, work
         cores, ready = torch.get_num_threads(), Barrier(count)
         self._pool = ThreadPoolExecutor(count, "part", _take_cores, (max(1, cores // count),))
-        self.run(lambda _: ready.wait(), range(count))
+        try:
+            self.run(lambda _: ready.wait(), range(count))
+        except BaseException:  # the system has no more threads: those that wait would wait for ever
+            ready.abort()
+            raise
         torch.set_num_threads(cores)  # threads that begin later take the number that was set last
 
     def close(self) -> None:

@@ -125,7 +125,7 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
     def _calls_freely(self) -> bool:
         """Whether the model is called as it is: all of it on the CPU, not compiled, nothing computed again."""
         args, weights = self.args, self.model.parameters()  # type: ignore[union-attr]
-        if any(weight.device.type != "cpu" for weight in weights):
+        if self._gathers_within_forward() or any(weight.device.type != "cpu" for weight in weights):
             return False
         return not (self.ranks.many or args.torch_compile or args.gradient_checkpointing or self.noise)
 

@@ -32,7 +32,6 @@ ENVIRONMENT = {
         ("DB_PWD", True),
         ("GITHUB_PAT", True),
         ("GOOGLE_APPLICATION_CREDENTIALS", True),
-        ("PWD", False),
         ("OLDPWD", False),
         ("KEYBOARD", False),
         ("CLIENT_SECRET", True),

@@ -119,6 +119,30 @@ def test_an_error_in_a_part_is_raised_when_the_others_have_ended():
     assert ended == [1, 2]
 
 
+def test_threads_that_cannot_all_begin_leave_none_waiting(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    submit, begun = ThreadPoolExecutor.submit, []
+
+    def one_alone(pool, *args):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(submit(pool, *args))
+        return begun[0]
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", one_alone)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        SideBySide(2, None)
+    assert isinstance(begun[0].exception(timeout=10), threading.BrokenBarrierError)
+
+
+def test_weights_that_lie_in_shares_are_computed_whole(run, caplog, monkeypatch):
+    monkeypatch.setattr("sft.training.trainer.SftTrainer._gathers_within_forward", lambda self: True)
+    with caplog.at_level("INFO"):
+        run(*FLAT, "trainer.max_steps=1")
+    assert "trainer.cpu_parts=2: batches are computed whole" in caplog.text
+
+
 def test_notes_that_a_model_keeps_are_seen():
     class Keeping(torch.nn.Module):
         def __init__(self):
