@@ -12,11 +12,13 @@ eager attention.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-BLOCK = 128  # queries; of 64, 128 and 256 the fastest from 64 to 2048 tokens
+BLOCK = 128  # queries, about; of 64, 128 and 256 the fastest from 64 to 2048 tokens
+LANES = 16  # a block that is a multiple of so many makes faster products
 KEPT = 512  # tokens of the longest document whose probabilities are kept: less than 64 KiB a token with 9 heads
 
 
@@ -40,8 +42,9 @@ def kept_probabilities(length: int) -> int:
 
 
 def _blocks(tokens: int, keys: int) -> list[tuple[int, int, int]]:
-    """Of each block: its first query, the one after its last, and the keys up to there."""
-    ends = [(start, min(tokens, start + BLOCK)) for start in range(0, tokens, BLOCK)]
+    """Of each block: its first query, the one after its last, and the keys up to there. All are about as long."""
+    size = LANES * math.ceil(tokens / max(1, round(tokens / BLOCK)) / LANES)
+    ends = [(start, min(tokens, start + size)) for start in range(0, tokens, size)]
     return [(start, end, keys - tokens + end) for start, end in ends]
 
 
@@ -49,33 +52,33 @@ class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
         """As `causal_attention`; the probabilities of a short document are kept for `backward`."""
-        out, kept = torch.empty_like(query), []
+        outs, kept = [], []
         for start, end, keys in _blocks(query.shape[2], key.shape[1]):
-            some = _queries(query, start, end)
-            found = _probabilities(some, key[:, :keys], end - start, scale)
-            out[:, :, start:end] = torch.bmm(found, value[:, :keys]).view_as(out[:, :, start:end])
+            found = _probabilities(_queries(query, start, end), key[:, :keys], end - start, scale)
+            outs.append(_apart(torch.bmm(found, value[:, :keys]), end - start))
             if key.shape[1] <= KEPT:
                 kept.append(found)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
-        return out
+        return _joined(outs)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
         """Gradients of query, key and value."""
         query, key, value, *kept = ctx.saved_tensors
-        to_query = torch.empty_like(query)
-        # blocks add up to these, which 16 bits would round each time
-        to_key, to_value = (torch.zeros(each.shape, dtype=torch.float32) for each in (key, value))
-        for index, (start, end, keys) in enumerate(_blocks(query.shape[2], key.shape[1])):
+        to_query: list[torch.Tensor] = []
+        to_key: Any = None
+        to_value: Any = None
+        for index, (start, end, keys) in reversed(list(enumerate(_blocks(query.shape[2], key.shape[1])))):
             some, above = _queries(query, start, end), _queries(grad, start, end)
             found = kept[index] if kept else _probabilities(some, key[:, :keys], end - start, ctx.scale)
-            to_value[:, :keys] += torch.bmm(found.transpose(1, 2), above)
+            to_value = _plus(to_value, torch.bmm(found.transpose(1, 2), above))
             slope = torch.bmm(above, value[:, :keys].transpose(1, 2))
-            slope = torch.ops.aten._softmax_backward_data(slope, found, -1, found.dtype).mul_(ctx.scale)
-            to_query[:, :, start:end] = torch.bmm(slope, key[:, :keys]).view_as(to_query[:, :, start:end])
-            to_key[:, :keys] += torch.bmm(slope.transpose(1, 2), some)
-        return to_query, to_key.to(key.dtype), to_value.to(value.dtype), None
+            slope = torch.ops.aten._softmax_backward_data(slope, found, -1, found.dtype)
+            to_query.append(_apart(torch.bmm(slope, key[:, :keys]), end - start))
+            to_key = _plus(to_key, torch.bmm(slope.transpose(1, 2), some))
+        to_queries, to_keys = _joined(to_query[::-1]).mul_(ctx.scale), to_key.mul_(ctx.scale).to(key.dtype)
+        return to_queries, to_keys, to_value.to(value.dtype), None
 
 
 def _queries(query: torch.Tensor, start: int, end: int) -> torch.Tensor:
@@ -83,9 +86,28 @@ def _queries(query: torch.Tensor, start: int, end: int) -> torch.Tensor:
     return query[:, :, start:end].flatten(1, 2)
 
 
+def _apart(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """What `_queries` joined: [key heads, queries of each, size, dimension]."""
+    return rows.unflatten(1, (-1, size))
+
+
+def _joined(blocks: list[torch.Tensor]) -> torch.Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+
+
+def _plus(total: torch.Tensor | None, block: torch.Tensor) -> torch.Tensor:
+    """The sum with what one more block gives to the keys up to its end; the first block given has all keys."""
+    if total is None:
+        return block
+    total = total.float()  # 16 bits would round each time
+    total[:, : block.shape[1]] += block
+    return total
+
+
 def _probabilities(query: torch.Tensor, key: torch.Tensor, size: int, scale: float) -> torch.Tensor:
     """Of a block of so many queries over all keys up to its end: [key heads, queries, keys]."""
-    scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
-    later = torch.ones(size, size, dtype=torch.bool).triu_(1)
-    scores.view(len(key), -1, size, key.shape[1])[..., -size:].masked_fill_(later, float("-inf"))
+    scores = query.new_empty(len(query), query.shape[1], key.shape[1])  # whose content is ignored with a beta of 0
+    scores.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale)
+    later = query.new_full((size, size), float("-inf")).triu_(1)
+    scores.view(len(key), -1, size, key.shape[1])[..., -size:] += later
     return torch.softmax(scores, -1)

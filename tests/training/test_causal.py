@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sft.training import causal
 from sft.training.attention import varlen_attention
 
-LENGTHS = [1, 2, 127, 128, 129, 300, causal.KEPT, causal.KEPT + 1]
+LENGTHS = [1, 2, 127, 128, 129, 191, 192, 193, 300, causal.KEPT, causal.KEPT + 1]
 
 
 def tensors(length: int, dtype=torch.float64, heads=(2, 3), dimension=8):
