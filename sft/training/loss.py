@@ -20,6 +20,7 @@ CHUNK = 4096  # positions whose fp32 copy of the logits is alive at once, where 
 # elements of a chunk's logits where the output layer is applied by chunks. On the CPU 32 MiB in fp32, which the C library
 # hands out again from chunk to chunk (larger blocks it maps anew, a page fault for each 4 KiB); 512 MiB on CUDA
 CPU_ELEMENTS, CUDA_ELEMENTS = 2**23 - 2**12, 2**27
+SLICES = 8  # of a chunk; the fp32 copies of one are 4 MiB on the CPU, which its caches hold
 
 
 def summed_loss(
@@ -152,19 +153,21 @@ def _loss_and_slope(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed cross entropy in fp64, and its gradient in the logits' dtype: probabilities, less one at the targets.
 
-    One fp32 copy of the logits is made, and everything else done in its place.
+    A few rows at a time are widened to fp32, in memory that is used again for the next ones.
     """
-    scores = logits.to(torch.float32, copy=True)
-    largest, targets = scores.amax(-1, keepdim=True), targets[:, None]
-    right = scores.gather(1, targets) - largest
-    powers = scores.sub_(largest).exp_()
-    sums = powers.sum(-1, keepdim=True)
-    loss = (sums.log() - right).sum(dtype=torch.float64)
-    if not slope:
-        return loss, None
-    probabilities = powers.div_(sums)
-    probabilities.scatter_(1, targets, probabilities.gather(1, targets) - 1)  # before it is rounded to 16 bits
-    return loss, probabilities.to(logits.dtype)
+    slopes = torch.empty_like(logits) if slope else None
+    rows = max(1, chunk_elements(logits.device.type) // SLICES // logits.shape[-1])
+    wide = logits.new_empty((2, min(rows, len(logits)), logits.shape[-1]), dtype=torch.float32)
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for at in range(0, len(logits), rows):
+        some, right = logits[at : at + rows], targets[at : at + rows, None]
+        scores, probabilities = wide[:, : len(some)]
+        torch.softmax(scores.copy_(some), -1, out=probabilities)
+        below, largest = scores.amax(-1, keepdim=True) - scores.gather(1, right), probabilities.amax(-1, keepdim=True)
+        total += (below - largest.log()).sum(dtype=torch.float64)
+        if slopes is not None:  # less one before it is rounded to 16 bits
+            slopes[at : at + rows] = probabilities.scatter_(1, right, probabilities.gather(1, right) - 1)
+    return total, slopes
 
 
 def _vocabulary(head: nn.Module, hidden: torch.Tensor) -> int:

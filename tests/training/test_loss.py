@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from sft.training import loss as losses
 from sft.training.loss import _loss_and_slope, chunked_cross_entropy_sum
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])  # that are widened at once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_slope_are_those_of_cross_entropy(dtype):
+def test_loss_and_slope_are_those_of_cross_entropy(dtype, rows, monkeypatch):
+    monkeypatch.setattr(losses, "CPU_ELEMENTS", rows * 50 * losses.SLICES)
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(9, 50, generator=generator)).to(dtype)
     targets = torch.randint(0, 50, (9,), generator=generator)
