@@ -3,7 +3,8 @@
 peft computes `base(x) + B(A(dropout(x))) * scaling`: under autocast it widens x to fp32 for autocast to narrow it again,
 and the scaling and the sum each go over the layer's whole output, forward and backward. Here the scaled product is added
 by the product itself, and the scaling taken where there are r columns alone (Zhu et al. 2025, "LoRAFusion", for GPUs).
-The same mathematics, with fewer roundings in between.
+The same mathematics, with fewer roundings in between. Where the layer below is a frozen linear one in the precision that
+is computed in, both are computed whole (see `adapted`).
 
 The layer's own forward is kept for whatever this does not know: variants (DoRA), several adapters, biases, merged or
 disabled adapters, precisions that differ, sharded or hooked weights, and torch.compile, which fuses by itself.
@@ -11,11 +12,15 @@ disabled adapters, precisions that differ, sharded or hooked weights, and torch.
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+
+from sft.model import adapted
+from sft.model.adapted import Adapted
 
 
 def install(model: nn.Module) -> int:
@@ -23,8 +28,9 @@ def install(model: nn.Module) -> int:
     from peft.tuners.lora.layer import Linear, LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_linear(module, Linear)]
-    for layer in layers:
-        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+    for layer, together in adapted.group(model, layers).items():
+        layer.of_one_input = together  # type: ignore[assignment]
+        layer.forward = MethodType(_forward, layer)
     return len(layers)
 
 
@@ -38,14 +44,30 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
     name = None if args or kwargs else _only_adapter(layer)
     if name is None or torch.compiler.is_compiling():
         return type(layer).forward(layer, x, *args, **kwargs)
+    cast = autocast_dtype(x.device.type)
+    found = partial(_adapted, dtype=cast or x.dtype, autocast=cast is not None)
+    plain = found(layer)
+    if plain is not None:
+        return adapted.output(layer, x, plain, found)
     base, dropout, scaling = layer.base_layer(x), layer.lora_dropout[name], float(layer.scaling[name])
     down, up = layer.lora_A[name], layer.lora_B[name]
-    cast = autocast_dtype(x.device.type)
     if base.dtype is not (cast or x.dtype) or (cast is None and down.weight.dtype is not x.dtype):
         x = layer._cast_input_dtype(x, down.weight.dtype)
         return (base + up(down(dropout(x))) * scaling).to(base.dtype)
     own = type(layer.base_layer) is nn.Linear  # its output is nobody else's
     return _LowRank.apply(base, dropout(x), down.weight, up.weight, scaling, own)  # type: ignore[no-any-return]
+
+
+def _adapted(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
+    """The layer's matrices, where it is a frozen linear one in `dtype` with a plain adapter that sees the same input."""
+    name, base = _only_adapter(layer), layer.base_layer
+    if name is None or type(base) is not nn.Linear or not _is_plain(base, bias=True):
+        return None
+    dropout, down, up = layer.lora_dropout[name], layer.lora_A[name].weight, layer.lora_B[name].weight
+    seen = isinstance(dropout, nn.Identity) or not dropout.training
+    frozen = not any(each.requires_grad for each in base.parameters())
+    same = base.weight.dtype is dtype and (autocast or down.dtype is up.dtype is dtype)
+    return Adapted(base.weight, base.bias, down, up, float(layer.scaling[name])) if seen and frozen and same else None
 
 
 def _only_adapter(layer: Any) -> str | None:
@@ -59,10 +81,11 @@ def _only_adapter(layer: Any) -> str | None:
     return str(name)
 
 
-def _is_plain(linear: nn.Linear) -> bool:
-    """Whether a linear layer is its matrix and nothing else."""
-    hooked = linear._forward_pre_hooks or linear._forward_hooks or hasattr(linear, "_hf_hook")
-    return not hooked and linear.bias is None and type(linear.weight.data) is torch.Tensor and linear.weight.ndim == 2
+def _is_plain(linear: nn.Linear, bias: bool = False) -> bool:
+    """Whether a linear layer is its matrix and nothing else, a `bias` perhaps."""
+    hooked = linear._forward_pre_hooks or linear._forward_hooks or "forward" in linear.__dict__
+    matrix = type(linear.weight.data) is torch.Tensor and linear.weight.ndim == 2
+    return not hooked and matrix and (bias or linear.bias is None)
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

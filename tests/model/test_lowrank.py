@@ -1,12 +1,13 @@
 """LoRA's branch in few passes: the outputs and gradients of peft's own forward, and peft's own wherever it is another."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sft.model import lowrank
+from sft.model import adapted, lowrank
 
 
 class Tower(torch.nn.Module):
@@ -44,10 +45,11 @@ def results(model, x, autocast=None):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """How often the branch was computed here."""
+    """How the branch was computed here, each time: with its layer, or added to what that gave."""
     calls = []
-    real = lowrank._LowRank.apply
-    monkeypatch.setattr(lowrank._LowRank, "apply", lambda *given: calls.append(1) or real(*given))
+    for function, name in ((adapted._Together, "whole"), (lowrank._LowRank, "added")):
+        spy = lambda *given, real=function.apply, name=name: calls.append(name) or real(*given)  # noqa: E731
+        monkeypatch.setattr(function, "apply", spy)
     return calls
 
 
@@ -58,7 +60,7 @@ X = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
 @pytest.mark.parametrize("rslora", [False, True])
 def test_outputs_and_gradients_are_pefts(fused, dropout, rslora):
     plain, ours = (results(model.train(), X) for model in pair(lora_dropout=dropout, use_rslora=rslora))
-    assert len(fused) == 2 and plain.keys() == ours.keys() and len(plain) == 6
+    assert fused == 2 * ["added" if dropout else "whole"] and plain.keys() == ours.keys() and len(plain) == 6
     for name in plain:
         torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
 
@@ -67,7 +69,7 @@ def test_outputs_and_gradients_are_pefts(fused, dropout, rslora):
 def test_under_autocast_it_rounds_less_than_peft(fused, weights):
     exact = results(pair()[0], X)
     plain, ours = (results(model, X.to(weights), torch.bfloat16) for model in pair(weights))
-    assert len(fused) == 2
+    assert fused == 2 * ["whole" if weights is torch.bfloat16 else "added"]  # others are cast by autocast
     for name in exact:
         assert ours[name].dtype is plain[name].dtype, name
         error, theirs = (float((each[name].float() - exact[name]).norm()) for each in (ours, plain))
@@ -113,3 +115,77 @@ def test_the_first_layer_needs_no_gradient_of_its_input():
     _, ours = pair()
     ours(X).sum().backward()
     assert all(p.grad is not None for n, p in ours.named_parameters() if "lora_" in n)
+
+
+class Attention(torch.nn.Module):
+    """Three layers of one input, of which one is wider, under the names that transformers has for them."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {"q_proj": 32, "k_proj": 16, "v_proj": 16}
+        for name, size in sizes.items():
+            self.add_module(name, torch.nn.Linear(24, size, bias=name == "k_proj"))
+
+    def forward(self, x):
+        return self.q_proj(x) * torch.cat([self.k_proj(x).sin(), self.v_proj(x)], -1)
+
+
+def attention(targets=("q_proj", "k_proj", "v_proj"), **settings):
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, rank_pattern={"k_proj": 3}, target_modules=list(targets), init_lora_weights=False, **settings
+    )
+    plain = get_peft_model(Attention(), config)
+    ours = copy.deepcopy(plain)
+    lowrank.install(ours)
+    return plain, ours
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("q_proj", "v_proj"), ("v_proj",)])
+def test_layers_of_one_input_are_computed_together(fused, targets):
+    plain, ours = (results(model, X) for model in attention(targets))
+    assert fused == ["whole"] and plain.keys() == ours.keys() and len(plain) == 2 + 2 * len(targets)
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+
+
+def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused):
+    plain, ours = attention()
+    for model in (plain, ours):
+        model.base_model.model.k_proj.enable_adapters(False)
+    plain, ours = results(plain, X), results(ours, X)
+    assert fused == ["whole", "whole"]
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+
+
+def test_what_was_computed_ahead_is_not_given_for_anything_else(fused):
+    plain, ours = attention()
+    theirs, layers = plain.base_model.model, ours.base_model.model
+    x = X.clone().requires_grad_()
+    with torch.no_grad():
+        layers.q_proj(x)  # nothing is kept without gradients
+    assert layers.k_proj(x).requires_grad and adapted._DONE.outputs.keys() == {layers.q_proj, layers.v_proj}
+    with torch.no_grad():
+        x.add_(1)
+        torch.testing.assert_close(layers.q_proj(x), theirs.q_proj(x))  # the input was written to
+        layers.v_proj.lora_B["default"].weight.mul_(2)
+        theirs.v_proj.lora_B["default"].weight.mul_(2)
+    torch.testing.assert_close(layers.q_proj(x), theirs.q_proj(x))
+    with torch.no_grad():
+        layers.v_proj.lora_B["default"].weight.mul_(2)
+        theirs.v_proj.lora_B["default"].weight.mul_(2)
+    torch.testing.assert_close(layers.v_proj(x), theirs.v_proj(x))  # the layer was
+    torch.testing.assert_close(layers.v_proj(x), theirs.v_proj(x))  # and each is given once
+    torch.testing.assert_close(layers.k_proj(x.clone()), theirs.k_proj(x))
+    ours(X)
+    assert adapted._DONE.x is None and not adapted._DONE.outputs  # all were asked for: nothing is held
+
+
+def test_threads_do_not_see_what_others_computed():
+    plain, ours = attention()
+    inputs = [X + at for at in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ours, inputs * 20))
+    for at, out in enumerate(found):
+        torch.testing.assert_close(out, plain(inputs[at % 4]))
