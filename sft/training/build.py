@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
-from sft.model import lowrank, shared
+from sft.model import elementwise, lowrank, shared
 from sft.model.adapter import attach, changes_base
 from sft.model.embeddings import fit_embeddings
 from sft.model.load import load_model
@@ -51,6 +51,7 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
     if not trl:
         lowrank.install(model)
+        elementwise.install(model)
     log.info("%s", coverage.line())
     mark("adapter")
     return model

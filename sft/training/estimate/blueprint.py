@@ -13,12 +13,12 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from sft.model import elementwise, lowrank
 from sft.model.adapter import attach
 from sft.model.dtype import resolve_dtype
 from sft.model.existing import check_adapter, read_adapter_config
 from sft.model.facts import empty_model
 from sft.model.footprint import Footprint, footprint
-from sft.model.lowrank import install
 from sft.model.spec import Model
 
 
@@ -123,7 +123,8 @@ def draw(
             lora = copy.deepcopy(lora)
             lora.init_lora_weights = True  # the others look at the weights
         adapted, _ = attach(empty, lora, replace(model, adapter=None), target_modules=targets, new_rows=rows)
-    install(adapted)
+    lowrank.install(adapted)
+    elementwise.install(adapted)
     adapted.config.use_cache = False
     return Blueprint(adapted, layers, order)
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sft.model import lowrank
+from sft.model import elementwise, lowrank
 from sft.training import loss
 from sft.training.causal import kept_probabilities
 
@@ -164,13 +164,14 @@ def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def computing_on(device: str, autocast: torch.dtype | None) -> Iterator[None]:
     """For the time of the block, what asks for the device or for autocast hears of these, not of the meta device."""
-    before = lowrank.autocast_dtype, loss.chunk_elements
+    before = lowrank.autocast_dtype, loss.chunk_elements, elementwise.runs_on
     lowrank.autocast_dtype = lambda _: autocast  # type: ignore[assignment]
     loss.chunk_elements = lambda _: before[1](device)  # type: ignore[assignment]
+    elementwise.runs_on = lambda _: device  # type: ignore[assignment]
     try:
         yield
     finally:
-        lowrank.autocast_dtype, loss.chunk_elements = before  # type: ignore[assignment]
+        lowrank.autocast_dtype, loss.chunk_elements, elementwise.runs_on = before  # type: ignore[assignment]
 
 
 @contextmanager
