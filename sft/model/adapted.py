@@ -107,8 +107,14 @@ class _Together(torch.autograd.Function):
         for weight, bias, up, part, scaling in zip(
             weights, biases, narrow, inner.split(ranks, 1), scalings, strict=True
         ):
-            out = nn.functional.linear(flat, weight, bias).addmm_(part, up.t(), alpha=scaling)
-            outputs.append(out.view(*x.shape[:-1], len(weight)))
+            out = flat.new_empty((*x.shape[:-1], len(weight)))  # no view: the model may write into it
+            rows = out.view(-1, len(weight))
+            if bias is None:
+                torch.mm(flat, weight.t(), out=rows)
+            else:
+                torch.addmm(bias, flat, weight.t(), out=rows)
+            outputs.append(out)
+            rows.addmm_(part, up.t(), alpha=scaling)
         ctx.save_for_backward(flat, down, inner, *weights, *narrow)
         ctx.scalings, ctx.ranks, ctx.shape = scalings, ranks, x.shape
         ctx.dtypes = x.dtype, downs[0].dtype, ups[0].dtype

@@ -106,7 +106,9 @@ class _LowRank(torch.autograd.Function):
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, down.dtype, up.dtype)
         wide = base.reshape(-1, base.shape[-1])
         if not own:
-            return torch.addmm(wide, inner, b.t(), alpha=scaling).view_as(base)
+            out = base.new_empty(base.shape)  # no view: the model may write into it
+            torch.addmm(wide, inner, b.t(), alpha=scaling, out=out.view(wide.shape))
+            return out
         ctx.mark_dirty(base)
         wide.addmm_(inner, b.t(), alpha=scaling)
         return base

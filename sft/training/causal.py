@@ -31,7 +31,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         scale: of the scores.
 
     Returns:
-        As `query`.
+        As `query`; not to be written to.
     """
     return _Causal.apply(query, key, value, scale)  # type: ignore[no-any-return]
 

@@ -149,6 +149,32 @@ def test_layers_of_one_input_are_computed_together(fused, targets):
         torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
 
 
+def written_to(model, x):
+    """Of a model that writes into what its layers gave, as some clip it."""
+    layers, x = model.base_model.model, x.clone().requires_grad_()
+    q, k, v = (getattr(layers, name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+    q.clamp_(-1, 1)
+    k *= 2
+    v.view(-1, v.shape[-1]).mul_(3)
+    (q.sum() + k.sin().sum() + v.sum()).backward()
+    return {"x": x.grad, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+class Quantized(torch.nn.Linear):
+    """Another class than torch's own, as those of bitsandbytes."""
+
+
+@pytest.mark.parametrize("base", [torch.nn.Linear, Quantized])
+def test_the_model_may_write_into_outputs(fused, base):
+    plain, ours = attention()
+    for layer in (ours.base_model.model.q_proj, ours.base_model.model.k_proj, ours.base_model.model.v_proj):
+        layer.base_layer.__class__ = base
+    plain, ours = written_to(plain, X), written_to(ours, X)
+    assert fused == (["whole"] if base is torch.nn.Linear else 3 * ["added"]) and len(plain) == 7
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+
+
 def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused):
     plain, ours = attention()
     for model in (plain, ours):
