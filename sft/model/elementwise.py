@@ -30,9 +30,9 @@ def install(model: nn.Module) -> tuple[int, int]:
     norms = [module for module in model.modules() if _is_norm(module)]
     for norm in norms:
         norm.forward = MethodType(_norm, norm)  # type: ignore[method-assign]
-    files = {name: sys.modules[name] for name in {type(module).__module__ for module in model.modules()}}
     rotating = 0
-    for file in files.values():
+    for name in {type(module).__module__ for module in model.modules()}:
+        file = sys.modules.get(name)
         rotation = getattr(file, ROTATION, None)
         ours = isinstance(rotation, partial) and rotation.func is _rotated
         if rotation is not None and not ours and _is_rotation(rotation):
