@@ -44,7 +44,7 @@ def _grid(axes: Axes, board: Leaderboard, keys: tuple[str, str], across: Scale, 
             lost[place] = job.status
     means = np.full((len(up.values), len(across.values)), np.nan)
     for place, scores in found.items():
-        means[place] = statistics.fmean(scores)
+        means[place] = statistics.mean(scores)
     shown = np.ma.masked_invalid(means)
     image = axes.imshow(shown, cmap=_shades(board), aspect="auto", origin="lower")
     middle = (shown.min() + shown.max()) / 2

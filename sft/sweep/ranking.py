@@ -38,12 +38,15 @@ class Point:
     @property
     def mean(self) -> float | None:
         """The mean objective, None without a score."""
-        return statistics.fmean(self.scores) if self.scores else None
+        return float(statistics.mean(self.scores)) if self.scores else None  # exact, so its sum cannot overflow
 
     @property
     def spread(self) -> float | None:
-        """The sample standard deviation of the objective, None for fewer than two scores."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+        """The sample standard deviation of the objective, None for fewer than two scores or beyond what a float holds."""
+        try:
+            return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+        except OverflowError:
+            return None
 
 
 @dataclass
