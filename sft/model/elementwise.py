@@ -27,7 +27,8 @@ FLIPPED = 0.01  # share of them that may be rounded the other way, where a sum w
 
 def install(model: nn.Module) -> tuple[int, int]:
     """Let a model compute so wherever it is the same; gives the number of norms and of functions that were replaced."""
-    norms = [module for module in model.modules() if _is_norm(module)]
+    # a forward of its own is ours already, or accelerate's, which moves what lies on another device
+    norms = [module for module in model.modules() if "forward" not in module.__dict__ and _is_norm(module)]
     for norm in norms:
         norm.forward = MethodType(_norm, norm)  # type: ignore[method-assign]
     rotating = 0

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb as interleaved
@@ -117,6 +118,14 @@ def test_a_whole_model_has_the_gradient_it_had(ours):
     assert sorted(ours) == ["_Norm"] * 5 + ["_Rotation"] * 4
     assert distance(found, exact) < 1.1 * distance(theirs, exact)
     assert elementwise.install(tower()) == (5, 0)  # the function is replaced already, once
+
+
+def test_a_forward_that_another_library_put_on_a_norm_stays():
+    model = tower().bfloat16()
+    add_hook_to_module(model.model.norm, AlignDevicesHook(execution_device="cpu"))
+    hooked = model.model.norm.forward
+    assert elementwise.install(model) == (4, 1) and model.model.norm.forward is hooked
+    assert elementwise.install(model) == (0, 0)
 
 
 def test_transformers_own_is_taken_without_gradients_in_fp32_and_where_norms_are_trained(ours):
