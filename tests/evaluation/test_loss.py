@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sft.evaluation.loss import TokenTotals, evaluate_loss, measure
 
+pytestmark = pytest.mark.numeric
+
 
 def make_rows(count: int = 7, seed: int = 0) -> list[dict[str, list[int]]]:
     """Rows of different lengths, the first third of each untrained."""

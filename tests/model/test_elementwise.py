@@ -14,6 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_
 
 from sft.model import elementwise
 
+pytestmark = pytest.mark.numeric
+
 ROTATE = llama.apply_rotary_pos_emb
 
 
@@ -44,13 +46,13 @@ def distance(one, other):
     return float((one.double() - other.double()).norm() / other.double().norm())
 
 
-def test_a_norm_is_that_of_llama_in_value_and_gradient():
+def test_a_norm_is_that_of_llama_in_value_and_gradient(assert_near):
     norm = llama.LlamaRMSNorm(16, eps=0.01).requires_grad_(False)
     norm.weight.copy_(numbers(16))
     x = numbers(2, 5, 16).requires_grad_()
     want, got = norm(x), elementwise._Norm.apply(x, norm.weight, 0.01)
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient(got, x), gradient(want, x), rtol=1e-5, atol=1e-6)
+    assert_near(got, want)
+    assert_near(gradient(got, x), gradient(want, x))
 
 
 def test_in_16_bits_a_norm_is_rounded_as_llamas_and_its_gradient_no_more():
@@ -66,13 +68,13 @@ def test_in_16_bits_a_norm_is_rounded_as_llamas_and_its_gradient_no_more():
     assert distance(gradient(got, x), wanted) <= 1.05 * distance(gradient(want, x), wanted)
 
 
-def test_a_rotation_is_that_of_llama_in_value_and_gradient():
+def test_a_rotation_is_that_of_llama_in_value_and_gradient(assert_near):
     q, k = numbers(1, 4, 6, 8).double().requires_grad_(), numbers(1, 2, 6, 8).double().requires_grad_()
     cos, sin = numbers(2, 1, 6, 8).double()
     for x, want in zip((q, k), ROTATE(q, k, cos, sin), strict=True):
         got = elementwise._Rotation.apply(x, cos[:, None], sin[:, None])
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(gradient(got, x), gradient(want, x), rtol=1e-12, atol=1e-12)
+        assert_near(got, want)
+        assert_near(gradient(got, x), gradient(want, x))
 
 
 def test_what_computes_something_else_is_told_by_trying():

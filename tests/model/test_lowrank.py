@@ -9,6 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from sft.model import adapted, lowrank
 
+pytestmark = pytest.mark.numeric
+
 
 class Tower(torch.nn.Module):
     """Two linear layers, one with a bias."""
@@ -58,11 +60,11 @@ X = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_outputs_and_gradients_are_pefts(fused, dropout, rslora):
+def test_outputs_and_gradients_are_pefts(fused, dropout, rslora, assert_near):
     plain, ours = (results(model.train(), X) for model in pair(lora_dropout=dropout, use_rslora=rslora))
     assert fused == 2 * ["added" if dropout else "whole"] and plain.keys() == ours.keys() and len(plain) == 6
     for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+        assert_near(ours[name], plain[name], name=name)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
@@ -83,7 +85,7 @@ def test_adapters_in_another_precision_than_the_base_are_computed_as_peft_does(f
         assert torch.equal(plain[name], ours[name]), name
 
 
-def test_what_is_no_plain_branch_keeps_pefts_forward(fused):
+def test_what_is_no_plain_branch_keeps_pefts_forward(fused, assert_near):
     for settings in ({"use_dora": True}, {"lora_bias": True}):
         plain, ours = (results(model, X) for model in pair(**settings))
         assert all(torch.equal(plain[name], ours[name]) for name in plain)
@@ -95,12 +97,12 @@ def test_what_is_no_plain_branch_keeps_pefts_forward(fused):
         model.base_model.set_adapter(["default", "other"])
     ours.load_state_dict(plain.state_dict())
     calls = len(fused)
-    torch.testing.assert_close(ours(X), plain(X))
+    assert_near(ours(X), plain(X))
     assert len(fused) == calls + 1  # `second` has one adapter alone
     merged = pair()[1]
     before = merged(X)
     merged.merge_adapter()
-    torch.testing.assert_close(merged(X), before, rtol=1e-5, atol=1e-5)
+    assert_near(merged(X), before)
 
 
 def test_a_hook_on_the_adapter_is_called():
@@ -142,11 +144,11 @@ def attention(targets=("q_proj", "k_proj", "v_proj"), **settings):
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("q_proj", "v_proj"), ("v_proj",)])
-def test_layers_of_one_input_are_computed_together(fused, targets):
+def test_layers_of_one_input_are_computed_together(fused, targets, assert_near):
     plain, ours = (results(model, X) for model in attention(targets))
     assert fused == ["whole"] and plain.keys() == ours.keys() and len(plain) == 2 + 2 * len(targets)
     for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+        assert_near(ours[name], plain[name], name=name)
 
 
 def written_to(model, x):
@@ -165,27 +167,27 @@ class Quantized(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("base", [torch.nn.Linear, Quantized])
-def test_the_model_may_write_into_outputs(fused, base):
+def test_the_model_may_write_into_outputs(fused, base, assert_near):
     plain, ours = attention()
     for layer in (ours.base_model.model.q_proj, ours.base_model.model.k_proj, ours.base_model.model.v_proj):
         layer.base_layer.__class__ = base
     plain, ours = written_to(plain, X), written_to(ours, X)
     assert fused == (["whole"] if base is torch.nn.Linear else 3 * ["added"]) and len(plain) == 7
     for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+        assert_near(ours[name], plain[name], name=name)
 
 
-def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused):
+def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused, assert_near):
     plain, ours = attention()
     for model in (plain, ours):
         model.base_model.model.k_proj.enable_adapters(False)
     plain, ours = results(plain, X), results(ours, X)
     assert fused == ["whole", "whole"]
     for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=2e-5, atol=2e-5, msg=name)
+        assert_near(ours[name], plain[name], name=name)
 
 
-def test_what_was_computed_ahead_is_not_given_for_anything_else(fused):
+def test_what_was_computed_ahead_is_not_given_for_anything_else(fused, assert_near):
     plain, ours = attention()
     theirs, layers = plain.base_model.model, ours.base_model.model
     x = X.clone().requires_grad_()
@@ -194,24 +196,24 @@ def test_what_was_computed_ahead_is_not_given_for_anything_else(fused):
     assert layers.k_proj(x).requires_grad and adapted._DONE.outputs.keys() == {layers.q_proj, layers.v_proj}
     with torch.no_grad():
         x.add_(1)
-        torch.testing.assert_close(layers.q_proj(x), theirs.q_proj(x))  # the input was written to
+        assert_near(layers.q_proj(x), theirs.q_proj(x))  # the input was written to
         layers.v_proj.lora_B["default"].weight.mul_(2)
         theirs.v_proj.lora_B["default"].weight.mul_(2)
-    torch.testing.assert_close(layers.q_proj(x), theirs.q_proj(x))
+    assert_near(layers.q_proj(x), theirs.q_proj(x))
     with torch.no_grad():
         layers.v_proj.lora_B["default"].weight.mul_(2)
         theirs.v_proj.lora_B["default"].weight.mul_(2)
-    torch.testing.assert_close(layers.v_proj(x), theirs.v_proj(x))  # the layer was
-    torch.testing.assert_close(layers.v_proj(x), theirs.v_proj(x))  # and each is given once
-    torch.testing.assert_close(layers.k_proj(x.clone()), theirs.k_proj(x))
+    assert_near(layers.v_proj(x), theirs.v_proj(x))  # the layer was
+    assert_near(layers.v_proj(x), theirs.v_proj(x))  # and each is given once
+    assert_near(layers.k_proj(x.clone()), theirs.k_proj(x))
     ours(X)
     assert adapted._DONE.x is None and not adapted._DONE.outputs  # all were asked for: nothing is held
 
 
-def test_threads_do_not_see_what_others_computed():
+def test_threads_do_not_see_what_others_computed(assert_near):
     plain, ours = attention()
     inputs = [X + at for at in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(ours, inputs * 20))
     for at, out in enumerate(found):
-        torch.testing.assert_close(out, plain(inputs[at % 4]))
+        assert_near(out, plain(inputs[at % 4]))

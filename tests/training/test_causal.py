@@ -7,6 +7,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from sft.training import causal
 from sft.training.attention import varlen_attention
 
+pytestmark = pytest.mark.numeric
+
+FP32, FP64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 LENGTHS = [1, 2, 127, 128, 129, 191, 192, 193, 300, causal.KEPT, causal.KEPT + 1]
 
 
@@ -30,16 +33,16 @@ def reference(query, key, value, scale):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_values_and_gradients_are_those_of_causal_attention(length):
+def test_values_and_gradients_are_those_of_causal_attention(length, assert_near):
     inputs = tensors(length)
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = reference(*inputs, 0.3)
     got = causal.causal_attention(*inputs, 0.3)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_near(got, want)
     wanted = torch.autograd.grad(want, inputs, grad)
     # keys' and values' gradients are summed in fp32
     for one, other in zip(torch.autograd.grad(got, inputs, grad), wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert_near(one, other, roundings=64 * FP32 / FP64)
 
 
 def test_in_16_bits_it_is_as_near_the_truth_as_twice_the_rounding_of_its_inputs():
@@ -62,15 +65,15 @@ def kept_by(compute):
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(1, 5), (140, 150), (5, 300), (400, 600)])
-def test_the_last_tokens_of_more_keys(tokens, keys):
+def test_the_last_tokens_of_more_keys(tokens, keys, assert_near):
     query, key, value = tensors(keys)
     grad = torch.randn(query[:, :, -tokens:].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = reference(query, key, value, 0.3)[:, :, -tokens:]
     got = causal.causal_attention(query[:, :, -tokens:], key, value, 0.3)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_near(got, want)
     wanted = torch.autograd.grad(want, (query, key, value), grad)
     for one, other in zip(torch.autograd.grad(got, (query, key, value), grad), wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert_near(one, other, roundings=64 * FP32 / FP64)
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted():

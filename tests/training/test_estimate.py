@@ -30,6 +30,8 @@ from sft.training.estimate.tracker import Tracker
 from sft.training.job import Job
 from sft.training.loss import summed_loss
 
+pytestmark = pytest.mark.numeric
+
 TINY = [
     "model=tiny",
     "dataset.sources.tickets.generator.rows=24",

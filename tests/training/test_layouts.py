@@ -14,6 +14,9 @@ from sft.training.isolation import alone, compare, few_documents
 from sft.training.layout import Layout, lay_out
 from sft.training.trainer import SftTrainer
 
+pytestmark = pytest.mark.numeric
+
+EPS = torch.finfo(torch.float32).eps
 LENGTHS = (70, 11, 40, 25, 33, 9, 52, 2)  # longer than the tiny models' sliding windows, and as short as can be
 
 
@@ -38,6 +41,11 @@ def rows_of(lengths=LENGTHS, capacity: int | None = None, alike: int = 0) -> Row
     tokens = Tokens(ids, trained)
     packs = None if capacity is None else pack(counts, capacity)
     return Rows(["made"], [["made.jsonl"]], [tokens], documents, packs)
+
+
+def scale_of(gradients) -> float:
+    """The largest element of all gradients, which differences are relative to."""
+    return max(float(gradient.abs().max()) for gradient in gradients.values())
 
 
 def load(architecture: str, attention: str = "sdpa"):
@@ -119,14 +127,14 @@ EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) fo
 @pytest.mark.parametrize("architecture", EVERY)
 def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture, tmp_path):
     want_loss, want = step(load(architecture), rows_of(), tmp_path, batch=1, accumulation=len(LENGTHS))
-    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    scale = scale_of(want)
     assert len(want) > 10 and scale > 0
     for name, layout in LAYOUTS.items():
         split = {key: value for key, value in layout.items() if key not in ("capacity", "attention")}
         attention = layout.get("attention", "sdpa")
         rows, flat = rows_of(capacity=layout["capacity"]), split.pop("flat", False) or attention == "varlen"
         loss, got = step(load(architecture, attention), rows, tmp_path, flat=flat, **split)
-        assert loss == pytest.approx(want_loss, rel=2e-6), name
+        assert loss == pytest.approx(want_loss, rel=64 * EPS), name
         assert got.keys() == want.keys()
         difference = max(float((got[key] - want[key]).abs().max()) for key in want)
         assert difference <= 1e-5 * scale, name
@@ -137,7 +145,7 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
 def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(architecture, capacity, tmp_path):
     lengths = (70, 39, 50, 41, 33, 36)  # longer than the tiny models' sliding windows, and shorter
     want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
-    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    scale = scale_of(want)
     rows = rows_of(lengths, capacity, alike=10)
     seen = []
     model = load(architecture, "varlen")
@@ -146,7 +154,7 @@ def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(archit
     loss, got = step(model, rows, tmp_path, flat=True, chunked=True, shared=True, **split)
     documents = sum(lengths) - 10 * len(lengths)
     assert sum(seen) == documents + 10 * split["accumulation"]  # once in each batch
-    assert loss == pytest.approx(want_loss, rel=2e-6)
+    assert loss == pytest.approx(want_loss, rel=64 * EPS)
     assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale
 
 
@@ -155,14 +163,14 @@ def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(archit
 def test_parts_at_the_same_time_change_no_loss_and_no_gradient(architecture, parts, shared, chunked, tmp_path):
     lengths = (70, 39, 50, 41, 33, 36)
     want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
-    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    scale = scale_of(want)
     seen = []
     model = load(architecture, "varlen")
     model.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))
     layout = {"flat": True, "shared": shared, "chunked": chunked, "parts": parts}
     loss, got = step(model, rows_of(lengths, alike=10), tmp_path, batch=6, accumulation=1, **layout)
     assert len(seen) == parts
-    assert loss == pytest.approx(want_loss, rel=2e-6)
+    assert loss == pytest.approx(want_loss, rel=64 * EPS)
     assert got.keys() == want.keys()
     assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale
 
@@ -177,8 +185,8 @@ def test_an_output_layer_with_an_adapter_is_computed_in_parts(tmp_path):
         model = get_peft_model(load("llama", "varlen"), config)
         found.append(step(model, rows_of(), tmp_path, batch=8, accumulation=1, flat=True, chunked=True, parts=parts))
     (want_loss, want), (loss, got) = found
-    assert loss == pytest.approx(want_loss, rel=2e-6) and any("lm_head" in name for name in got)
-    assert all(torch.allclose(got[name], want[name], rtol=1e-4, atol=1e-6) for name in want)
+    assert loss == pytest.approx(want_loss, rel=64 * EPS) and any("lm_head" in name for name in got)
+    assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale_of(want)
 
 
 def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog):

@@ -6,6 +6,8 @@ import torch
 from sft.training import loss as losses
 from sft.training.loss import _loss_and_slope, chunked_cross_entropy_sum
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("rows", [1, 2, 9])  # that are widened at once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -151,7 +151,7 @@ def test_the_loss_does_not_depend_on_how_a_step_is_split(run, batch, accumulatio
         "trainer.max_steps=3",
         to="split",
     )
-    assert losses(split) == pytest.approx(losses(whole), abs=2e-5)
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def test_the_same_run_twice_is_bit_identical(run):

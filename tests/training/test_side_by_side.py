@@ -10,6 +10,8 @@ from sft.config.errors import UserError
 from sft.training.reentrant import notes_of, rotations_change, wrote_notes
 from sft.training.side_by_side import SideBySide, parts_for
 
+pytestmark = pytest.mark.numeric
+
 FLAT = ["trainer.max_steps=6", "trainer.cpu_parts=2"]
 
 
