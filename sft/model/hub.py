@@ -8,6 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 from sft.config.errors import UserError
+from sft.run.reach import cached_files_if_unreachable
 
 OFFLINE_REMEDY = (
     "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or take model=smollm2_offline, which needs no hub"
@@ -33,7 +34,8 @@ def loading(name: str, where: str = "model.name") -> Iterator[None]:
         where: the config key it came from.
     """
     try:
-        yield
+        with cached_files_if_unreachable(name):
+            yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError, *_OF_BROKEN_FILES) as error:

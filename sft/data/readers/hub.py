@@ -10,6 +10,7 @@ from sft.config.errors import UserError
 from sft.data.readers.rows import Rows, Where
 from sft.data.readers.tables import from_dataset
 from sft.data.spec import Source
+from sft.run.reach import cached_files_if_unreachable
 
 
 def read_hub(source: Source, split: str | None, where: str) -> Rows:
@@ -36,14 +37,15 @@ def load_hub(source: Source, split: str, where: str) -> Any:
     if os.path.exists(str(source.name)):
         raise UserError(f"{source.name} is a path here", where=f"{where}.name", remedy=f"{where}.path={source.name}")
     try:
-        return load_dataset(
-            str(source.name),
-            source.subset,
-            split=split,
-            revision=source.revision,
-            streaming=source.streaming,
-            token=os.environ.get("HF_TOKEN") or None,
-        )
+        with cached_files_if_unreachable(str(source.name)):
+            return load_dataset(
+                str(source.name),
+                source.subset,
+                split=split,
+                revision=source.revision,
+                streaming=source.streaming,
+                token=os.environ.get("HF_TOKEN") or None,
+            )
     except Exception as error:  # the library raises a dozen kinds, some of them plain ValueError
         raise as_user_error(error, source, where) from error
 
