@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sft.config.errors import UserError
 from sft.data.tickets import PARTS, SYSTEM, generate
 from sft.data.tickets.names import HELD_OUT_NAMES, HELD_OUT_SURNAMES, TRAIN_NAMES, TRAIN_SURNAMES
-from sft.data.tickets.phrases import CLOSINGS, DISTRACTORS, ISSUES, OPENINGS, PRODUCTS, UNNAMED, URGENCIES
+from sft.data.tickets.phrases import CLOSINGS, DISTRACTORS, ISSUES, OPENINGS, PRODUCTS, UNNAMED, URGENCIES, Phrases
 from sft.data.tickets.typos import misspell
 
 
@@ -73,26 +73,31 @@ def _spoken(templates: tuple[str, ...], text: str) -> bool:
     return False
 
 
+def _ways(phrases: Phrases, part: str, varied: bool) -> tuple[str, ...]:
+    """What a part may say: its column of the table, and the further phrasings where they are asked for."""
+    return phrases.unseen if part == "unseen" else phrases.known + (phrases.further if varied else ())
+
+
+@pytest.mark.parametrize("varied", [False, True])
 @pytest.mark.parametrize("part", PARTS)
-def test_the_text_alone_decides_the_record(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_alone_decides_the_record(part: str, varied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0)
-    column = "unseen" if part == "unseen" else "known"
-    for row in generate(part, 400):
+    for row in generate(part, 400, varied=varied):
         text, record = text_of(row), record_of(row)
-        named = [t for t in (*getattr(OPENINGS, column), *getattr(CLOSINGS, column)) if _spoken((t,), text)]
+        named = [t for t in (*_ways(OPENINGS, part, varied), *_ways(CLOSINGS, part, varied)) if _spoken((t,), text)]
         if record["customer"]:
             assert any(t.format(name=record["customer"]) in text for t in named)
         else:
             assert not named
-        said = [issue for issue, phrases in ISSUES.items() if _spoken(getattr(phrases, column), text)]
+        said = [issue for issue, phrases in ISSUES.items() if _spoken(_ways(phrases, part, varied), text)]
         assert said == [record["issue"]]
-        called = getattr(PRODUCTS.get(record["product"], UNNAMED), column)
+        called = _ways(PRODUCTS.get(record["product"], UNNAMED), part, varied)
         assert any(
             phrase.format(p=word).lower() in text.lower()
             for word in called
-            for phrase in getattr(ISSUES[record["issue"]], column)
+            for phrase in _ways(ISSUES[record["issue"]], part, varied)
         )
-        hurry = [level for level, phrases in URGENCIES.items() if _spoken(getattr(phrases, column), text)]
+        hurry = [level for level, phrases in URGENCIES.items() if _spoken(_ways(phrases, part, varied), text)]
         assert hurry == ([record["urgency"]] if record["urgency"] else [])
 
 
@@ -146,7 +151,14 @@ def test_unseen_phrasings_are_not_known_ones() -> None:
         assert phrases.known
         assert phrases.unseen
         for phrase in phrases.unseen:
-            assert not _spoken(phrases.known, phrase), phrase
+            assert not _spoken(phrases.known + phrases.further, phrase), phrase
+
+
+def test_varied_rows_use_every_further_phrasing_and_leave_the_unseen_part_as_it_is() -> None:
+    assert list(generate("unseen", 100, varied=True)) == list(generate("unseen", 100))
+    texts = "\n".join(text_of(row).lower() for row in generate("train", 4000, varied=True))
+    for phrases in (*ISSUES.values(), *URGENCIES.values()):
+        assert all(_spoken((phrase,), texts) for phrase in phrases.further)
 
 
 def test_unknown_part_and_negative_rows_are_the_users_mistakes() -> None:

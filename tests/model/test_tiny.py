@@ -41,15 +41,16 @@ def test_the_family_and_its_chat_tokens(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_same_bytes_each_time(architecture, tmp_path):
-    build_tiny(architecture, tmp_path)
-    cached = locate_tiny(architecture)
-    assert (
-        {p.name for p in tmp_path.iterdir()}
-        == {p.name for p in cached.iterdir()}
-        >= {"model.safetensors", "tokenizer.json"}
-    )
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (cached / path.name).read_bytes()
+    # not compared with the cached one: PyTorch's normal draws differ in the last bit between instruction sets
+    once, again = tmp_path / "once", tmp_path / "again"
+    for directory in (once, again):
+        directory.mkdir()
+        build_tiny(architecture, directory)
+    names = {path.name for path in once.iterdir()}
+    assert names == {path.name for path in again.iterdir()} >= {"model.safetensors", "tokenizer.json"}
+    assert names == {path.name for path in locate_tiny(architecture).iterdir()}
+    for name in names:
+        assert (once / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_traits_of_the_families():

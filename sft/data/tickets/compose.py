@@ -21,6 +21,7 @@ from sft.data.tickets.phrases import (
     PRODUCTS,
     UNNAMED,
     URGENCIES,
+    Phrases,
 )
 from sft.data.tickets.typos import misspell
 
@@ -43,12 +44,13 @@ class Tickets:
     rows: int
     seed: int = 0
     system: str = SYSTEM
+    varied: bool = False
 
     def __len__(self) -> int:
         return self.rows
 
     def __iter__(self) -> Iterator[dict]:
-        writer = _Writer(Random(f"tickets {self.part} {self.seed}"), self.part)
+        writer = _Writer(Random(f"tickets {self.part} {self.seed}"), self.part, self.varied)
         opening = [{"role": "system", "content": self.system}] if self.system else []
         seen: set[str] = set()
         while len(seen) < self.rows:
@@ -59,7 +61,9 @@ class Tickets:
                 yield {"messages": opening + turns}
 
 
-def generate(part: Literal["train", "known", "unseen"], rows: int, seed: int = 0, system: str = SYSTEM) -> Tickets:
+def generate(
+    part: Literal["train", "known", "unseen"], rows: int, seed: int = 0, system: str = SYSTEM, varied: bool = False
+) -> Tickets:
     """Return `rows` different conversations of one part; the same arguments give the same rows on every machine.
 
     The first rows of a longer request are those of a shorter one. Each is `{"messages": [system, user, assistant]}`,
@@ -70,6 +74,7 @@ def generate(part: Literal["train", "known", "unseen"], rows: int, seed: int = 0
         rows: how many.
         seed: another one gives other rows of the same part.
         system: content of the system message; empty for none.
+        varied: training and `known` have three times as many phrasings; `unseen` is the same either way.
 
     Raises:
         UserError: an unknown part or a negative number of rows.
@@ -78,15 +83,14 @@ def generate(part: Literal["train", "known", "unseen"], rows: int, seed: int = 0
         raise UserError(f"tickets have no part {part!r}", where="generator.part", remedy=f"one of {', '.join(PARTS)}")
     if rows < 0:
         raise UserError(f"{rows} rows cannot be made", where="generator.rows", remedy="give 0 or more")
-    return Tickets(part, rows, seed, system)
+    return Tickets(part, rows, seed, system, varied)
 
 
 class _Writer:
     """Draws one ticket after the other. Everything comes off shuffled decks, so a few rows show all there is."""
 
-    def __init__(self, rng: Random, part: str) -> None:
-        self.rng, self.part = rng, part
-        self.column = "unseen" if part == "unseen" else "known"
+    def __init__(self, rng: Random, part: str, varied: bool) -> None:
+        self.rng, self.part, self.varied = rng, part, varied
         self.named, self.product_given = chance(rng, NAMED), chance(rng, PRODUCT_GIVEN)
         self.distracted, self.misspelled = chance(rng, DISTRACTED), chance(rng, MISSPELLED)
         self.introduced = chance(rng, INTRODUCED)
@@ -119,8 +123,10 @@ class _Writer:
         text = self._frame(name, self._punctuate(sentences))
         return text, {"customer": name, "product": product, "issue": issue, "urgency": urgency}
 
-    def _phrases(self, phrases: tuple) -> tuple[str, ...]:
-        return getattr(phrases, self.column)
+    def _phrases(self, phrases: Phrases) -> tuple[str, ...]:
+        if self.part == "unseen":
+            return phrases.unseen
+        return phrases.known + (phrases.further if self.varied else ())
 
     def _complaints(self) -> list[tuple[str | None, int]]:
         """Each phrasing by issue and number; those without an issue twice, to be a sixth of all."""

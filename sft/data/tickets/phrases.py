@@ -1,34 +1,37 @@
 """What customers of the invented electronics shop say: the closed vocabulary of the tickets and its phrasings.
 
-Each table has a `known` and an `unseen` column of phrasings. Training and the part `known` use the first, the part
-`unseen` the second. `{p}` is the product as the customer calls it, `{other}` another person, `{q}` another product.
+Each table has a `known` and an `unseen` column of phrasings. Training and the part `known` use the first, with `varied`
+the `further` ones too; the part `unseen` uses the second. `{p}` is the product as the customer calls it, `{other}` another person, `{q}` another product.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from sft.data.tickets import further
+
 
 class Phrases(NamedTuple):
-    """Ways to say one thing: those that training shows, and those kept for the evaluation part `unseen`."""
+    """Ways to say one thing: those that training shows, those kept for the evaluation part `unseen`, and more for training."""
 
     known: tuple[str, ...]
     unseen: tuple[str, ...]
+    further: tuple[str, ...] = ()
 
 
 PRODUCTS: dict[str, Phrases] = {
-    "laptop": Phrases(("laptop", "notebook"), ("laptop", "portable computer")),
-    "phone": Phrases(("phone", "mobile"), ("phone", "cell phone")),
-    "tablet": Phrases(("tablet",), ("tablet",)),
-    "watch": Phrases(("watch", "smartwatch"), ("watch", "wristwatch")),
-    "camera": Phrases(("camera",), ("camera", "digital camera")),
-    "headset": Phrases(("headset",), ("headset", "bluetooth headset")),
-    "speaker": Phrases(("speaker",), ("speaker", "loudspeaker")),
-    "router": Phrases(("router",), ("router", "wifi router")),
+    "laptop": Phrases(("laptop", "notebook"), ("laptop", "portable computer"), further.PRODUCTS["laptop"]),
+    "phone": Phrases(("phone", "mobile"), ("phone", "cell phone"), further.PRODUCTS["phone"]),
+    "tablet": Phrases(("tablet",), ("tablet",), further.PRODUCTS["tablet"]),
+    "watch": Phrases(("watch", "smartwatch"), ("watch", "wristwatch"), further.PRODUCTS["watch"]),
+    "camera": Phrases(("camera",), ("camera", "digital camera"), further.PRODUCTS["camera"]),
+    "headset": Phrases(("headset",), ("headset", "bluetooth headset"), further.PRODUCTS["headset"]),
+    "speaker": Phrases(("speaker",), ("speaker", "loudspeaker"), further.PRODUCTS["speaker"]),
+    "router": Phrases(("router",), ("router", "wifi router"), further.PRODUCTS["router"]),
 }
 
 # Words for no product in particular: the record's product is null.
-UNNAMED = Phrases(("device", "gadget", "item", "unit"), ("machine", "product"))
+UNNAMED = Phrases(("device", "gadget", "item", "unit"), ("machine", "product"), further.UNNAMED)
 
 # Which products can have an issue; every other issue (and none at all) fits all of them.
 FITS: dict[str | None, tuple[str, ...]] = {
@@ -51,6 +54,7 @@ ISSUES: dict[str | None, Phrases] = {
             "a full charge gets my {p} through one film, no more",
             "my {p} loses all its charge while I sleep",
         ),
+        further.BATTERY,
     ),
     "screen": Phrases(
         (
@@ -64,6 +68,7 @@ ISSUES: dict[str | None, Phrases] = {
             "everything on my {p} looks washed out and blurry",
             "the panel of my {p} keeps blinking",
         ),
+        further.SCREEN,
     ),
     "sound": Phrases(
         (
@@ -77,6 +82,7 @@ ISSUES: dict[str | None, Phrases] = {
             "there is a hiss in every song on my {p}",
             "the audio of my {p} is distorted",
         ),
+        further.SOUND,
     ),
     "connection": Phrases(
         (
@@ -90,6 +96,7 @@ ISSUES: dict[str | None, Phrases] = {
             "no web page ever loads over my {p}",
             "my {p} never shows up in the list of networks",
         ),
+        further.CONNECTION,
     ),
     "power": Phrases(
         (
@@ -103,6 +110,7 @@ ISSUES: dict[str | None, Phrases] = {
             "my {p} will not wake up any more",
             "my {p} shuts down without warning",
         ),
+        further.POWER,
     ),
     "delivery": Phrases(
         (
@@ -116,6 +124,7 @@ ISSUES: dict[str | None, Phrases] = {
             "the box was empty, my {p} was not in it",
             "my {p} should have come by post a week ago",
         ),
+        further.DELIVERY,
     ),
     "refund": Phrases(
         (
@@ -129,10 +138,12 @@ ISSUES: dict[str | None, Phrases] = {
             "I sent my {p} back and still wait for the payment",
             "the bill for my {p} is wrong",
         ),
+        further.REFUND,
     ),
     None: Phrases(
         ("I have a question about my {p}", "please call me about my {p}", "I need help with my {p}"),
         ("I am writing about my {p}", "can somebody advise me on my {p}"),
+        further.NOTHING,
     ),
 }
 
@@ -140,14 +151,17 @@ URGENCIES: dict[str, Phrases] = {
     "high": Phrases(
         ("this is urgent", "I need it solved today", "I need an answer right now", "please hurry"),
         ("every minute counts", "I must have it working by tonight", "help me at once"),
+        further.HIGH,
     ),
     "normal": Phrases(
         ("this week is fine", "please answer in the next few days", "I need it by Friday"),
         ("please look at it before the weekend", "a reply within days is good enough"),
+        further.NORMAL,
     ),
     "low": Phrases(
         ("there is no hurry", "take your time", "whenever you have time", "this is not urgent"),
         ("it can wait", "next month is early enough"),
+        further.LOW,
     ),
 }
 
@@ -169,14 +183,19 @@ DISTRACTORS = Phrases(
         "the invoice says {n}",
         "the weather is lovely here",
     ),
+    further.DISTRACTORS,
 )
 
 OPENINGS = Phrases(
     ("Hello, {name} here.", "Hi, this is {name}.", "My name is {name}.", "I am {name}.", "Hello, I'm {name}."),
     ("{name} speaking.", "You are reading a note from {name}.", "Good day, {name} writes to you."),
+    further.OPENINGS,
 )
 CLOSINGS = Phrases(
     ("Thanks,\n{name}", "Regards,\n{name}", "Best,\n{name}", "Yours,\n{name}", "- {name}"),
     ("Cheers,\n{name}", "Signed,\n{name}", "Take care,\n{name}"),
+    further.CLOSINGS,
 )
-GREETINGS = Phrases(("Hello.", "Hi there.", "Good morning.", "Hello!", ""), ("Good evening.", "Dear shop!", ""))
+GREETINGS = Phrases(
+    ("Hello.", "Hi there.", "Good morning.", "Hello!", ""), ("Good evening.", "Dear shop!", ""), further.GREETINGS
+)
