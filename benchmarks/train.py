@@ -1,11 +1,12 @@
 """Training beside the peers: sft, TRL's default, TRL's packing and plain transformers.Trainer, on the same rows.
 
     python benchmarks/train.py [--data FILE] [--model DIR] [--rows 16,48] [--rounds 3] [--json OUT] [--picture OUT]
+                               [--busy N] [--busy-threads T]
 
 Same model, rows, LoRA (r=16, all linear layers), batch of 8 rows (TRL's packing: 2 packs), precision and seed. Every
 variant trains in a process of its own on few rows and on more; the difference is the time of the rows between, so that
 imports, loading and tokenizing do not count. Variants take turns, and medians over the rounds are told. Peak memory is
-that of the whole process. The last line has the ratios.
+that of the whole process. With --busy, N other processes compute all the while. The last line has the ratios.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from busy import busy
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).resolve().parent / "peers.py"
@@ -80,6 +83,25 @@ def measure(variant: str, files: dict[int, Path], model: str, scratch: Path, tag
     }
 
 
+def take_turns(
+    variants: list[str], files: dict[int, Path], rounds: int, models: dict[str, str], base: str, scratch: Path
+) -> list[dict[str, dict[str, float]]]:
+    """Measure each variant once a round, in turned order every other round.
+
+    Args:
+        models: what a variant loads, where that is not `base`.
+    """
+    found = []
+    for number in range(rounds):
+        order = variants if number % 2 == 0 else variants[::-1]
+        found.append({name: measure(name, files, models.get(name, base), scratch, str(number)) for name in order})
+        times = ", ".join(
+            f"{name} {found[-1][name]['seconds']:.1f} s ({found[-1][name]['cpu']:.1f} s processor)" for name in variants
+        )
+        print(f"round {number}: {times}", flush=True)
+    return found
+
+
 def tokens_between(files: dict[int, Path], model: str, scratch: Path) -> tuple[int, str]:
     """Tokens (padding apart) of the rows between, and the directory of the model that ours loads."""
     counts, base = [], ""
@@ -133,6 +155,8 @@ def main() -> None:
     parser.add_argument("--rows", default="16,48", help="rows of the shorter and of the longer run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute beside every variant")
+    parser.add_argument("--busy-threads", type=int, default=1, help="threads of each of them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
@@ -144,19 +168,8 @@ def main() -> None:
         for count, path in files.items():
             path.write_text(json.dumps(rows[:count]))
         tokens, base = tokens_between(files, options.model, scratch)
-        rounds = []
-        for number in range(options.rounds):
-            order = variants if number % 2 == 0 else variants[::-1]
-            rounds.append(
-                {
-                    name: measure(name, files, options.model if name == "sft" else base, scratch, str(number))
-                    for name in order
-                }
-            )
-            print(
-                f"round {number}: " + ", ".join(f"{name} {rounds[-1][name]['seconds']:.1f} s" for name in variants),
-                flush=True,
-            )
+        with busy(options.busy, options.busy_threads):
+            rounds = take_turns(variants, files, options.rounds, {"sft": options.model}, base, scratch)
     medians = {
         name: {key: statistics.median(each[name][key] for each in rounds) for key in rounds[0][name]}
         for name in variants
@@ -167,6 +180,8 @@ def main() -> None:
         "rounds": rounds,
         "matrix_rates": matrix_rates(),
         "versions": versions(),
+        "processor": processor(),
+        "busy": {"processes": options.busy, "threads": options.busy_threads},
     }
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
@@ -178,7 +193,9 @@ def main() -> None:
 def report(medians: dict[str, dict[str, float]], tokens: int, result: dict[str, Any]) -> None:
     """The table, and the ratios as the last line."""
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in result["matrix_rates"].items())
-    print(f"{tokens} tokens between; {result['versions']}; matrix products: {rates}")
+    print(f"{tokens} tokens between; {result['versions']}; {result['processor']}; matrix products: {rates}")
+    if result["busy"]["processes"]:
+        print(f"beside {result['busy']['processes']} busy processes of {result['busy']['threads']} threads")
     print(f"{'':<12} {'tokens/s':>9} {'seconds':>8} {'cpu s':>7} {'peak GiB':>9} {'loss':>8} {'shorter run':>12}")
     for name, each in medians.items():
         print(
@@ -204,6 +221,18 @@ def made_up(count: int) -> list[dict[str, str]]:
         return " ".join(draw.choices(words, k=max(3, int(draw.lognormvariate(0, 0.8) * median))))
 
     return [{"instruction": text(14), "input": "", "output": text(80)} for _ in range(count)]
+
+
+def processor() -> str:
+    """The processor's name and how many of its cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )
+    return f"{len(os.sched_getaffinity(0))} cores of {name}"
 
 
 def versions() -> dict[str, str]:

@@ -53,9 +53,9 @@ def score_table(after: Answers, before: Answers | None = None, names: tuple[str,
     Args:
         after: the answers of the model that was trained.
         before: those of the model it came from, to the same questions.
-        names: headings of both.
+        names: headings of both. The first says so where `before` has fewer rows.
     """
-    header = ["part", "rows", "score", *([names[0]] if before else []), names[1]]
+    header = ["part", "rows", "score", *([_heading(names[0], before, after)] if before else []), names[1]]
     lines = []
     for source in [*after.sources, *([None] if len(after.sources) > 1 else [])]:
         new, old = _all_scores(after, source), _all_scores(before, source) if before else {}
@@ -67,6 +67,14 @@ def score_table(after: Answers, before: Answers | None = None, names: tuple[str,
             place = [source or "all", str(rows)] if i == 0 else ["", ""]
             lines.append([*place, label, *([_percent(old.get(name))] if before else []), _percent(new[name])])
     return format_table(header, lines)
+
+
+def _heading(name: str, before: Answers, after: Answers) -> str:
+    """The heading of the figures before, with the number of rows of each source where they are fewer than after."""
+    counts = {len(before.of(source)) for source in after.sources}
+    if len(before.rows) == len(after.rows):
+        return name
+    return f"{name} (first {'-'.join(map(str, sorted(counts)))})"
 
 
 def sample_table(

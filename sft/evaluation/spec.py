@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from sft.config.errors import UserError, raise_all
 from sft.evaluation.sampling import Sampling
@@ -16,6 +16,7 @@ class Evaluation:
     Args:
         generate: true lets the model answer the rows' prompts and scores the answers; `only` leaves out the loss.
         before: answers of the model as it was before training too (of a finished run: without its adapter).
+        before_samples: rows of each source that are answered before, the first ones; null: as many as after.
         turns: `last` asks for each conversation's last answer, with the data's earlier ones before it; `all` leads the
             conversation anew: every answer is asked for, with the model's own earlier ones before it.
         max_samples: rows of each source that are answered, the first ones; null: all of them. Loss is over all rows.
@@ -30,6 +31,7 @@ class Evaluation:
 
     generate: bool | Literal["only"] = False
     before: bool = False
+    before_samples: int | None = None
     turns: Literal["last", "all"] = "last"
     max_samples: int | None = None
     num_samples: int = 5
@@ -49,6 +51,10 @@ class Evaluation:
         rules = {
             "generate": (self.generate in (True, False, "only"), "true, false or only"),
             "max_samples": (self.max_samples is None or self.max_samples >= 1, "1 or more, or null for all rows"),
+            "before_samples": (
+                self.before_samples is None or self.before_samples >= 1,
+                "1 or more, or null for all rows",
+            ),
             "num_samples": (self.num_samples >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
         }
@@ -69,6 +75,11 @@ class Evaluation:
         """
         names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
         return Sampling(**{name: getattr(self, name) for name in names}, seed=seed)
+
+    def of_before(self) -> Self:
+        """How the model before training is asked: fewer rows where `before_samples` says so."""
+        limits = [limit for limit in (self.max_samples, self.before_samples) if limit is not None]
+        return replace(self, max_samples=min(limits, default=None))
 
     @property
     def generates(self) -> bool:

@@ -84,6 +84,7 @@ def examine_before(
         model: it, loaded; an adapter is switched off meanwhile. None after it was let go of, to make room.
         **settings: of `examine`.
     """
+    spec = spec.of_before()
     if model is not None and hasattr(model, "disable_adapter"):
         with model.disable_adapter():
             return examine(model, rows, spec, **settings)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def cached_files_if_unreachable(name: str) -> Iterator[None]:
     if os.path.exists(name) or constants.is_offline_mode() or unreachable(constants.ENDPOINT) is None:
         yield
         return
-    modules = [constants, *(module for module in [sys.modules.get("datasets.config")] if module is not None)]
+    modules: list[Any] = [constants, *(module for module in [sys.modules.get("datasets.config")] if module is not None)]
     before = [module.HF_HUB_OFFLINE for module in modules]
     try:
         for module in modules:

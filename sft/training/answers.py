@@ -46,7 +46,8 @@ class Examination:
         if self.spec is None or not self.spec.before:
             return
         if self.asks:
-            self.before = ranks.decided(lambda: self._ask(model, "before training"))
+            fewer = self.spec.of_before()
+            self.before = ranks.decided(lambda: self._ask(model, fewer, "before training"))
         self.benched_before = ranks.decided(lambda: self._bench(model, "before training"))
 
     def ask_after(self, model: Any) -> dict[str, float]:
@@ -60,7 +61,8 @@ class Examination:
     def _answer_figures(self, model: Any) -> dict[str, float]:
         if not self.asks:
             return {}
-        self.after = self._ask(model, "after training")
+        assert self.spec is not None
+        self.after = self._ask(model, self.spec, "after training")
         figures = self.after.metrics()
         if self.before is not None:
             figures |= {f"before_{name}": value for name, value in self.before.metrics(prefix="eval_").items()}
@@ -89,11 +91,11 @@ class Examination:
         log.info("benchmarks %s in %.1f s", when, found.seconds)
         return found
 
-    def _ask(self, model: Any, when: str) -> Answers:
-        spec, inputs = self.spec, self.inputs
-        assert spec is not None
+    def _ask(self, model: Any, spec: Evaluation, when: str) -> Answers:
+        inputs = self.inputs
         if self._conversations is None:
-            self._conversations = evaluation_conversations(inputs.dataset, inputs.data.eval, spec.max_samples)
+            assert self.spec is not None
+            self._conversations = evaluation_conversations(inputs.dataset, inputs.data.eval, self.spec.max_samples)
         answers = evaluate_generation(
             model, inputs.tokenizer, inputs.template, self._conversations, spec, seed=self.seed
         )

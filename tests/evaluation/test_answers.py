@@ -97,6 +97,20 @@ def test_the_table_shows_before_and_after_of_each_part() -> None:
     assert "before" not in score_table(AFTER).splitlines()[0]
 
 
+def test_the_table_says_on_how_many_rows_the_model_was_asked_before() -> None:
+    fewer = Answers([next(row for row in BEFORE.rows if row.question.source == source) for source in BEFORE.sources])
+    lines = score_table(AFTER, fewer).splitlines()
+    assert "before (first 1)" in lines[0]
+    assert lines[2].split()[:4] == ["known", "2", "exact", "match"]  # rows are those of the model after
+
+
+def test_fewer_rows_may_be_answered_before() -> None:
+    assert Evaluation().of_before().max_samples is None
+    assert Evaluation(max_samples=5).of_before().max_samples == 5
+    assert Evaluation(before_samples=8).of_before().max_samples == 8
+    assert Evaluation(max_samples=5, before_samples=8).of_before().max_samples == 5
+
+
 def test_samples_are_drawn_from_each_source_in_turn() -> None:
     assert [(row.question.source, row.question.row) for row in pick(AFTER, 2)] == [("known", 0), ("unseen", 0)]
     text = sample_table(AFTER, BEFORE, 2)

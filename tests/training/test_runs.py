@@ -224,8 +224,13 @@ def test_callbacks_and_metrics_of_ones_own(run):
 
 def test_generation_reports_exact_match_before_and_after(run):
     result = run(
-        "evaluation.generate=true", "evaluation.before=true", "evaluation.max_samples=2", "evaluation.max_new_tokens=8"
+        "evaluation.generate=true",
+        "evaluation.before=true",
+        "evaluation.before_samples=1",
+        "evaluation.max_samples=2",
+        "evaluation.max_new_tokens=8",
     )
+    assert (result.metrics["before_eval_answers"], result.metrics["eval_answers"]) == (2, 4)
     assert result.metrics["eval_exact_match"] == 0.0
     assert {"before_eval_exact_match", "eval_known_exact_match", "eval_unseen_exact_match"} <= set(result.metrics)
     assert len((result.directory / "samples.jsonl").read_text().splitlines()) == 4
