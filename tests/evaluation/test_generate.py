@@ -193,3 +193,15 @@ def test_batches_hold_every_place_once_the_longest_first(lengths: list[int], siz
     assert sorted(places) == list(range(len(lengths)))
     assert [lengths[i] for i in places] == sorted(lengths, reverse=True)
     assert all(len(batch) == size for batch in batches[:-1])
+
+
+def test_the_output_layer_is_not_copied_for_each_prompt(build_model: Any, tokenizer: Any) -> None:
+    model = build_model().requires_grad_(False)  # as the base of an adapter is
+    rows = model.get_output_embeddings().weight.shape[0]
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, record_shapes=True) as profile:
+        answer_prompts(model, tokenizer, PROMPTS, batch_size=len(PROMPTS), max_new_tokens=2)
+    products = [event for event in profile.events() if event.name in ("aten::mm", "aten::addmm", "aten::bmm")]
+    batched = [event.name == "aten::bmm" for event in products if any(rows in shape for shape in event.input_shapes)]
+    assert batched and not any(batched)
+    assert not model.get_output_embeddings()._forward_pre_hooks
