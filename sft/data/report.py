@@ -9,6 +9,7 @@ import numpy as np
 
 from sft.data.documents import Documents, Rows
 from sft.data.length import statistics
+from sft.data.notes import lines as note_lines
 from sft.data.preview import visible
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def build_report(
     """The content of data_report.json.
 
     Per source: read; converted; broken and skipped (no conversation, or no labels, could be made; skipped: left out by
-    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many of them equal another; dropped by reason,
-    with the rows named; truncated; train and eval, between which the rows that fit were split; used, what the mixture
-    drew; weight, as shares asked for and got.
+    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many
+    of them equal another; dropped by reason, with the rows named; notes, what rows hold that was not read or was read
+    otherwise; truncated; train and eval, between which the rows that fit were split; used, what the mixture drew; weight,
+    as shares asked for and got.
     """
     sources = {}
     drawn_tokens = max(1, int(rows.documents.length.sum()))
@@ -130,6 +132,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         if source["truncated"]:
             places = _short(source["truncated_rows"])
             lines.append(f"{name}: {source['truncated']:,} cut at max_length={report['max_length']} ({places})")
+        lines += [f"{name}: {line}" for line in note_lines(source["notes"])]
     return lines
 
 
@@ -179,6 +182,7 @@ def _source(part: Part) -> dict[str, Any]:
         "dropped": {reason: len(places) for reason, places in by_reason.items()},
         "dropped_rows": {reason: named(places) for reason, places in by_reason.items()},
         "reasons": [f"{each.file} row {each.row}: {each.reason}" for each in loaded.failed[:REASONS_LISTED]],
+        "notes": loaded.notes,
         "truncated": len(cut),
         "truncated_rows": named(cut),
         "train": _amount(part.train),

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.data.formats.errors import RowError
 from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
-from sft.data.formats.values import kind_of
+from sft.data.formats.values import EMPTY, kind_of
+from sft.data.notes import collected, note
 from sft.data.readers.rows import Broken, Row
 from sft.data.spec import Source
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +31,6 @@ class Converter:
         columns: {our column: theirs}.
         convert: the user's function `row -> conversation | None`.
         as_text: conversations with messages are to be rendered to text and trained whole (`use_text_column`).
-        unused: columns that no conversation is made of.
         fingerprint: digest of all that decides the conversion, the user's function's module included.
     """
 
@@ -42,7 +39,6 @@ class Converter:
     columns: dict[str, str] = field(default_factory=dict)
     convert: Callable[[Any], Any] | None = None
     as_text: bool = False
-    unused: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
     def to_conversation(self, row: Row) -> Conversation:
@@ -53,9 +49,9 @@ class Converter:
             mapped = renamed(row, self.columns) if self.columns else row
             if self.convert is not None:
                 return self._by_function(mapped)
-            if self.named:
-                return FORMATS[self.format].conversation(mapped)
-            return self._recognised(mapped)
+            conversation = FORMATS[self.format].conversation(mapped) if self.named else self._recognised(mapped)
+            _note_unread(mapped, FORMATS[self.format])
+            return conversation
         except RecursionError:
             raise RowError("nested too deeply") from None
 
@@ -76,7 +72,9 @@ class Converter:
             raise RowError(
                 "convert gave no conversation", f" but an object with {', '.join(map(str, found)) or 'no keys'}"
             )
-        return forms[0].conversation(found)
+        conversation = forms[0].conversation(found)
+        _note_unread(found, forms[0])
+        return conversation
 
     def _recognised(self, row: Mapping[str, Any]) -> Conversation:
         forms = formats_of(row)
@@ -134,7 +132,7 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
 
 
 def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_text_column: bool) -> None:
-    """Fill in the converter's format and the columns it leaves unused."""
+    """Fill in the converter's format."""
     mapped = [renamed(row, found.columns) for row in rows] if found.columns else rows
     if source.format != "auto":
         found.format, found.named = format_named(source.format, f"{where}.format"), True
@@ -142,10 +140,6 @@ def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_t
         found.format, found.named = "text", True
     else:
         found.format = _majority(mapped, source, where)
-    keys = Counter(key for row in mapped for key, value in row.items() if value not in (None, "", []))
-    found.unused = [str(key) for key in keys if key not in FORMATS[found.format].columns()]
-    if found.unused:
-        log.info("%s: format %s; columns not used: %s", where, found.format, ", ".join(found.unused))
 
 
 def format_named(name: str, where: str) -> str:
@@ -180,10 +174,18 @@ def _majority(rows: list[Any], source: Source, where: str) -> str:
     )
 
 
+def _note_unread(row: Mapping[str, Any], form: Format) -> None:
+    """Note the row's columns that hold something and that its format does not read."""
+    for key, value in row.items():
+        if key not in form.columns and value not in EMPTY:
+            note("unread_columns", str(key))
+
+
 def _compare(conversation: Conversation, other: Format, row: Mapping[str, Any], chosen: str) -> None:
     """Raise RowError where a row's other columns make another answer than those of the chosen format."""
     try:
-        theirs = other.conversation(row)
+        with collected():  # what the other format would have read otherwise concerns nobody
+            theirs = other.conversation(row)
     except RowError as error:
         raise RowError(
             "contradicting columns", f": {chosen} is whole, {other.name} has {error.reason}; set format"
@@ -216,7 +218,7 @@ def _lookup(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:
 
 
 def _checked_columns(source: Source, rows: list[Any], where: str) -> dict[str, str]:
-    known = sorted(set().union(*(form.columns() for form in FORMATS.values())))
+    known = sorted(set().union(*(form.columns for form in FORMATS.values())))
     for ours, theirs in source.columns.items():
         key = f"{where}.columns.{ours}"
         if source.convert is None and ours not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sft.data.formats.calls import calls_of, is_call, tools_of
@@ -38,9 +39,10 @@ class Format:
         """Whether these columns, none of them empty, make a row of this format."""
         return all(any(name in columns for name in group) for group in self.needs)
 
-    def columns(self) -> set[str]:
+    @cached_property
+    def columns(self) -> frozenset[str]:
         """Every column that the format reads."""
-        return {name for group in self.needs for name in group} | set(self.may)
+        return frozenset(name for group in self.needs for name in group) | frozenset(self.may)
 
     def conversation(self, row: Mapping[str, Any]) -> Conversation:
         """The row as a conversation. Raises RowError with the reason where it is none."""

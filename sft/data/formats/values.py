@@ -11,6 +11,7 @@ from sft.data.formats.errors import RowError
 
 DEEPEST = 64  # levels of nesting that tools and arguments may have; templates render them by recursion
 TEXT_PARTS = ("text", "input_text", "output_text")
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # values of a key that say no more than its absence
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
