@@ -113,7 +113,7 @@ def _converted(
     """All rows as conversations (or the RowError why not), the notes on them, and a digest of both."""
     rows = list(read_source(source, name, where))
     head = [row for _, row in rows[:HEAD]]
-    converter = recognise(source, head, where, use_text_column=options.use_text_column)
+    converter = recognise(source, head, where, use_text_column=options.use_text_column, consecutive=options.consecutive)
     work = Work(converter, None)  # type: ignore[arg-type]  # converts only
     converted: list[tuple[Where, Any]] = []
     notes = Notes()
@@ -146,7 +146,13 @@ def _encode(
     rows = iter(rows)
     head = list(islice(rows, HEAD))
     if converter is None:
-        converter = recognise(source, [row for _, row in head], where, use_text_column=options.use_text_column)
+        converter = recognise(
+            source,
+            [row for _, row in head],
+            where,
+            use_text_column=options.use_text_column,
+            consecutive=options.consecutive,
+        )
         work = Work(converter, encoder, converter.as_text)
     else:
         work = Work(None, encoder, converter.as_text)  # rows are conversations already
