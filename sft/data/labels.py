@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from sft.config.errors import UserError
 from sft.data.gate import IGNORE, Gate
 from sft.data.markers import Markers
-from sft.data.offsets import tokens_between
+from sft.data.offsets import begun_inside_a_token, tokens_between
 from sft.data.segments import Segments
 from sft.template.bound import BoundTemplate
 from sft.template.spans import Rendered, Unlabelable, render_rows
@@ -113,7 +113,11 @@ class Encoder:
             if isinstance(rows, str):
                 out.append({"rows": [], "problem": rows})
             else:
-                labelled = [self.label(row, next(encodings)) for row in rows]
+                pairs = [(row, next(encodings)) for row in rows]
+                if inside := begun_inside_a_token(conversation, pairs):
+                    out.append({"rows": [], "problem": inside})
+                    continue
+                labelled = [self.label(row, encoding) for row, encoding in pairs]
                 out.append(self._gated(labelled, raw="messages" not in conversation))
         return out
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sft.template.spans import Rendered
 
 
 def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
@@ -35,3 +38,17 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
         return None
     before = chars(first - 1)[1] if first else 0
     return first, last, max(start, before), chars(last)[1]
+
+
+def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[Rendered, Any]]) -> str | None:
+    """The problem of an answer whose beginning, which the prompt holds, ends in the middle of a token."""
+    for row, encoding in pairs:
+        for turn, (start, _) in zip(row.turns, row.spans, strict=True):
+            message = conversation["messages"][turn] if "messages" in conversation else {}
+            token = encoding.char_to_token(start) if message.get("prefill") else None
+            if token is not None and encoding.token_to_chars(token)[0] < start < encoding.token_to_chars(token)[1]:
+                return (
+                    "the beginning of an answer in the prompt ends inside a token of the answer: "
+                    f"message {turn + 1}; let a space between them begin the completion"
+                )
+    return None

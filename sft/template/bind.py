@@ -127,6 +127,7 @@ def _choose_thinking(bound: BoundTemplate, tokenizer: Any, sample: Sequence[Mapp
     answers = [
         [message for message in conversation["messages"] if message.get("role") == "assistant"][-1:]
         for conversation in sample
+        if "enable_thinking" not in conversation.get("chat_template_kwargs", {})
     ]
     kinds = {bool(reasoning_of(message)) for found in answers for message in found}
     if "enable_thinking" not in bound.text or "enable_thinking" in bound.kwargs or not kinds:

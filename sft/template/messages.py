@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 _OPEN, _CLOSE, _LIMIT = 0x100000, 0x108000, 0x7F00
 MARKS = re.compile("[\U00100000-\U0010ffff]")
-_OURS = frozenset({"train", "weight"})
+_OURS = frozenset({"train", "weight", "prefill"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 

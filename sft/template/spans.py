@@ -9,6 +9,7 @@ from typing import Any
 from sft.template.bound import BoundTemplate
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked
+from sft.template.prefill import trained_from
 from sft.template.render import RenderError
 from sft.template.turns import Turn, Unlabelable, as_generated, as_history, end_of, stop_of
 
@@ -75,6 +76,7 @@ def render_rows(
         Unlabelable: the template refuses the conversation or drops a message, or a turn cannot be found.
     """
     try:
+        bound = bound.of_row(conversation)
         return _rows(Conversation(bound, conversation["messages"], conversation.get("tools")), train_on, history)
     except RenderError as error:
         raise Unlabelable(str(error)) from None
@@ -133,7 +135,7 @@ def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | Non
                 stop = None
             if stop is None:
                 return None
-            row.add(index, begin, stop)
+            row.add(index, trained_from(steps.text, begin, stop, message, index), stop)
         elif message.get("role") != "assistant":
             words = (message.get("content") or "").strip()
             if words and steps.text.find(words, start if index else 0, end) < 0:
@@ -178,6 +180,10 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
     marked = conversation.marked()
     if marked is not None and marked.text == whole:
         row.others = [(start, end) for _, start, end in marked.regions]
+    for index, message in enumerate(conversation.messages):
+        if message.get("prefill") and is_on(message):
+            start, _ = _off_turn(conversation, index, whole, marked)
+            row.masked.append((max(0, start - message["prefill"]), start))
     for index in off:
         if marked is None or marked.text != whole:
             raise Unlabelable(f"a message that is switched off cannot be found in the text: message {index + 1}")
@@ -188,11 +194,13 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
     return row
 
 
-def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked) -> tuple[int, int]:
+def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked | None) -> tuple[int, int]:
     """Where an assistant turn that is switched off stands in the whole text."""
     seen = _alone(conversation, turn, whole, "allow")
     if seen is not None and whole.startswith(seen.seen):
         return seen.start, seen.end
+    if marked is None:
+        raise Unlabelable(f"a turn cannot be found in the text: message {turn + 1}")
     return as_history(conversation, turn, whole, marked)
 
 
