@@ -42,11 +42,13 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
 
 def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[Rendered, Any]]) -> str | None:
     """The problem of an answer whose beginning, which the prompt holds, ends in the middle of a token."""
+    messages = conversation.get("messages", ())
+    if not any("prefill" in message for message in messages):
+        return None
     for row, encoding in pairs:
         for turn, (start, _) in zip(row.turns, row.spans, strict=True):
-            message = conversation["messages"][turn] if "messages" in conversation else {}
-            token = encoding.char_to_token(start) if message.get("prefill") else None
-            if token is not None and encoding.token_to_chars(token)[0] < start < encoding.token_to_chars(token)[1]:
+            token = encoding.char_to_token(start) if "prefill" in messages[turn] else None
+            if token is not None and encoding.token_to_chars(token)[0] < start:
                 return (
                     "the beginning of an answer in the prompt ends inside a token of the answer: "
                     f"message {turn + 1}; let a space between them begin the completion"

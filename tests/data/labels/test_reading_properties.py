@@ -149,6 +149,6 @@ def test_what_the_file_marks_is_trained_and_what_nobody_reads_is_counted(encoder
 
 
 def _words(made: Encoder, piece: str) -> str:
-    """A trained piece without its stop token, the channel it is said in, and the whitespace around a content."""
+    """A trained piece without its stop token, the channel or the empty think block before it, and space around."""
     stop = next(stop for stop in made.bound.stop_tokens if piece.endswith(stop))
-    return piece.removesuffix(stop).rpartition("<|message|>")[2].strip()
+    return piece.removesuffix(stop).rpartition("<|message|>")[2].rpartition("</think>")[2].strip()
