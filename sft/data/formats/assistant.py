@@ -57,8 +57,8 @@ def _calls(raw: dict[str, Any], content: Any, where: str) -> list[dict[str, Any]
     if given:
         return next(iter(given.values()))
     if _call_on_message(raw, content):
-        kept = {key: item for key, item in raw.items() if key != "name" or not is_call(raw)}
-        return calls_of(kept, f"call in {where}")
+        called = _CALL_KEYS - {"name"} if is_call(raw) else _CALL_KEYS  # beside a tool, `name` is who speaks
+        return calls_of({key: raw[key] for key in raw if key in called or key == "id"}, f"call in {where}")
     return calls_of(content, f"call in {where}") if is_call(content) else []
 
 
@@ -67,7 +67,7 @@ def _calls_of_role(raw: dict[str, Any], content: Any, where: str) -> list[dict[s
     what = f"call in {where}"
     if _named(raw):
         if content in EMPTY:
-            return calls_of(raw, what)
+            return calls_of({key: raw[key] for key in raw if key in _CALL_KEYS or key == "id"}, what)
         value = parsed(content, what) if isinstance(content, str) else content
         if isinstance(value, dict) and not (
             is_call(value) or (_named(value) and any(key in value for key in ARGUMENTS))

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sft.data.formats.errors import RowError
-from sft.data.formats.values import checked_json, kind_of, list_of, parsed
+from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
 from sft.data.notes import note
 
 _NAMES = ("name", "tool", "tool_name")
@@ -81,10 +81,21 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise RowError("arguments are not an object", f" but {kind_of(arguments)}, in the call of {name}")
     checked_json(arguments, f"arguments of {name}")
+    _note_unread(call, function, key)
     result: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
         result["id"] = str(call["id"])
     return result
+
+
+def _note_unread(call: Mapping[str, Any], function: Mapping[str, Any], arguments: str | None) -> None:
+    """Note the keys of a call that are not kept, as its result."""
+    named = next(key for key in _NAMES if function.get(key))
+    read = {"id", "type", named, arguments}
+    for part in [call] if call is function else [call, function]:
+        for key, value in part.items():
+            if key not in read and part.get(key) is not function and value not in EMPTY:
+                note("unread_message_keys", f"tool_calls[].{key}")
 
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sft.data.formats.errors import RowError
 from sft.data.formats.messages import TOOLS, Message, messages_of
 from sft.data.formats.parts import text_of
 from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
+from sft.data.notes import note
 
 SYSTEM = ("system", "system_prompt")
 VARIABLES = "chat_template_kwargs"  # of the chat template, for this row
@@ -85,10 +86,16 @@ def one_text(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def present(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of these columns that is filled, else the first that is there and not null."""
-    for name in names:
-        if row.get(name) not in (None, "", []):
-            return name
+    """The first of these columns that is filled, else the first that is there and not null.
+
+    Others of them that say something else are noted as not read.
+    """
+    filled = [name for name in names if row.get(name) not in (None, "", [])]
+    if filled:
+        for other in filled[1:]:
+            if row[other] != row[filled[0]]:
+                note("unread_columns", other)
+        return filled[0]
     for name in names:
         if name in row:
             if row[name] is None:

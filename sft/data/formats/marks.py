@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.data.formats.errors import RowError
+from sft.data.formats.values import EMPTY
 from sft.data.notes import note
 
 SWITCHES = ("train", "trainable", "training", "loss", "loss_mask", "output_with_loss")
@@ -25,7 +26,7 @@ def message_marks(raw: Mapping[str, Any], role: str, where: str) -> dict[str, An
     Raises:
         RowError: a value that is neither yes nor no, marks that contradict each other, a mark on a part of a turn.
     """
-    said = {name: _decided(raw[name], name, where) for name in raw if name in MARKS and raw[name] is not None}
+    said = {name: _decided(raw[name], name, where) for name in raw if name in MARKS and raw[name] not in EMPTY}
     for name in _IN_PART:
         if any(isinstance(part, Mapping) and part.get("train") is False for part in raw.get(name) or ()):
             raise RowError("a part of a turn is marked", f" by {name} in {where}; only whole turns can be left out")

@@ -49,10 +49,17 @@ def continued(begun: Message, rest: Message) -> Message:
         raise RowError("reasoning in an answer that the prompt begins", ": put it into the completion")
     if rest.get("reasoning_content") and begun["content"]:
         raise RowError("reasoning after the beginning of an answer", ": the completion continues the prompt's answer")
+    if is_blank(rest["content"]) and not rest.get("tool_calls"):
+        raise RowError("empty answer", " in the completion")
+    if is_trained(begun) and not is_trained(rest):
+        raise RowError(
+            "a turn is left out in part", ": the prompt's beginning of the answer is to be trained, not its end"
+        )
     note("merged_messages", "an answer that the prompt begins")
     start = begun["content"]
-    whole = {**rest, "content": start + rest["content"]}
-    if start and not is_trained(begun):
+    kept = {key: value for key, value in begun.items() if key not in ("train", "weight")}
+    whole = {**kept, **rest, "content": start + rest["content"]}
+    if start and is_trained(rest) and not is_trained(begun):
         whole["prefill"] = len(start)
     return whole
 

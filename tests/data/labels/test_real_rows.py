@@ -92,6 +92,16 @@ READ: dict[str, tuple[dict[str, Any], list[str], list[tuple[str, str]]]] = {
         [CALLED, "ok"],
         [],
     ),
+    "a call with its result": (
+        chat(u("q"), a(None, tool_calls=[{**call({"c": 1}), "result": "1", "index": 0}])),
+        [CALLED],
+        [(KEYS, "tool_calls[].result"), (KEYS, "tool_calls[].index")],
+    ),
+    "a tool on its message": (
+        chat(u("q"), {"role": "assistant", "name": "bot", "tool": "f", "parameters": {"c": 1}}, {"role": "tool", "content": "1"}, a("ok")),
+        [CALLED, "ok"],
+        [],
+    ),
     # Reasoning. fw-ai/cookbook#378
     "thinking": (chat(u("q"), a("ok", thinking="hm")), ["<think>\nhm\n</think>\n\nok"], []),
     "reasoning twice alike": (chat(u("q"), a("ok", thinking="hm", reasoning_content="hm")), ["<think>\nhm\n</think>\n\nok"], []),
@@ -178,6 +188,7 @@ READ: dict[str, tuple[dict[str, Any], list[str], list[tuple[str, str]]]] = {
     "an empty instruction": ({"instruction": "", "input": "q", "output": "ok", "id": 7}, ["ok"], [(COLUMNS, "id")]),
     "a null instruction": ({"instruction": None, "input": "q", "output": "ok"}, ["ok"], []),
     # ms-swift's own ShareGPT files
+    "two questions": ({"question": "q", "query": "r", "answer": "ok"}, ["ok"], [(COLUMNS, "query")]),
     "pairs of a human and an assistant": (
         {"system": "s", "conversation": [{"human": "q", "assistant": "A"}, {"human": "r", "assistant": "B", "id": 2}]},
         ["A", "B"],
