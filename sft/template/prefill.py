@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import category
 
 
 class Unlabelable(ValueError):
@@ -11,7 +12,7 @@ class Unlabelable(ValueError):
 
 
 def trained_from(text: str, start: int, end: int, message: Mapping[str, Any], turn: int) -> int:
-    """Where the trained part of a turn begins: after the first `prefill` characters of its content, if it has any.
+    """Where the trained part of a turn begins: after the `prefill` that its content begins with, if it has one.
 
     Args:
         text: the rendered text.
@@ -26,12 +27,27 @@ def trained_from(text: str, start: int, end: int, message: Mapping[str, Any], tu
     if not prefill:
         return start
     content = message["content"]
+    begun = _end_in(content, prefill)
     place = text.find(content, start, end)
-    if place >= 0:
-        return place + prefill
+    if place >= 0 and begun is not None:
+        return place + begun
     words = content.strip()  # templates that trim
     place = text.find(words, start, end)
-    if place < 0:
+    if place < 0 or begun is None:
         raise Unlabelable(f"the chat template rewrites an answer that the prompt begins: message {turn + 1}")
     trimmed = len(content) - len(content.lstrip())
-    return place + min(max(0, prefill - trimmed), len(words))
+    return place + min(max(0, begun - trimmed), len(words))
+
+
+def _end_in(content: str, beginning: str) -> int | None:
+    """Where a beginning of a content ends in it; private-use signs that were put into the content do not count."""
+    if content.startswith(beginning):
+        return len(beginning)
+    at = 0
+    for character in beginning:
+        while content[at : at + 1] != character:
+            if at >= len(content) or category(content[at]) != "Co":
+                return None
+            at += 1
+        at += 1
+    return at

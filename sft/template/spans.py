@@ -182,8 +182,10 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
         row.others = [(start, end) for _, start, end in marked.regions]
     for index, message in enumerate(conversation.messages):
         if message.get("prefill") and is_on(message):
-            start, _ = _off_turn(conversation, index, whole, marked)
-            row.masked.append((max(0, start - message["prefill"]), start))
+            seen = _alone(conversation, index, whole, "allow")
+            known = seen is not None and whole.startswith(seen.text[: seen.start])
+            start = seen.start if seen is not None and known else _off_turn(conversation, index, whole, marked)[0]
+            row.masked.append((max(0, start - len(message["prefill"])), start))
     for index in off:
         if marked is None or marked.text != whole:
             raise Unlabelable(f"a message that is switched off cannot be found in the text: message {index + 1}")

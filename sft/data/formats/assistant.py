@@ -13,7 +13,7 @@ from sft.data.notes import note
 CALLS = ("tool_calls", "function_call", "function_calls")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 DETAILS = "reasoning_details"  # OpenRouter's: a list of reasoning.text, reasoning.summary, reasoning.encrypted
-_CALL_KEYS = frozenset({"name", "tool", "tool_name", *ARGUMENTS})
+_CALL_KEYS = frozenset({"id", "name", "tool", "tool_name", *ARGUMENTS})
 
 
 def assistant_message(raw: dict[str, Any], content: Any, role: str, where: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def assistant_message(raw: dict[str, Any], content: Any, role: str, where: str) 
 def keys_read(raw: dict[str, Any], content: Any, role: str) -> frozenset[str]:
     """The keys of the message that assistant_message reads, beside its role and content."""
     own = frozenset({*CALLS, *REASONING, DETAILS, "refusal"})
-    return own | _CALL_KEYS if _call_on_message(raw, content) or (role == "call" and _named(raw)) else own
+    return own | _keys_of_call(raw) if _call_on_message(raw, content) or (role == "call" and _named(raw)) else own
 
 
 def _calls(raw: dict[str, Any], content: Any, where: str) -> list[dict[str, Any]]:
@@ -57,8 +57,7 @@ def _calls(raw: dict[str, Any], content: Any, where: str) -> list[dict[str, Any]
     if given:
         return next(iter(given.values()))
     if _call_on_message(raw, content):
-        called = _CALL_KEYS - {"name"} if is_call(raw) else _CALL_KEYS  # beside a tool, `name` is who speaks
-        return calls_of({key: raw[key] for key in raw if key in called or key == "id"}, f"call in {where}")
+        return calls_of({key: raw[key] for key in _keys_of_call(raw) if key in raw}, f"call in {where}")
     return calls_of(content, f"call in {where}") if is_call(content) else []
 
 
@@ -67,7 +66,7 @@ def _calls_of_role(raw: dict[str, Any], content: Any, where: str) -> list[dict[s
     what = f"call in {where}"
     if _named(raw):
         if content in EMPTY:
-            return calls_of({key: raw[key] for key in raw if key in _CALL_KEYS or key == "id"}, what)
+            return calls_of({key: raw[key] for key in _keys_of_call(raw) if key in raw}, what)
         value = parsed(content, what) if isinstance(content, str) else content
         if isinstance(value, dict) and not (
             is_call(value) or (_named(value) and any(key in value for key in ARGUMENTS))
@@ -79,6 +78,11 @@ def _calls_of_role(raw: dict[str, Any], content: Any, where: str) -> list[dict[s
 def _call_on_message(raw: dict[str, Any], content: Any) -> bool:
     """Whether a call stands on the message itself; `name` alone is who speaks, with arguments it is what is called."""
     return is_call(raw) or (content in EMPTY and _named(raw) and raw.get("arguments") is not None)
+
+
+def _keys_of_call(raw: dict[str, Any]) -> frozenset[str]:
+    """The keys of a call on a message; beside `tool`, `name` is who speaks."""
+    return _CALL_KEYS - {"name"} if is_call(raw) else _CALL_KEYS
 
 
 def _named(value: dict[str, Any]) -> bool:

@@ -43,7 +43,7 @@ def joined(messages: list[Message], consecutive: Consecutive = "refuse") -> list
 def continued(begun: Message, rest: Message) -> Message:
     """An answer that the prompt begins and the completion continues, letter for letter.
 
-    Its `prefill` is the number of characters that the prompt holds, which are not trained; without it all are.
+    Its `prefill` is the text that the prompt holds, which is not trained; without it all is.
     """
     if begun.get("reasoning_content"):
         raise RowError("reasoning in an answer that the prompt begins", ": put it into the completion")
@@ -60,7 +60,7 @@ def continued(begun: Message, rest: Message) -> Message:
     kept = {key: value for key, value in begun.items() if key not in ("train", "weight")}
     whole = {**kept, **rest, "content": start + rest["content"]}
     if start and is_trained(rest) and not is_trained(begun):
-        whole["prefill"] = len(start)
+        whole["prefill"] = start
     return whole
 
 
@@ -101,4 +101,4 @@ def _merge_marks(turn: Message, first: Message, second: Message, which: str) -> 
     turn.pop("train", None)
     turn.pop("weight", None)
     if not is_blank(first["content"]):
-        turn["prefill"] = len(turn["content"]) - len(second["content"] if not is_blank(second["content"]) else "")
+        turn["prefill"] = first["content"] + ("" if is_blank(second["content"]) else BETWEEN)

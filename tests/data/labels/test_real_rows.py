@@ -100,7 +100,7 @@ READ: dict[str, tuple[dict[str, Any], list[str], list[tuple[str, str]]]] = {
     "a tool on its message": (
         chat(u("q"), {"role": "assistant", "name": "bot", "tool": "f", "parameters": {"c": 1}}, {"role": "tool", "content": "1"}, a("ok")),
         [CALLED, "ok"],
-        [],
+        [(KEYS, "name")],
     ),
     # Reasoning. fw-ai/cookbook#378
     "thinking": (chat(u("q"), a("ok", thinking="hm")), ["<think>\nhm\n</think>\n\nok"], []),
