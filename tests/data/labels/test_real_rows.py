@@ -12,6 +12,8 @@ from sft.data.labels import Encoder
 from sft.data.notes import collected
 from sft.data.spec import Source
 from sft.template.bind import bind
+from sft.template.candidates import packaged_templates
+from sft.template.families import by_template
 from sft.template.spec import Template
 
 STOP = "<|im_end|>"
@@ -379,3 +381,28 @@ def test_an_answer_begun_inside_a_token_is_refused(tokenizer) -> None:
     own = Encoder(bind(Template(name="chatml"), tok), tok)
     found, _ = read({"prompt": [u("q"), a("The quick br")], "completion": "own fox"}, own)
     assert isinstance(found, str) and "ends inside a token of the answer: message 2" in found
+
+
+@pytest.fixture(scope="module", params=packaged_templates())
+def family_encoder(request: pytest.FixtureRequest, tokenizer) -> Encoder:
+    family = by_template(request.param)
+    tokens = (*family.control_tokens, *family.stop_tokens) if family else ()
+    tok = tokenizer(tokens, eos=family.stop_tokens[0] if family else "</s>")
+    return Encoder(bind(Template(name=request.param), tok), tok)
+
+
+def test_an_answer_that_the_prompt_begins_is_one_turn_in_every_family(family_encoder: Encoder) -> None:
+    row = {"prompt": [u("q"), a("The answer")], "completion": " is it."}
+    (piece,), _ = read(row, family_encoder)
+    assert piece.startswith(" is it.") and piece.endswith(tuple(family_encoder.bound.stop_tokens))
+    every = Encoder(family_encoder.bound, family_encoder.tokenizer, train_on="all")
+    trained, _ = read(row, every)
+    assert "The answer" not in "".join(trained) and " is it." in trained[-1]
+
+
+def test_two_answers_have_one_policy_in_every_family(family_encoder: Encoder) -> None:
+    row = chat(u("q"), a("It is."), a("Be brief."))
+    refused, _ = read(row, family_encoder)
+    assert isinstance(refused, str) and refused.startswith("two assistant messages in a row: messages 2 and 3")
+    (piece,), _ = read(row, family_encoder, consecutive="merge")
+    assert "It is.\nBe brief." in piece
