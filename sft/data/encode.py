@@ -96,6 +96,8 @@ class Work:
                     notes.add(kind, detail, index)
         rows: list[tuple[LabelledRow, int]] = []
         for index, one in zip(places, self.encoder.encode(conversations), strict=True):
+            for kind, detail in one.get("notes", ()):
+                notes.add(kind, detail, index)
             if one["problem"] is None:
                 rows += [(row, index) for row in one["rows"]]
             else:  # with rows it is not broken: they are masked whole, and so nothing is lost without them
@@ -111,7 +113,7 @@ class Work:
             from sft.template.render import RenderError
 
             try:
-                return {"text": self.encoder.bound.render(conversation)}
+                return {"text": self.encoder.as_text(conversation)}
             except RenderError as error:
                 raise RowError("cannot be rendered", f": {error}") from None
         return conversation

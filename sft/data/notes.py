@@ -17,6 +17,10 @@ TITLES = {  # of the kinds, as printed
     "unread_message_keys": "message keys not read",
     "merged_messages": "messages merged into one turn",
     "decoded_arguments": "arguments encoded as JSON twice, decoded",
+    "changed_contents": "contents changed by the chat template",
+    "control_tokens_as_text": "control tokens in contents, tokenized as text",
+    "tags_in_contents": "tags of the chat template in contents, tokenized as such",
+    "reasoning_twice": "reasoning given twice, kept once",
 }
 
 _found: ContextVar[list[tuple[str, str]] | None] = ContextVar("notes", default=None)

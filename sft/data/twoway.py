@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Spans = dict[int, tuple[int, int]]  # by message
 
 
-def compare(encoder: Encoder, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def compare(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare; see `Encoder.check`."""
     counts: Counter[str] = Counter()
     rows = turns = alone = 0
@@ -36,6 +36,7 @@ def compare(encoder: Encoder, conversations: Sequence[dict[str, Any]]) -> dict[s
             continue
         if encoder.markers is not None or encoder.train_on == "all":
             continue
+        conversation = encoder.contents.prepared(conversation)
         for row in rendered:
             rows, turns = rows + 1, turns + len(row.turns)
             ways = other_ways(encoder.bound.of_row(conversation), conversation, row, closings)

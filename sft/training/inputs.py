@@ -149,6 +149,7 @@ def prepare_reading(config: Mapping[str, Any], cache_root: Path | None = None) -
         train_on=dataset.train_on,
         masking=dataset.masking,
         history=dataset.history,
+        control_tokens=dataset.control_tokens,
         response_template=dataset.response_template,
         instruction_template=dataset.instruction_template,
     )
