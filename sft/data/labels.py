@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 from sft.config.errors import UserError
 from sft.data.gate import IGNORE, Gate
 from sft.data.markers import Markers
-from sft.data.offsets import begun_inside_a_token, tokens_between
+from sft.data.offsets import begun_inside_a_token, pieces_of, tokens_between
 from sft.data.segments import Segments
 from sft.data.verbatim import Verbatim
 from sft.template.bound import BoundTemplate
 from sft.template.changes import Changes
 from sft.template.contents import Contents, Note
-from sft.template.control import HIDE, revealed, shifts
+from sft.template.control import HIDE
 from sft.template.render import RenderError
 from sft.template.spans import Rendered, Unlabelable, render_rows
 
@@ -129,7 +128,7 @@ class Encoder:
             if isinstance(rows, str):
                 out.append({"rows": [], "problem": rows})
             else:
-                pairs = [(row, next(encodings)) for row in rows]
+                pairs = [(row.revealed(), next(encodings)) for row in rows]
                 if inside := begun_inside_a_token(conversation, pairs):
                     out.append({"rows": [], "problem": inside})
                     continue
@@ -212,8 +211,6 @@ class Encoder:
 
     def label(self, row: Rendered, encoding: Any) -> Row:
         """Labels by offsets: a token is trained where it lies inside a span, whatever its id."""
-        if HIDE in row.text:
-            row = _revealed(row)
         ids: list[int] = encoding.ids
         labels = [IGNORE] * len(ids)
         pieces = []
@@ -271,30 +268,6 @@ class Encoder:
         if eos and not text.rstrip().endswith((*self.bound.stop_tokens, eos)):
             text += eos
         return Rendered(text, [(0, len(text))])
-
-
-def _revealed(row: Rendered) -> Rendered:
-    """The row with what was hidden in its text shown, and its spans where they then are."""
-    moved = shifts(row.text)
-    spans = {
-        name: [(moved(start), moved(end)) for start, end in getattr(row, name)] for name in ("spans", "masked", "others")
-    }
-    return replace(row, text=revealed(row.text), **spans)
-
-
-def pieces_of(text: str, labels: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[str]:
-    """The trained stretches as text."""
-    out: list[list[int]] = []
-    before = 0
-    trained = False
-    for label, (_, end) in zip(labels, offsets, strict=True):
-        if label != IGNORE and trained:
-            out[-1][1] = end
-        elif label != IGNORE:
-            out.append([before, end])
-        trained = label != IGNORE
-        before = end
-    return [text[start:end] for start, end in out]
 
 
 def _choice(where: str, value: str, choices: tuple[str, ...]) -> None:

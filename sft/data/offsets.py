@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.data.documents import IGNORE
 from sft.template.spans import Rendered
 
 
@@ -54,3 +55,18 @@ def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[
                     f"message {turn + 1}; let a space between them begin the completion"
                 )
     return None
+
+
+def pieces_of(text: str, labels: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The trained stretches as text."""
+    out: list[list[int]] = []
+    before = 0
+    trained = False
+    for label, (_, end) in zip(labels, offsets, strict=True):
+        if label != IGNORE and trained:
+            out[-1][1] = end
+        elif label != IGNORE:
+            out.append([before, end])
+        trained = label != IGNORE
+        before = end
+    return [text[start:end] for start, end in out]

@@ -69,6 +69,7 @@ def build_report(
             **_tokens(rows.documents),
             "fill": round(int(rows.documents.length.sum()) / capacity, 4) if dataset.packing and capacity else None,
             "steps_per_epoch": None,
+            "limited_by": mixture.limited_by,
         },
         "evaluation": {
             name: {"rows": len(part), "documents": len(part.documents), **_tokens(part.documents)}
@@ -245,6 +246,8 @@ def total(report: Mapping[str, Any]) -> str:
     text = f"train: {train['documents']:,} rows{packs}, {train['tokens']:,} tokens, {train['trained_tokens']:,} trained"
     if train["steps_per_epoch"]:
         text += f"; {train['steps_per_epoch']:,} steps an epoch"
+    if limit := train["limited_by"]:
+        text += f"; no more, for {limit} has no more rows for its weight (dataset.size=N repeats rows)"
     evaluation = report["evaluation"]
     if evaluation:
         text += "; evaluation: " + ", ".join(f"{name} {part['documents']:,} rows" for name, part in evaluation.items())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft.template.bound import BoundTemplate
+from sft.template.control import HIDE, revealed, shifts
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked
 from sft.template.prefill import trained_from
@@ -43,6 +44,18 @@ class Rendered:
         at = sum(span < (start, end) for span in self.spans)
         self.spans.insert(at, (start, end))
         self.turns.insert(at, turn)
+
+    def revealed(self) -> Rendered:
+        """The row with what was hidden in its text (see sft.template.control) shown, and its spans moved."""
+        if HIDE not in self.text:
+            return self
+        moved = shifts(self.text)
+
+        def all_moved(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [(moved(start), moved(end)) for start, end in spans]
+
+        parts = {name: all_moved(getattr(self, name)) for name in ("spans", "masked", "others")}
+        return replace(self, text=revealed(self.text), **parts)
 
 
 def is_on(message: Mapping[str, Any]) -> bool:

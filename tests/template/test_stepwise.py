@@ -108,7 +108,7 @@ def test_rows_are_the_same_with_and_without_the_proof(tokenizer, conversations, 
         tok = tokenizer((*family.control_tokens, *family.stop_tokens) if family else (), adds_bos=name == "qwen2")
         bounds += [bind(Template(name=name), tok), bind(Template(name=name, system="Be kind."), tok)]
     bounds += [
-        bind(Template(name="file", text=text), tokenizer(adds_bos=True))
+        bind(Template(name="file", text=text), tokenizer())
         for text in trl_templates.values()
         if stepwise(text)
     ]
