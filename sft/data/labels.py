@@ -20,6 +20,7 @@ from sft.template.control import HIDE
 from sft.template.render import RenderError
 from sft.template.spans import Rendered, Unlabelable, render_rows
 
+_MERGED = ("untrained_edges", "the first characters of answers, in one token with the generation prompt's last")
 _VERSION = 2  # part of the fingerprint: raised when the same rows get other labels
 
 
@@ -132,7 +133,7 @@ class Encoder:
                 if inside := begun_inside_a_token(conversation, pairs):
                     out.append({"rows": [], "problem": inside})
                     continue
-                labelled = [self.label(row, encoding) for row, encoding in pairs]
+                labelled = [self.label(row, encoding, noted) for row, encoding in pairs]
                 out.append({**self._gated(labelled, raw="messages" not in conversation), "notes": noted})
         return out
 
@@ -209,12 +210,20 @@ class Encoder:
         backend.no_padding()
         return backend
 
-    def label(self, row: Rendered, encoding: Any) -> Row:
-        """Labels by offsets: a token is trained where it lies inside a span, whatever its id."""
+    def label(self, row: Rendered, encoding: Any, notes: list[Note] | None = None) -> Row:
+        """Labels by offsets: a token is trained where it lies inside a span, whatever its id.
+
+        Args:
+            notes: gets what of a span is not trained, for its token begins in the prompt.
+        """
         ids: list[int] = encoding.ids
         labels = [IGNORE] * len(ids)
         pieces = []
-        for first, last, start, end in self._stretches(row, encoding):
+        stretches = self._stretches(row, encoding)
+        if notes is not None and self.markers is None:
+            begun = {start for _, _, start, _ in stretches}
+            notes += [_MERGED for start, _ in row.spans if start not in begun]
+        for first, last, start, end in stretches:
             labels[first : last + 1] = ids[first : last + 1]
             pieces.append(row.text[start:end])
         for start, end in row.masked:

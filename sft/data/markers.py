@@ -39,6 +39,7 @@ class Markers:
                 where="dataset.response_template",
                 remedy="dataset.response_template='### Response:'",
             )
+        self.given = {"response_template": response_template, "instruction_template": instruction_template}
         self.response = variants(tokenizer, response_template)
         self.instruction = variants(tokenizer, instruction_template) if instruction_template else []
 
@@ -77,13 +78,14 @@ def refuse_unmatched(encoder: Encoder, conversations: Sequence[Mapping[str, Any]
     for key, groups in (("response_template", markers.response), ("instruction_template", markers.instruction)):
         if not groups or not texts or any(_first_found(encoding.ids, groups) for encoding in encodings):
             continue
-        tokenizer, sought = encoder.tokenizer, groups[0][0]
+        tokenizer, given = encoder.tokenizer, markers.given[key]
+        sought = tokenizer.encode(given, add_special_tokens=False) if isinstance(given, str) else list(given or [])
         there = encodings[0].ids[:40]
         header = encoder.bound.response_marker if key == "response_template" else encoder.bound.instruction_marker
         written = [header] if header and any(header in text for text in texts) else []
         raise UserError(
-            f"{key} {tokenizer.decode(list(sought))!r} is in none of {len(texts):,} rows looked at\n"
-            f"  looked for: {tokenizer.convert_ids_to_tokens(list(sought))}\n"
+            f"{key} {given!r} is in none of {len(texts):,} rows looked at\n"
+            f"  looked for: {tokenizer.convert_ids_to_tokens(sought)}\n"
             f"  a row has: {tokenizer.convert_ids_to_tokens(there)}\n"
             f"  which is: {revealed(texts[0])[:200]!r}",
             where=f"dataset.{key}",

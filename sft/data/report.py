@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft.data.account import account
 from sft.data.documents import Documents, Rows
 from sft.data.length import statistics
-from sft.data.notes import lines as note_lines
 from sft.data.preview import visible
 
 if TYPE_CHECKING:
@@ -124,21 +124,8 @@ def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = Fal
     return report
 
 
-def summary(report: Mapping[str, Any]) -> list[str]:
-    """The report's warnings and reasons in lines: what was dropped or cut and why, most rows first."""
-    lines = []
-    for name, source in {**report["sources"], **report["eval_sources"]}.items():
-        for reason, count in sorted(source["dropped"].items(), key=lambda item: -item[1]):
-            lines.append(f"{name}: {count:,} dropped: {reason} ({_short(source['dropped_rows'][reason])})")
-        if source["truncated"]:
-            places = _short(source["truncated_rows"])
-            lines.append(f"{name}: {source['truncated']:,} cut at max_length={report['max_length']} ({places})")
-        lines += [f"{name}: {line}" for line in note_lines(source["notes"])]
-    return lines
-
-
 def show_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the table and the reasons below it."""
+    """Print the table, and below it what was read of each source, what was not and what was changed."""
     from rich.table import Table
     from rich.text import Text
 
@@ -149,8 +136,8 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     for name, source in {**report["sources"], **report["eval_sources"]}.items():
         table.add_row(Text(visible(name)), *_cells(source))
     console.print(table)
-    for line in summary(report):
-        console.print(Text(visible(f"  {line}")), style="yellow")
+    for line in account(report):
+        console.print(Text(visible(line)), style="" if line.endswith(": nothing") else "yellow")
     console.print(Text(total(report)))
 
 
@@ -252,8 +239,3 @@ def total(report: Mapping[str, Any]) -> str:
     if evaluation:
         text += "; evaluation: " + ", ".join(f"{name} {part['documents']:,} rows" for name, part in evaluation.items())
     return text
-
-
-def _short(places: Mapping[str, str], most: int = 60) -> str:
-    text = "; ".join(f"{file} row {rows}" for file, rows in places.items())
-    return text if len(text) <= most else f"{text[: most - 4].rsplit(',', 1)[0]}, ..."

@@ -53,6 +53,7 @@ class Contents:
         messages = [self._message(message, i, notes) for i, message in enumerate(conversation["messages"], 1)]
         tools = conversation.get("tools")
         if tools:
+            _refuse_sign(tools, "the tool list")
             tools = in_texts(tools, lambda text: self._text(text, "the tool list", "tools", notes))
         if tools is conversation.get("tools") and all(map(_same, messages, conversation["messages"])):
             return conversation
@@ -63,6 +64,7 @@ class Contents:
         where = f"message {number} ({role})"
         content = message.get("content")
         if isinstance(content, str):
+            _refuse_sign(content, where)
             if role == "assistant" and THINK_CLOSE in content:
                 message = self._reasoned(message, number, notes)
                 content = message["content"]
@@ -76,14 +78,13 @@ class Contents:
             value = message.get(key)
             if value:
                 value = _decoded(value) if key == "tool_calls" else value
+                _refuse_sign(value, where)
                 more[key] = in_texts(value, lambda text, key=key: self._text(text, f"{key} of {where}", role, notes))
         changed = {key: value for key, value in more.items() if value is not message[key]}
         return {**message, **changed} if changed else message
 
     def _text(self, text: str, where: str, role: str, notes: list[Note]) -> str:
         """A text with what is typed in it hidden, refused or noted, by the policy."""
-        if HIDE in text:
-            raise Unlabelable(f"the private-use character U+{ord(HIDE):04X}: in {where}")
         finder = self._control if role == "assistant" else self._all
         spans = finder.spans(text)
         if not spans:
@@ -176,6 +177,17 @@ def _decoded(calls: Any) -> Any:
 
     decoded = [one(call) for call in calls] if isinstance(calls, list | tuple) else calls
     return calls if decoded == calls else decoded
+
+
+def _refuse_sign(value: Any, where: str) -> None:
+    """Refuse data that holds the sign which hides tokens."""
+
+    def check(text: str) -> str:
+        if HIDE in text:
+            raise Unlabelable(f"the private-use character U+{ord(HIDE):04X}: in {where}")
+        return text
+
+    in_texts(value, check)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from sft.data.notes import MOST, OTHERS, Notes, collected, lines, note
 from sft.data.pipeline import prepare
-from sft.data.report import summary
+from sft.data.account import summary
 
 
 def test_notes_are_collected_within_a_block_alone():

@@ -172,7 +172,7 @@ def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write
         prepare(settings({"a": {"path": path}}, max_dropped=0.5), word_encoder(), seed=0)
     assert str(caught.value).splitlines() == [
         "dataset.sources.a: 51 of 51 rows are broken",
-        "  bad.jsonl row 1: broken JSON: Expecting property name enclosed in double quotes at character 2",
+        "  bad.jsonl row 1: broken JSON: Expecting property name enclosed in double quotes at character 2 (cut off?)",
         "  and 49 more for this reason: bad.jsonl row 2-50",
         "  bad.jsonl row 51: no mark: in message 1",
         "  dataset.max_dropped=0.5 allows 25",
