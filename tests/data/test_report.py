@@ -72,7 +72,9 @@ def test_the_table_and_the_lines_below_it(report):
     said = text.getvalue()
     assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps an epoch" in said
     assert "\n".join(account(report)) in said
-    assert "train: " in said and "no more, for main has no more rows for its weight (dataset.size=N repeats rows)" in said
+    assert (
+        "train: " in said and "no more, for main has no more rows for its weight (dataset.size=N repeats rows)" in said
+    )
 
 
 def test_the_account_tells_what_was_read_what_was_not_and_what_was_changed(report):
