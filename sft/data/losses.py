@@ -72,7 +72,8 @@ def _broken_text(part: Part, broken: list[Failed]) -> str:
     by_kind: dict[str, list[Failed]] = {}
     for each in broken:
         by_kind.setdefault(each.kind, []).append(each)
-    lines, told = [], 0
+    lines: list[str] = []
+    told = 0
     for each in broken:
         same = by_kind[each.kind]
         if (len(same) > ALONE and each is not same[0]) or len(lines) >= LINES:

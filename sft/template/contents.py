@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from sft.template.bound import BoundTemplate
@@ -54,7 +55,7 @@ class Contents:
         tools = conversation.get("tools")
         if tools:
             _refuse_sign(tools, "the tool list")
-            tools = in_texts(tools, lambda text: self._text(text, "the tool list", "tools", notes))
+            tools = in_texts(tools, partial(self._text, where="the tool list", role="tools", notes=notes))
         if tools is conversation.get("tools") and all(map(_same, messages, conversation["messages"])):
             return conversation
         return {**conversation, "messages": messages, "tools": tools}
@@ -79,7 +80,8 @@ class Contents:
             if value:
                 value = _decoded(value) if key == "tool_calls" else value
                 _refuse_sign(value, where)
-                more[key] = in_texts(value, lambda text, key=key: self._text(text, f"{key} of {where}", role, notes))
+                place = f"{key} of {where}"
+                more[key] = in_texts(value, partial(self._text, where=place, role=role, notes=notes))
         changed = {key: value for key, value in more.items() if value is not message[key]}
         return {**message, **changed} if changed else message
 
@@ -171,7 +173,7 @@ def _decoded(calls: Any) -> Any:
     def one(call: Any) -> Any:
         function = call.get("function") if isinstance(call, Mapping) else None
         arguments = function.get("arguments") if isinstance(function, Mapping) else None
-        if not isinstance(arguments, str) or "\\u00" not in arguments:
+        if function is None or not isinstance(arguments, str) or "\\u00" not in arguments:
             return call
         return {**call, "function": {**function, "arguments": parsed(arguments)}}
 

@@ -54,8 +54,8 @@ class Rendered:
         def all_moved(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
             return [(moved(start), moved(end)) for start, end in spans]
 
-        parts = {name: all_moved(getattr(self, name)) for name in ("spans", "masked", "others")}
-        return replace(self, text=revealed(self.text), **parts)
+        spans, masked, others = map(all_moved, (self.spans, self.masked, self.others))
+        return replace(self, text=revealed(self.text), spans=spans, masked=masked, others=others)
 
 
 def is_on(message: Mapping[str, Any]) -> bool:

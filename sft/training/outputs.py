@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sft import __version__
+from sft.data.account import account, summary
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
-from sft.data.account import account, summary
 from sft.data.report import total
 from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint

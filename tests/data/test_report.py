@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sft.data.pipeline import prepare
 from sft.data.account import account, summary
+from sft.data.pipeline import prepare
 from sft.data.report import named, ranges, show_report, unaccounted, with_steps
 
 
