@@ -45,7 +45,8 @@ class Changes:
         content = message["content"]
         if span is not None:
             block, rest = think_block(content)
-            return (rest.lstrip("\n") if block is not None else content) not in span
+            said = rest.lstrip("\n") if block is not None else content
+            return said.removeprefix(message.get("prefill") or "") not in span
         left, right = self.trimmed.get(message["role"], (False, False))
         return (left and content[0].isspace()) or (right and content[-1].isspace())
 
