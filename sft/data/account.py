@@ -19,7 +19,8 @@ def account(report: Mapping[str, Any]) -> list[str]:
         told = list(_told(source, report["max_length"]))
         for kind in (LEFT_OUT, NOT_READ, CHANGED):
             texts = [text for each, text in told if each == kind]
-            lines += [f"  {kind}: {text}" for text in texts or ["nothing"]]
+            texts = [text.replace(f" {NOT_READ}:", ":", 1) for text in texts] or ["nothing"]
+            lines += [f"  {kind}: {text}" for text in texts]
     return lines
 
 

@@ -234,7 +234,7 @@ def total(report: Mapping[str, Any]) -> str:
     if train["steps_per_epoch"]:
         text += f"; {train['steps_per_epoch']:,} steps an epoch"
     if limit := train["limited_by"]:
-        text += f"; no more, for {limit} has no more rows for its weight (dataset.size=N repeats rows)"
+        text += f"; limited by {limit}, which has no more rows for its weight (dataset.size=N repeats rows)"
     evaluation = report["evaluation"]
     if evaluation:
         text += "; evaluation: " + ", ".join(f"{name} {part['documents']:,} rows" for name, part in evaluation.items())

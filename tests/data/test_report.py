@@ -73,7 +73,7 @@ def test_the_table_and_the_lines_below_it(report):
     assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps an epoch" in said
     assert "\n".join(account(report)) in said
     assert (
-        "train: " in said and "no more, for main has no more rows for its weight (dataset.size=N repeats rows)" in said
+        "train: " in said and "limited by main, which has no more rows for its weight (dataset.size=N repeats rows)" in said
     )
 
 
@@ -88,7 +88,7 @@ def test_the_account_tells_what_was_read_what_was_not_and_what_was_changed(repor
         "  left out: 1 dropped: broken JSON (main.jsonl row 21)",
         "  left out: 1 dropped: no mark (main.jsonl row 22)",
         "  left out: 1 dropped: no whole answer within max_length=32 (main.jsonl row 24)",
-        "  not read: message keys not read: sparkle (3, first in main.jsonl row 1)",
+        "  not read: message keys: sparkle (3, first in main.jsonl row 1)",
         "  changed: 1 cut at max_length=32 (main.jsonl row 23)",
         "  changed: contents changed by the chat template (template=chatml keeps them): answers, trimmed (2, first in "
         "main.jsonl row 5)",
