@@ -12,6 +12,7 @@ def main(config: DictConfig) -> None:
     """Show rows as coloured tokens, and write preview.html, preview.jsonl and data_report.json into the run directory."""
     from rich.console import Console
 
+    from sft.data.account import account
     from sft.data.length import plot_lengths
     from sft.data.preview import preview_rows, show, to_html, to_jsonl
     from sft.data.report import show_report
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
         inputs = prepare_inputs(job.config)
         rows = preview_rows(inputs.data.train, inputs.tokenizer, job.config["preview"]["rows"])
         run.write_json(run.data_report, inputs.data.report)
-        run.write_text(run.preview_html, to_html(rows, run.path.name))
+        run.write_text(run.preview_html, to_html(rows, run.path.name, account(inputs.data.report)))
         run.write_text("preview.jsonl", to_jsonl(rows))
         run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, path))
     show(rows, Console())

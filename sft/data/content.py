@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sft.data.cache import Cache, code_version
 from sft.data.readers import files_of
@@ -21,6 +21,7 @@ class Options:
     use_text_column: bool = False
     check_rows: int = 64
     num_proc: int | None = None
+    consecutive: Literal["refuse", "merge"] = "refuse"
 
 
 def content_of(source: Source, cache: Cache, where: str) -> Any:
@@ -54,6 +55,7 @@ def facts_of(source: Source, options: Options) -> dict[str, Any]:
     if callable(node["generator"]) or callable(node["convert"]):
         node["generator"] = node["convert"] = None  # objects of the user's: their rows count
     facts = {"source": node, "text": options.use_text_column, "check": options.check_rows}
+    facts["consecutive"] = options.consecutive
     return {**facts, "code": code_version()}
 
 

@@ -25,19 +25,20 @@ def evaluation_conversations(
     sources = dataset.eval_sources or dataset.sources
     kind = "eval_sources" if dataset.eval_sources else "sources"
     return {
-        name: conversations_of(rows, sources[name], name, f"dataset.{kind}.{name}", dataset.use_text_column, limit)
+        name: conversations_of(rows, sources[name], name, f"dataset.{kind}.{name}", dataset, limit)
         for name, rows in evaluation.items()
     }
 
 
 def conversations_of(
-    rows: Rows, source: Source, name: str, where: str, use_text_column: bool = False, limit: int | None = None
+    rows: Rows, source: Source, name: str, where: str, dataset: Dataset, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """The conversations of one source's rows; reading stops at the last one wanted.
 
     Args:
         rows: all of this source.
         where: the source's key in the config, for errors.
+        dataset: says how rows become conversations.
         limit: at most so many, the rows' first ones.
     """
     documents, files = rows.documents, rows.files[0]
@@ -47,20 +48,17 @@ def conversations_of(
     found: dict[Any, dict[str, Any]] = {}
     pending: list[tuple[Any, Any]] = []
     converter = None
+    how: dict[str, Any] = {"use_text_column": dataset.use_text_column, "consecutive": dataset.consecutive}
     for place, row in read_source(source, name, where):
         pending.append((place, row))
         if converter is None and len(pending) < HEAD:
             continue
-        converter = converter or recognise(
-            source, [item for _, item in pending], where, use_text_column=use_text_column
-        )
+        converter = converter or recognise(source, [item for _, item in pending], where, **how)
         _take(pending, converter, missing, found)
         if not missing:
             break
     if pending:
-        converter = converter or recognise(
-            source, [item for _, item in pending], where, use_text_column=use_text_column
-        )
+        converter = converter or recognise(source, [item for _, item in pending], where, **how)
         _take(pending, converter, missing, found)
     return [found[key] for key in wanted if key in found]
 

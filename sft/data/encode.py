@@ -20,6 +20,7 @@ import numpy as np
 from sft.config.errors import UserError
 from sft.data.documents import IGNORE
 from sft.data.formats.errors import RowError
+from sft.data.notes import Notes, collected
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -57,10 +58,14 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Encoded conversations: the columns of COLUMNS, `conversation` counted from the chunk's first row."""
+    """Encoded conversations: the columns of COLUMNS, `conversation` counted from the chunk's first row.
+
+    The places of failures and notes are counted from the chunk's first row as well.
+    """
 
     columns: dict[str, np.ndarray]
     failures: list[Failure]
+    notes: Notes
 
 
 class Work:
@@ -77,20 +82,27 @@ class Work:
 
     def __call__(self, items: Sequence[Any]) -> Chunk:
         """Encode one chunk of rows."""
-        failures, conversations, places = [], [], []
-        for index, item in enumerate(items):
-            try:
-                conversations.append(self.conversation(item))
+        failures, conversations, places, notes = [], [], [], Notes()
+        with collected() as found:
+            for index, item in enumerate(items):
+                found.clear()
+                try:
+                    conversations.append(self.conversation(item))
+                except RowError as error:
+                    failures.append(Failure(index, error.kind, error.reason, error.broken))
+                    continue
                 places.append(index)
-            except RowError as error:
-                failures.append(Failure(index, error.kind, error.reason, error.broken))
+                for kind, detail in found:
+                    notes.add(kind, detail, index)
         rows: list[tuple[LabelledRow, int]] = []
         for index, one in zip(places, self.encoder.encode(conversations), strict=True):
+            for kind, detail in one.get("notes", ()):
+                notes.add(kind, detail, index)
             if one["problem"] is None:
                 rows += [(row, index) for row in one["rows"]]
             else:  # with rows it is not broken: they are masked whole, and so nothing is lost without them
                 failures.append(Failure(index, _kind(one["problem"]), one["problem"], not one["rows"]))
-        return Chunk(_columns(rows), sorted(failures))
+        return Chunk(_columns(rows), sorted(failures), notes)
 
     def conversation(self, item: Any) -> dict[str, Any]:
         """The conversation that a row holds. Raises RowError where it holds none."""
@@ -101,7 +113,7 @@ class Work:
             from sft.template.render import RenderError
 
             try:
-                return {"text": self.encoder.bound.render(conversation)}
+                return {"text": self.encoder.as_text(conversation)}
             except RenderError as error:
                 raise RowError("cannot be rendered", f": {error}") from None
         return conversation

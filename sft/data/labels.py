@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 from sft.config.errors import UserError
 from sft.data.gate import IGNORE, Gate
 from sft.data.markers import Markers
-from sft.data.offsets import tokens_between
+from sft.data.offsets import begun_inside_a_token, pieces_of, tokens_between
 from sft.data.segments import Segments
+from sft.data.verbatim import Verbatim
 from sft.template.bound import BoundTemplate
+from sft.template.changes import Changes
+from sft.template.contents import Contents, Note
+from sft.template.control import HIDE
+from sft.template.render import RenderError
 from sft.template.spans import Rendered, Unlabelable, render_rows
 
-_VERSION = 1  # part of the fingerprint: raised when the same rows get other labels
+_MERGED = ("untrained_edges", "the first characters of answers, in one token with the generation prompt's last")
+_VERSION = 2  # part of the fingerprint: raised when the same rows get other labels
 
 
 class Row(TypedDict):
@@ -28,10 +34,14 @@ class Row(TypedDict):
 
 
 class Encoded(TypedDict):
-    """What a conversation became: its rows, or the reason why it has none, as `kind: particulars`."""
+    """What a conversation became: its rows, or the reason why it has none, as `kind: particulars`.
+
+    `notes` are what was found in it that is no problem, as (kind, detail); see sft.data.notes.
+    """
 
     rows: list[Row]
     problem: str | None
+    notes: NotRequired[list[Note]]
 
 
 class Encoder:
@@ -43,6 +53,7 @@ class Encoder:
         train_on: "assistant" (each assistant turn), "last" (the last one) or "all" (the whole text).
         masking: "template" (spans by rendering) or "response_template" (by searching token sequences).
         history: "expand", "allow" or "refuse", for turns that a longer text renders unlike generation.
+        control_tokens: "refuse" conversations in whose contents a control token is typed, or tokenize it as "text".
         response_template: with masking=response_template: the text, or token ids, that an answer follows.
         instruction_template: with masking=response_template: what ends an answer, the next user's header.
 
@@ -58,12 +69,14 @@ class Encoder:
         train_on: str = "assistant",
         masking: str = "template",
         history: str = "expand",
+        control_tokens: str = "refuse",
         response_template: str | Sequence[int] | None = None,
         instruction_template: str | Sequence[int] | None = None,
     ) -> None:
         _choice("dataset.train_on", train_on, ("assistant", "last", "all"))
         _choice("dataset.masking", masking, ("template", "response_template"))
         _choice("dataset.history", history, ("expand", "allow", "refuse"))
+        _choice("dataset.control_tokens", control_tokens, ("refuse", "text"))
         if not getattr(tokenizer, "is_fast", False):
             remedy = "take a model whose repository has a tokenizer.json"
             raise UserError("the tokenizer gives no offsets, which labels need", where="model.tokenizer", remedy=remedy)
@@ -78,7 +91,9 @@ class Encoder:
         ends = [*bound.stop_tokens, *([bound.tool_stop] if bound.tool_stop else [])]
         self.segments = Segments(tokenizer.backend_tokenizer, ends)
         self.gate = Gate(bound, tokenizer, train_on=train_on, masking=masking)
-        self._options = [train_on, masking, history, response_template, instruction_template]
+        self.contents, self._changes = Contents(bound, tokenizer, control_tokens), Changes(bound)
+        self._verbatim = Verbatim(tokenizer.backend_tokenizer, [*self.contents.control, *self.contents.tags])
+        self._options = [train_on, masking, history, control_tokens, response_template, instruction_template]
         self._fingerprint: str | None = None
 
     @property
@@ -106,15 +121,20 @@ class Encoder:
             One entry a conversation: its rows (several with history=expand), or the problem that it has. With
             masking=response_template a row without a match has both: it is masked whole.
         """
-        rendered = [self.render(conversation) for conversation in conversations]
+        notes: list[list[Note]] = [[] for _ in conversations]
+        rendered = [self.render(one, noted) for one, noted in zip(conversations, notes, strict=True)]
         encodings = iter(self.tokenize([row.text for rows in rendered if not isinstance(rows, str) for row in rows]))
         out: list[Encoded] = []
-        for conversation, rows in zip(conversations, rendered, strict=True):
+        for conversation, rows, noted in zip(conversations, rendered, notes, strict=True):
             if isinstance(rows, str):
                 out.append({"rows": [], "problem": rows})
             else:
-                labelled = [self.label(row, next(encodings)) for row in rows]
-                out.append(self._gated(labelled, raw="messages" not in conversation))
+                pairs = [(row.revealed(), next(encodings)) for row in rows]
+                if inside := begun_inside_a_token(conversation, pairs):
+                    out.append({"rows": [], "problem": inside})
+                    continue
+                labelled = [self.label(row, encoding, noted) for row, encoding in pairs]
+                out.append({**self._gated(labelled, raw="messages" not in conversation), "notes": noted})
         return out
 
     def check(self, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,15 +150,23 @@ class Encoder:
 
         return compare(self, conversations)
 
-    def render(self, conversation: dict[str, Any]) -> list[Rendered] | str:
-        """The conversation's texts and spans, or its problem."""
+    def render(self, conversation: Mapping[str, Any], notes: list[Note] | None = None) -> list[Rendered] | str:
+        """The conversation's texts and spans, or its problem. Control tokens that are text are hidden in the texts.
+
+        Args:
+            notes: gets what was found in the conversation and is no problem.
+        """
         try:
             if "messages" not in conversation:
                 rows = [self._raw(conversation["text"])]
-            elif self.markers is not None:  # the spans are found in the tokens, whatever the template
-                rows = render_rows(self.bound, conversation, "all", self.history)
             else:
-                rows = render_rows(self.bound, conversation, self.train_on, self.history)
+                conversation = self.contents.prepared(conversation, notes)
+                # with markers the spans are found in the tokens, whatever the template
+                train_on = self.train_on if self.markers is None else "all"
+                rows = render_rows(self.bound, conversation, train_on, self.history)
+                if notes is not None:
+                    changed = self._changes.of(conversation["messages"], rows)
+                    notes += [("changed_contents", detail) for detail in changed]
             for row in rows:
                 row.text.encode()
             return rows
@@ -149,12 +177,31 @@ class Encoder:
         except (AttributeError, KeyError, TypeError) as error:  # what a user's own convert function may give
             return f"the conversation is malformed: {type(error).__name__}: {error}"
 
+    def as_text(self, conversation: Mapping[str, Any]) -> str:
+        """The conversation rendered to a text that is trained whole.
+
+        Raises:
+            RenderError: the template refuses it, or a control token is typed in it, which no text can tell from the
+                template's own.
+        """
+        try:
+            prepared = self.contents.prepared(conversation)
+        except Unlabelable as error:
+            raise RenderError(str(error)) from None
+        text = self.bound.render(prepared)
+        if HIDE in text:
+            raise RenderError("a control token in the text, which a row that is trained as text cannot keep apart")
+        return text
+
     def tokenize(self, texts: list[str]) -> list[Any]:
-        """Tokenize all texts at once; special tokens stand in the text, none is added."""
+        """Tokenize all texts at once; special tokens stand in the text, none is added, and hidden ones become text."""
         if not texts:
             return []
         self._backend()  # its file may ask for truncation
-        return self.segments.encode(texts)
+        if not any(HIDE in text for text in texts):
+            return self.segments.encode(texts)
+        usual = iter(self.segments.encode([text for text in texts if HIDE not in text]))
+        return [self._verbatim.encode(text) if HIDE in text else next(usual) for text in texts]
 
     def _backend(self) -> Any:
         """The tokenizer itself, without the truncation and padding that its file may ask for."""
@@ -163,12 +210,20 @@ class Encoder:
         backend.no_padding()
         return backend
 
-    def label(self, row: Rendered, encoding: Any) -> Row:
-        """Labels by offsets: a token is trained where it lies inside a span, whatever its id."""
+    def label(self, row: Rendered, encoding: Any, notes: list[Note] | None = None) -> Row:
+        """Labels by offsets: a token is trained where it lies inside a span, whatever its id.
+
+        Args:
+            notes: gets what of a span is not trained, for its token begins in the prompt.
+        """
         ids: list[int] = encoding.ids
         labels = [IGNORE] * len(ids)
         pieces = []
-        for first, last, start, end in self._stretches(row, encoding):
+        stretches = self._stretches(row, encoding)
+        if notes is not None and self.markers is None:
+            begun = {start for _, _, start, _ in stretches}
+            notes += [_MERGED for start, _ in row.spans if start not in begun]
+        for first, last, start, end in stretches:
             labels[first : last + 1] = ids[first : last + 1]
             pieces.append(row.text[start:end])
         for start, end in row.masked:
@@ -214,27 +269,14 @@ class Encoder:
         """Raw text, trained whole, between BOS and the end-of-sentence token."""
         if not text.strip():
             raise Unlabelable("the text is empty")
+        if HIDE in text:
+            raise Unlabelable(f"the private-use character U+{ord(HIDE):04X}: in the text")
         bos, eos = self.bound.bos, getattr(self.tokenizer, "eos_token", None)
         if bos and not text.startswith(bos):
             text = bos + text
         if eos and not text.rstrip().endswith((*self.bound.stop_tokens, eos)):
             text += eos
         return Rendered(text, [(0, len(text))])
-
-
-def pieces_of(text: str, labels: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[str]:
-    """The trained stretches as text."""
-    out: list[list[int]] = []
-    before = 0
-    trained = False
-    for label, (_, end) in zip(labels, offsets, strict=True):
-        if label != IGNORE and trained:
-            out[-1][1] = end
-        elif label != IGNORE:
-            out.append([before, end])
-        trained = label != IGNORE
-        before = end
-    return [text[start:end] for start, end in out]
 
 
 def _choice(where: str, value: str, choices: tuple[str, ...]) -> None:

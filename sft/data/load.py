@@ -19,6 +19,7 @@ from sft.data.content import Options, content_of, facts_of
 from sft.data.documents import Documents, Tokens
 from sft.data.encode import COLUMNS, Work, encode_rows
 from sft.data.formats import Converter, RowError, recognise
+from sft.data.notes import Notes, collected, reported
 from sft.data.readers import read_source
 from sft.data.spec import Source
 
@@ -58,6 +59,7 @@ class Loaded:
         read: rows read.
         failed: those that became no conversation or could not be labelled.
         checked: rows whose mask was found twice.
+        notes: {kind: {detail: {count, first}}}, what rows hold that was not read, or read otherwise.
         fingerprint: digest of the tokens and of which are trained, wherever they come from.
         cached: whether they come from the cache.
     """
@@ -71,6 +73,7 @@ class Loaded:
     read: int
     failed: list[Failed]
     checked: int
+    notes: dict[str, dict[str, Any]]
     fingerprint: str
     cached: bool
 
@@ -90,9 +93,9 @@ def load(name: str, source: Source, encoder: Encoder, options: Options, cache: C
         UserError: what the readers, the formats and the encoder's check refuse. A broken row is no error here.
     """
     rows: Iterable[tuple[Where, Any]] | None = None
-    content, converter = content_of(source, cache, where), None
+    content, converter, notes = content_of(source, cache, where), None, Notes()
     if content is None:
-        converter, rows, content = _converted(name, source, options, where)
+        converter, rows, notes, content = _converted(name, source, options, where)
     key = key_of({"rows": content, "encoder": encoder.fingerprint, **facts_of(source, options)})
     with cache.locked(key):
         entry = cache.load(key)
@@ -100,31 +103,38 @@ def load(name: str, source: Source, encoder: Encoder, options: Options, cache: C
         if entry is None:
             if rows is None:
                 rows = read_source(source, name, where)
-            entry = _encode(rows, converter, source, encoder, options, cache, key, where)
+            entry = _encode(rows, converter, notes, source, encoder, options, cache, key, where)
     return _loaded(name, source, entry, cached)
 
 
 def _converted(
     name: str, source: Source, options: Options, where: str
-) -> tuple[Converter, list[tuple[Where, Any]], str]:
-    """All rows as conversations (or the RowError why not), and a digest of them."""
+) -> tuple[Converter, list[tuple[Where, Any]], Notes, str]:
+    """All rows as conversations (or the RowError why not), the notes on them, and a digest of both."""
     rows = list(read_source(source, name, where))
     head = [row for _, row in rows[:HEAD]]
-    converter = recognise(source, head, where, use_text_column=options.use_text_column)
+    converter = recognise(source, head, where, use_text_column=options.use_text_column, consecutive=options.consecutive)
     work = Work(converter, None)  # type: ignore[arg-type]  # converts only
     converted: list[tuple[Where, Any]] = []
-    for place, row in rows:
-        try:
-            converted.append((place, work.conversation(row)))
-        except RowError as error:
-            converted.append((place, error))
+    notes = Notes()
+    with collected() as found:
+        for place, row in rows:
+            found.clear()
+            try:
+                converted.append((place, work.conversation(row)))
+            except RowError as error:
+                converted.append((place, error))
+                continue
+            for kind, detail in found:
+                notes.add(kind, detail, str(place))
     facts = [[place, str(item) if isinstance(item, RowError) else item] for place, item in converted]
-    return converter, converted, key_of({"rows": facts, "format": converter.format})
+    return converter, converted, notes, key_of({"rows": facts, "format": converter.format, "notes": notes.counts})
 
 
 def _encode(
     rows: Iterable[tuple[Where, Any]],
     converter: Converter | None,
+    notes: Notes,
     source: Source,
     encoder: Encoder,
     options: Options,
@@ -136,7 +146,13 @@ def _encode(
     rows = iter(rows)
     head = list(islice(rows, HEAD))
     if converter is None:
-        converter = recognise(source, [row for _, row in head], where, use_text_column=options.use_text_column)
+        converter = recognise(
+            source,
+            [row for _, row in head],
+            where,
+            use_text_column=options.use_text_column,
+            consecutive=options.consecutive,
+        )
         work = Work(converter, encoder, converter.as_text)
     else:
         work = Work(None, encoder, converter.as_text)  # rows are conversations already
@@ -158,6 +174,7 @@ def _encode(
                     "row": np.array(number, np.int64)[local],
                 }
             )
+            notes.merge(chunk.notes, [str(place) for place in places])
             for failure in chunk.failures:
                 full = failure.reason if len(failures) < REASONS_KEPT else failure.kind
                 failures.append([file[failure.place], number[failure.place], failure.kind, full, failure.broken])
@@ -165,7 +182,7 @@ def _encode(
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 log.info("%s: %s rows tokenized so far", where, f"{read:,}")
-        meta = {"files": list(files), "failures": failures, "read": read, "checked": checked}
+        meta = {"files": list(files), "failures": failures, "read": read, "checked": checked, "notes": notes.counts}
         return writer.commit({**meta, "format": converter.format})
 
 
@@ -220,6 +237,7 @@ def _loaded(name: str, source: Source, entry: Entry, cached: bool) -> Loaded:
         read=meta["read"],
         failed=failed,
         checked=meta["checked"],
+        notes=reported(meta["notes"]),
         fingerprint=_fingerprint(columns),
         cached=cached,
     )

@@ -17,10 +17,12 @@ class Mixture:
     Args:
         rows: per source, indices into its rows, ascending; a row that is repeated stands there several times.
         shares: per source, the share of the mixture that its weight asks for, in [0, 1].
+        limited_by: the source that has the fewest rows for its weight, where it decided the size and others have more.
     """
 
     rows: dict[str, np.ndarray]
     shares: dict[str, float]
+    limited_by: str | None = None
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows.values())
@@ -45,11 +47,13 @@ def mix(counts: Mapping[str, int], weights: Mapping[str, float | None], *, size:
     empty = [name for name, weight in relative.items() if weight and not counts[name]]
     if empty:
         raise ValueError(f"no rows in {', '.join(empty)}")
+    limited_by = None
     if size is None:
         size = largest_without_repeats(counts, relative)
+        limited_by = _shortest(counts, relative, size)
     wanted = apportion(size, relative)
     rows = {name: draw(counts[name], wanted[name], seed=seed, name=name) for name in counts}
-    return Mixture(rows, {name: float(weight / total) for name, weight in relative.items()})
+    return Mixture(rows, {name: float(weight / total) for name, weight in relative.items()}, limited_by)
 
 
 def apportion(size: int, weights: Mapping[str, Fraction]) -> dict[str, int]:
@@ -67,6 +71,14 @@ def largest_without_repeats(counts: Mapping[str, int], weights: Mapping[str, Fra
     """The largest size at which no source is asked for more rows than it has."""
     total = sum(weights.values())
     return min(int(counts[name] * total / weight) for name, weight in weights.items() if weight)
+
+
+def _shortest(counts: Mapping[str, int], weights: Mapping[str, Fraction], size: int) -> str | None:
+    """The source whose rows decide the size; None where all rows of every source are drawn."""
+    weighted = {name: weight for name, weight in weights.items() if weight}
+    if size >= sum(counts[name] for name in weighted):
+        return None
+    return min(weighted, key=lambda name: counts[name] / weighted[name])
 
 
 def draw(count: int, wanted: int, *, seed: int, name: str) -> np.ndarray:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sft.data.documents import IGNORE
+from sft.template.spans import Rendered
 
 
 def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
@@ -35,3 +39,34 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
         return None
     before = chars(first - 1)[1] if first else 0
     return first, last, max(start, before), chars(last)[1]
+
+
+def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[Rendered, Any]]) -> str | None:
+    """The problem of an answer whose beginning, which the prompt holds, ends in the middle of a token."""
+    messages = conversation.get("messages", ())
+    if not any("prefill" in message for message in messages):
+        return None
+    for row, encoding in pairs:
+        for turn, (start, _) in zip(row.turns, row.spans, strict=True):
+            token = encoding.char_to_token(start) if "prefill" in messages[turn] else None
+            if token is not None and encoding.token_to_chars(token)[0] < start:
+                return (
+                    "the beginning of an answer in the prompt ends inside a token of the answer: "
+                    f"message {turn + 1}; let a space between them begin the completion"
+                )
+    return None
+
+
+def pieces_of(text: str, labels: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The trained stretches as text."""
+    out: list[list[int]] = []
+    before = 0
+    trained = False
+    for label, (_, end) in zip(labels, offsets, strict=True):
+        if label != IGNORE and trained:
+            out[-1][1] = end
+        elif label != IGNORE:
+            out.append([before, end])
+        trained = label != IGNORE
+        before = end
+    return [text[start:end] for start, end in out]

@@ -163,7 +163,7 @@ def sample_conversations(
 
 
 def _options(dataset: Dataset) -> Options:
-    return Options(dataset.use_text_column, dataset.check_rows, dataset.num_proc)
+    return Options(dataset.use_text_column, dataset.check_rows, dataset.num_proc, dataset.consecutive)
 
 
 def _part(name: str, source: Source, evaluated: bool, dataset: Dataset, encoder: Encoder, cache: Cache) -> Part:

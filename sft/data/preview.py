@@ -68,15 +68,21 @@ def to_jsonl(previews: Iterable[PreviewRow]) -> str:
     return "".join(json.dumps(row.as_json()) + "\n" for row in previews)
 
 
-def to_html(previews: Sequence[PreviewRow], title: str = "preview") -> str:
-    """The text of preview.html: one page, no scripts, nothing loaded from elsewhere."""
+def to_html(previews: Sequence[PreviewRow], title: str = "preview", account: Sequence[str] = ()) -> str:
+    """The text of preview.html: one page, no scripts, nothing loaded from elsewhere.
+
+    Args:
+        account: lines on what was read of the sources, above the rows (see sft.data.account).
+    """
+    told = "".join(f"{html.escape(visible(line))}\n" for line in account)
+    told = f"<pre>{told}</pre>\n" if told else ""
     body = "\n".join(_html_row(row) for row in previews)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
         '<p class="legend"><span class="t">trained tokens</span> <span class="c">context only</span> '
         "· every box is one token · ↵ → ␀ stand for control characters</p>\n"
-        f"{body}\n</body></html>\n"
+        f"{told}{body}\n</body></html>\n"
     )
 
 

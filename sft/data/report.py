@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft.data.account import account
 from sft.data.documents import Documents, Rows
 from sft.data.length import statistics
 from sft.data.preview import visible
@@ -33,9 +34,10 @@ def build_report(
     """The content of data_report.json.
 
     Per source: read; converted; broken and skipped (no conversation, or no labels, could be made; skipped: left out by
-    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many of them equal another; dropped by reason,
-    with the rows named; truncated; train and eval, between which the rows that fit were split; used, what the mixture
-    drew; weight, as shares asked for and got.
+    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many
+    of them equal another; dropped by reason, with the rows named; notes, what rows hold that was not read or was read
+    otherwise; truncated; train and eval, between which the rows that fit were split; used, what the mixture drew; weight,
+    as shares asked for and got.
     """
     sources = {}
     drawn_tokens = max(1, int(rows.documents.length.sum()))
@@ -67,6 +69,7 @@ def build_report(
             **_tokens(rows.documents),
             "fill": round(int(rows.documents.length.sum()) / capacity, 4) if dataset.packing and capacity else None,
             "steps_per_epoch": None,
+            "limited_by": mixture.limited_by,
         },
         "evaluation": {
             name: {"rows": len(part), "documents": len(part.documents), **_tokens(part.documents)}
@@ -121,20 +124,8 @@ def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = Fal
     return report
 
 
-def summary(report: Mapping[str, Any]) -> list[str]:
-    """The report's warnings and reasons in lines: what was dropped or cut and why, most rows first."""
-    lines = []
-    for name, source in {**report["sources"], **report["eval_sources"]}.items():
-        for reason, count in sorted(source["dropped"].items(), key=lambda item: -item[1]):
-            lines.append(f"{name}: {count:,} dropped: {reason} ({_short(source['dropped_rows'][reason])})")
-        if source["truncated"]:
-            places = _short(source["truncated_rows"])
-            lines.append(f"{name}: {source['truncated']:,} cut at max_length={report['max_length']} ({places})")
-    return lines
-
-
 def show_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the table and the reasons below it."""
+    """Print the table, and below it what was read of each source, what was not and what was changed."""
     from rich.table import Table
     from rich.text import Text
 
@@ -145,8 +136,8 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     for name, source in {**report["sources"], **report["eval_sources"]}.items():
         table.add_row(Text(visible(name)), *_cells(source))
     console.print(table)
-    for line in summary(report):
-        console.print(Text(visible(f"  {line}")), style="yellow")
+    for line in account(report):
+        console.print(Text(visible(line)), style="" if line.endswith(": nothing") else "yellow")
     console.print(Text(total(report)))
 
 
@@ -179,6 +170,7 @@ def _source(part: Part) -> dict[str, Any]:
         "dropped": {reason: len(places) for reason, places in by_reason.items()},
         "dropped_rows": {reason: named(places) for reason, places in by_reason.items()},
         "reasons": [f"{each.file} row {each.row}: {each.reason}" for each in loaded.failed[:REASONS_LISTED]],
+        "notes": loaded.notes,
         "truncated": len(cut),
         "truncated_rows": named(cut),
         "train": _amount(part.train),
@@ -241,12 +233,9 @@ def total(report: Mapping[str, Any]) -> str:
     text = f"train: {train['documents']:,} rows{packs}, {train['tokens']:,} tokens, {train['trained_tokens']:,} trained"
     if train["steps_per_epoch"]:
         text += f"; {train['steps_per_epoch']:,} steps an epoch"
+    if limit := train["limited_by"]:
+        text += f"; limited by {limit}, which has no more rows for its weight (dataset.size=N repeats rows)"
     evaluation = report["evaluation"]
     if evaluation:
         text += "; evaluation: " + ", ".join(f"{name} {part['documents']:,} rows" for name, part in evaluation.items())
     return text
-
-
-def _short(places: Mapping[str, str], most: int = 60) -> str:
-    text = "; ".join(f"{file} row {rows}" for file, rows in places.items())
-    return text if len(text) <= most else f"{text[: most - 4].rsplit(',', 1)[0]}, ..."

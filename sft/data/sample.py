@@ -30,7 +30,9 @@ def sample(
     entry = cache.load(key) if content is not None else None
     if entry is None:
         head = [row for _, row in islice(read_source(source, name, where), HEAD)]
-        converter = recognise(source, head, where, use_text_column=options.use_text_column)
+        converter = recognise(
+            source, head, where, use_text_column=options.use_text_column, consecutive=options.consecutive
+        )
         chosen = _of_every_shape(_converted(converter, head), count)
         if content is None:
             return chosen, converter.format

@@ -110,7 +110,9 @@ class Dataset:
         masking: how trained tokens are found.
         response_template: text (or token ids) that precedes an answer, with `masking=response_template`.
         instruction_template: text (or token ids) that precedes a question, with `masking=response_template`.
+        consecutive: what becomes of two assistant messages in a row: refused, or merged into one turn.
         history: what to do where a template renders earlier answers unlike generation would.
+        control_tokens: what becomes of control tokens that are typed in contents: the row is refused, or they are text.
         use_text_column: train the `text` column whole; where rows have messages instead, their rendered text.
         num_proc: processes that convert and tokenize; null: chosen by the number of rows.
         cache: keep and reuse tokenized rows.
@@ -135,7 +137,9 @@ class Dataset:
     masking: Literal["template", "response_template"] = "template"
     response_template: str | list[int] | None = None
     instruction_template: str | list[int] | None = None
+    consecutive: Literal["refuse", "merge"] = "refuse"
     history: Literal["expand", "allow", "refuse"] = "expand"
+    control_tokens: Literal["refuse", "text"] = "refuse"
     use_text_column: bool = False
     num_proc: int | None = None
     cache: bool = True
@@ -175,7 +179,7 @@ class Dataset:
 
     def _check_values(self) -> None:
         hints = get_type_hints(type(self))
-        for key in ("on_long", "train_on", "masking", "history"):
+        for key in ("on_long", "train_on", "masking", "consecutive", "history", "control_tokens"):
             choices = get_args(hints[key])
             if getattr(self, key) not in choices:
                 raise UserError(f"{getattr(self, key)!r} is none of {', '.join(choices)}", where=f"dataset.{key}")

@@ -15,6 +15,7 @@ from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked, holds_marks
+from sft.template.prefill import trained_from
 from sft.template.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError
 from sft.template.spans import Rendered, is_on
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Spans = dict[int, tuple[int, int]]  # by message
 
 
-def compare(encoder: Encoder, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def compare(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare; see `Encoder.check`."""
     counts: Counter[str] = Counter()
     rows = turns = alone = 0
@@ -35,9 +36,10 @@ def compare(encoder: Encoder, conversations: Sequence[dict[str, Any]]) -> dict[s
             continue
         if encoder.markers is not None or encoder.train_on == "all":
             continue
+        conversation = encoder.contents.prepared(conversation)
         for row in rendered:
             rows, turns = rows + 1, turns + len(row.turns)
-            ways = other_ways(encoder.bound, conversation, row, closings)
+            ways = other_ways(encoder.bound.of_row(conversation), conversation, row, closings)
             for method, spans in ways:
                 counts[method] += _agree(encoder.bound, row, spans, method)
             alone += sum(all(turn not in spans for _, spans in ways) for turn in row.turns)
@@ -60,7 +62,12 @@ def other_ways(
     if bound.response_marker and not known.issuperset(row.turns):
         by_text = by_marker(bound, messages, row)
         found.append(("response marker", {turn: span for turn, span in by_text.items() if turn not in known}))
-    return found
+    return [(method, _without_prefill(spans, messages, row.text)) for method, spans in found]
+
+
+def _without_prefill(spans: Spans, messages: Sequence[Mapping[str, Any]], text: str) -> Spans:
+    """The spans without the beginning of an answer that the prompt holds."""
+    return {turn: (trained_from(text, start, end, messages[turn], turn), end) for turn, (start, end) in spans.items()}
 
 
 def _agree(bound: BoundTemplate, row: Rendered, spans: Spans, method: str) -> int:

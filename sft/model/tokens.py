@@ -69,7 +69,13 @@ def set_special_tokens(tokenizer: Any, tokens: dict[str, Any]) -> None:
         UserError: no such role.
     """
     for role, value in (tokens or {}).items():
-        texts = [value] if isinstance(value, str) else list(value)
+        texts = list(value) if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f"a token is given as its text, not as {value!r}",
+                where=f"model.tokenizer.special_tokens.{role}",
+                remedy="ids are checked with '" + _expected(tokens) + "'",
+            )
         if role not in (*_ROLES, "additional_special_tokens", "extra_special_tokens"):
             raise UserError(
                 f"{role} is no role of a token",
@@ -79,6 +85,13 @@ def set_special_tokens(tokenizer: Any, tokens: dict[str, Any]) -> None:
         _add(tokenizer, [text for text in texts if not is_single(tokenizer, text)], {})
         if role in _ROLES:
             setattr(tokenizer, role, texts[0])
+
+
+def _expected(tokens: dict[str, Any]) -> str:
+    """The override that checks ids, with those that were given as tokens."""
+    ids = {role.removesuffix("_token"): value for role, value in tokens.items() if isinstance(value, int)}
+    listed = ", ".join(f"{role}: {value}" for role, value in ids.items()) or "pad: 0"
+    return f"model.tokenizer.expected_ids={{{listed}}}"
 
 
 def set_pad_token(tokenizer: Any) -> None:

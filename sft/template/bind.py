@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date as Date
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
 from sft.template.candidates import Candidate, candidates, packaged_templates
+from sft.template.defaults import write_defaults
 from sft.template.families import GENERIC, Family
 from sft.template.messages import reasoning_of
 from sft.template.probe import features, find_stop, find_style, renderer
 from sft.template.render import RenderError, compiled
 from sft.template.spec import Template
-from sft.template.tokens import adds_bos, control_tokens, is_single, special_variables
+from sft.template.tokens import control_tokens, is_single, special_variables
 
 __all__ = ["BoundTemplate", "bind", "packaged_templates"]
 
@@ -104,7 +104,7 @@ def _bound(
             )
     _set_stops(bound, tokenizer, family)
     _set_missing(bound, tokenizer, family if candidate.ours else None)
-    _write_defaults(bound, tokenizer)
+    write_defaults(bound, tokenizer)
     return bound, missing
 
 
@@ -127,6 +127,7 @@ def _choose_thinking(bound: BoundTemplate, tokenizer: Any, sample: Sequence[Mapp
     answers = [
         [message for message in conversation["messages"] if message.get("role") == "assistant"][-1:]
         for conversation in sample
+        if "enable_thinking" not in conversation.get("chat_template_kwargs", {})
     ]
     kinds = {bool(reasoning_of(message)) for found in answers for message in found}
     if "enable_thinking" not in bound.text or "enable_thinking" in bound.kwargs or not kinds:
@@ -200,50 +201,3 @@ def _set_missing(bound: BoundTemplate, tokenizer: Any, family: Family | None) ->
     needed = [token for token in family.control_tokens if token in bound.text] if family else []
     needed += [token for token in bound.stop_tokens[:1] if token not in needed]
     bound.missing_tokens = [token for token in needed if not is_single(tokenizer, token)]
-
-
-def _write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
-    """Write BOS, the variables and the system message of the run into the template's text.
-
-    A saved tokenizer then renders, in plain transformers too, as the run did.
-    """
-    lines = []
-    bos = getattr(tokenizer, "bos_token", None)
-    if bos and adds_bos(tokenizer):
-        bound.bos = bos
-        if bound.name != "file" and not _begins_with(bound, bos):
-            lines.append("{% if true %}{{ bos_token }}{% endif %}")
-            if bound.name == "own":
-                bound.warnings.append(f"the chat template does not write {bos}, with which the tokenizer begins: added")
-    begins = len(lines)
-    for name, value in bound.kwargs.items():
-        if not name.isidentifier():
-            raise UserError(f"{name!r} is no name of a variable", where="template.kwargs")
-        lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}")
-    if bound.system is not None:
-        content: Any = [{"type": "text", "text": bound.system}] if bound.style.parts else bound.system
-        message = _literal({"role": "system", "content": content})
-        lines.append(
-            "{% if not messages or messages[0]['role'] != 'system' %}"
-            f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
-        )
-    # each line ends with a block, after which the newline is trimmed: nothing is added to the text
-    bound.core = "".join(line + "\n" for line in lines[:begins]) + bound.text
-    bound.text = "".join(line + "\n" for line in lines) + bound.text
-
-
-def _begins_with(bound: BoundTemplate, token: str) -> bool:
-    """Whether the template itself writes this token first; True where it cannot be rendered."""
-    try:
-        return bound.render({"messages": [{"role": "user", "content": "zquser"}]}).startswith(token)
-    except RenderError:
-        return True
-
-
-def _literal(value: Any) -> str:
-    """A plain value as Jinja writes it: JSON, but for None."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft.template.messages import Style, plain_messages
-from sft.template.render import day, render, template_errors
+from sft.template.render import RenderError, day, render, template_errors, variables_of
 from sft.template.stepwise import Stepwise, stepwise
+
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # by whoever renders
 
 
 @dataclass
@@ -63,7 +65,22 @@ class BoundTemplate:
         Raises:
             RenderError: the template refuses the conversation or fails on it; the message says why.
         """
-        return self.draw(self.plain(conversation["messages"]), conversation.get("tools"), add_generation_prompt)
+        bound = self.of_row(conversation)
+        return bound.draw(bound.plain(conversation["messages"]), conversation.get("tools"), add_generation_prompt)
+
+    def of_row(self, conversation: Mapping[str, Any]) -> BoundTemplate:
+        """The template with the variables that a conversation sets for itself in `chat_template_kwargs`.
+
+        Raises:
+            RenderError: a variable that the template does not read, which would change nothing.
+        """
+        variables = conversation.get("chat_template_kwargs")
+        if not variables:
+            return self
+        unread = [name for name in variables if name in _GIVEN or name not in variables_of(self.core or self.text)]
+        if unread:
+            raise RenderError(f"chat_template_kwargs sets {', '.join(unread)}, which the chat template does not read")
+        return replace(self, kwargs={**self.kwargs, **variables}, variables={**self.variables, **variables})
 
     def plain(self, messages: Sequence[Mapping[str, Any]], marks: bool = False) -> list[dict[str, Any]]:
         """The messages as this template wants them, the run's system message included; see `plain_messages`."""

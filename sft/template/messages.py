@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 _OPEN, _CLOSE, _LIMIT = 0x100000, 0x108000, 0x7F00
 MARKS = re.compile("[\U00100000-\U0010ffff]")
-_OURS = frozenset({"train", "weight"})
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+_OURS = frozenset({"train", "weight", "prefill"})
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def plain_messages(
             plain.pop("tool_calls", None)
         if plain["role"] == "tool":
             _name_result(plain, open_calls)
-        reasoning = next((plain[key] for key in _REASONING if plain.get(key)), None)
+        reasoning = next((plain[key] for key in REASONING if plain.get(key)), None)
         if reasoning is not None and style.fold_reasoning:
-            plain = {key: value for key, value in plain.items() if key not in _REASONING}
+            plain = {key: value for key, value in plain.items() if key not in REASONING}
             content = f"<think>\n{reasoning}\n</think>\n\n{content}"
         elif reasoning is not None:
             plain["reasoning_content"] = plain["thinking"] = reasoning
@@ -119,7 +119,7 @@ def plain_messages(
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
     """The reasoning of an assistant message: its own field, else the think block at the head of its content."""
-    given = next((message[key] for key in _REASONING if message.get(key)), None)
+    given = next((message[key] for key in REASONING if message.get(key)), None)
     if given is not None:
         return str(given)
     head, closing, _ = (message.get("content") or "").rpartition("</think>")
@@ -135,7 +135,7 @@ def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list
         if style.json_arguments and not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         elif not style.json_arguments and isinstance(arguments, str):
-            arguments = _parsed(arguments)
+            arguments = parsed(arguments)
         function["arguments"] = arguments
         # nine letters or digits: some templates refuse ids of another length
         made = f"{index % 100000:05d}{place % 10000:04d}"
@@ -144,7 +144,7 @@ def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list
     return out
 
 
-def _parsed(arguments: str) -> Any:
+def parsed(arguments: str) -> Any:
     """Arguments written as JSON text, as the mapping that they are; the text itself if they are none."""
     try:
         value = json.loads(arguments)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import SecurityError
 
@@ -122,6 +123,13 @@ def compiled(text: str) -> jinja2.Template:
         raise RenderError("the chat template is not valid Jinja: nested too deeply") from None
     except (ValueError, OverflowError, TypeError, SecurityError) as error:
         raise RenderError(f"the chat template is not valid Jinja: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def variables_of(text: str) -> frozenset[str]:
+    """The variables that a template reads and does not set itself. Raises RenderError where it is no template."""
+    compiled(text)
+    return frozenset(jinja2.meta.find_undeclared_variables(environment().parse(text)))
 
 
 def day(date: str | None) -> dict[str, Any]:

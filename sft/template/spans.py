@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft.template.bound import BoundTemplate
+from sft.template.control import HIDE, revealed, shifts
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked
+from sft.template.prefill import trained_from
 from sft.template.render import RenderError
 from sft.template.turns import Turn, Unlabelable, as_generated, as_history, end_of, stop_of
 
@@ -43,6 +45,18 @@ class Rendered:
         self.spans.insert(at, (start, end))
         self.turns.insert(at, turn)
 
+    def revealed(self) -> Rendered:
+        """The row with what was hidden in its text (see sft.template.control) shown, and its spans moved."""
+        if HIDE not in self.text:
+            return self
+        moved = shifts(self.text)
+
+        def all_moved(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [(moved(start), moved(end)) for start, end in spans]
+
+        spans, masked, others = map(all_moved, (self.spans, self.masked, self.others))
+        return replace(self, text=revealed(self.text), spans=spans, masked=masked, others=others)
+
 
 def is_on(message: Mapping[str, Any]) -> bool:
     """Whether a message may be trained: `train: false` and `weight: 0` switch it off."""
@@ -75,6 +89,7 @@ def render_rows(
         Unlabelable: the template refuses the conversation or drops a message, or a turn cannot be found.
     """
     try:
+        bound = bound.of_row(conversation)
         return _rows(Conversation(bound, conversation["messages"], conversation.get("tools")), train_on, history)
     except RenderError as error:
         raise Unlabelable(str(error)) from None
@@ -133,7 +148,7 @@ def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | Non
                 stop = None
             if stop is None:
                 return None
-            row.add(index, begin, stop)
+            row.add(index, trained_from(steps.text, begin, stop, message, index), stop)
         elif message.get("role") != "assistant":
             words = (message.get("content") or "").strip()
             if words and steps.text.find(words, start if index else 0, end) < 0:
@@ -178,6 +193,12 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
     marked = conversation.marked()
     if marked is not None and marked.text == whole:
         row.others = [(start, end) for _, start, end in marked.regions]
+    for index, message in enumerate(conversation.messages):
+        if message.get("prefill") and is_on(message):
+            seen = _alone(conversation, index, whole, "allow")
+            known = seen is not None and whole.startswith(seen.text[: seen.start])
+            start = seen.start if seen is not None and known else _off_turn(conversation, index, whole, marked)[0]
+            row.masked.append((max(0, start - len(message["prefill"])), start))
     for index in off:
         if marked is None or marked.text != whole:
             raise Unlabelable(f"a message that is switched off cannot be found in the text: message {index + 1}")
@@ -188,11 +209,13 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
     return row
 
 
-def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked) -> tuple[int, int]:
+def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked | None) -> tuple[int, int]:
     """Where an assistant turn that is switched off stands in the whole text."""
     seen = _alone(conversation, turn, whole, "allow")
     if seen is not None and whole.startswith(seen.seen):
         return seen.start, seen.end
+    if marked is None:
+        raise Unlabelable(f"a turn cannot be found in the text: message {turn + 1}")
     return as_history(conversation, turn, whole, marked)
 
 

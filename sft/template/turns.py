@@ -16,14 +16,11 @@ from typing import Any
 from sft.template.bound import BoundTemplate
 from sft.template.conversation import Conversation
 from sft.template.messages import Marked, reasoning_of
+from sft.template.prefill import Unlabelable, trained_from
 
 _PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\w+|\s+|.", re.DOTALL)
 _TAGS = re.compile(r"(?:<[^<>\s]*>|\s)*")
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-
-class Unlabelable(ValueError):
-    """A conversation whose trained text cannot be told; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Turn:
 
     Args:
         text: the prompt, the turn, and what the template writes after it.
-        start: where the prompt ends.
+        start: where the prompt ends, with the beginning of the answer that it may hold.
         end: where the stop token ends.
         spliced: whether the template itself does not render the turn after its own generation prompt.
     """
@@ -71,7 +68,7 @@ def as_generated(conversation: Conversation, turn: int, full: str, splice: bool 
     if end is None:
         full += stop_of(conversation.bound, message)
         end = len(full)
-    return Turn(full, start, end, spliced)
+    return Turn(full, trained_from(full, start, end, message, turn), end, spliced)
 
 
 def as_history(conversation: Conversation, turn: int, text: str, marked: Marked) -> tuple[int, int]:
@@ -93,7 +90,7 @@ def as_history(conversation: Conversation, turn: int, text: str, marked: Marked)
     end = end_of(conversation.bound, text, start, message, turn, limit, with_reasoning=False)
     if end is None:
         raise Unlabelable(f"a turn has no stop token where it is rendered as history: message {turn + 1}")
-    return start, end
+    return trained_from(text, start, end, message, turn), end
 
 
 def end_of(

@@ -17,6 +17,7 @@ from sft.config.rank import local_rank, world_size
 from sft.data.batches import TokenBatches
 from sft.data.cache import Cache
 from sft.data.labels import Encoder
+from sft.data.markers import refuse_unmatched
 from sft.data.pipeline import Prepared, prepare, sample_conversations
 from sft.data.report import with_steps
 from sft.data.spec import Dataset
@@ -133,25 +134,27 @@ def prepare_reading(config: Mapping[str, Any], cache_root: Path | None = None) -
     tokenizer = load_tokenizer(model, model_config)
     sample, formats = sample_conversations(dataset, cache_root=cache_root)
     bound = bind(template, tokenizer, family, sample, formats)
-    log.info("chat template: %s", bound.reason)
-    for warning in bound.warnings:
-        if warning != bound.reason:
-            log.warning("%s", warning)
     added = add_control_tokens(tokenizer, bound.missing_tokens, bound.stop_tokens)
-    if added:
-        log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
-    control = [token for token in family.control_tokens if token in bound.text]
-    _check_tokenizer(tokenizer, bound, control, model.tokenizer.expected_ids)
-    mark("tokenizer and template")
     encoder = Encoder(
         bound,
         tokenizer,
         train_on=dataset.train_on,
         masking=dataset.masking,
         history=dataset.history,
+        control_tokens=dataset.control_tokens,
         response_template=dataset.response_template,
         instruction_template=dataset.instruction_template,
     )
+    refuse_unmatched(encoder, sample)
+    log.info("chat template: %s", bound.reason)
+    for warning in bound.warnings:
+        if warning != bound.reason:
+            log.warning("%s", warning)
+    if added:
+        log.info("added to the vocabulary, their embeddings are trained: %s", ", ".join(added))
+    control = [token for token in family.control_tokens if token in bound.text]
+    _check_tokenizer(tokenizer, bound, control, model.tokenizer.expected_ids)
+    mark("tokenizer and template")
     return Reading(model, model_config, family, dataset, tokenizer, bound, encoder, sample)
 
 

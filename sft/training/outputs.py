@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sft import __version__
+from sft.data.account import account, summary
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
-from sft.data.report import summary, total
+from sft.data.report import total
 from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint
 from sft.model.save import decode_greedily, save_adapter, save_model
@@ -36,7 +37,7 @@ def write_data(run: RunDirectory, inputs: Inputs) -> None:
     log.info("%s", total(inputs.data.report))
     run.write_json(run.data_report, inputs.data.report)
     previews = preview_rows(inputs.data.train, inputs.tokenizer, PREVIEWED)
-    run.write_text(run.preview_html, to_html(previews, run.path.name))
+    run.write_text(run.preview_html, to_html(previews, run.path.name, account(inputs.data.report)))
     run.write_text("preview.jsonl", to_jsonl(previews))
     run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, Path(path)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from types import SimpleNamespace
 
 import pytest
 
@@ -25,11 +24,12 @@ class WordEncoder:
 
     def __init__(self, expand: bool = False, fingerprint: str = "words", disagree: bool = False) -> None:
         self.expand, self.fingerprint, self.disagree = expand, fingerprint, disagree
-        self.bound = SimpleNamespace(
-            render=lambda conversation: " / ".join(m["content"] for m in conversation["messages"])
-        )
         self.encoded: list[dict] = []
         self.checked: list[dict] = []
+
+    @staticmethod
+    def as_text(conversation: dict) -> str:
+        return " / ".join(message["content"] for message in conversation["messages"])
 
     @staticmethod
     def ids(text: str) -> list[int]:

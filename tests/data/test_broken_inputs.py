@@ -106,7 +106,7 @@ LINES: dict[str, tuple[Any, str]] = {
     ),
     "a part without text": (
         chat({"role": "user", "content": [{"type": "text"}]}, A),
-        "a part of the content of message 1 has null as its text",
+        "a part of the content of message 1 has no text; its keys are type",
     ),
     "a part that is a number": (
         chat({"role": "user", "content": [1]}, A),

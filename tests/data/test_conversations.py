@@ -1,10 +1,12 @@
-"""The system message that a dataset's conversations share."""
+"""Conversations read again from their source, and the system message that they share."""
 
 from __future__ import annotations
 
 import pytest
 
-from sft.data.conversations import common_system
+from sft.config.errors import UserError
+from sft.data.conversations import common_system, conversations_of
+from sft.data.pipeline import prepare
 
 
 def chat(system: str | None) -> dict:
@@ -26,3 +28,18 @@ def chat(system: str | None) -> dict:
 )
 def test_it_is_there_where_all_begin_with_it(conversations, wanted):
     assert common_system(conversations) == wanted
+
+
+def test_two_assistant_messages_are_refused_or_one_turn_as_the_dataset_says(word_encoder, settings, write):
+    said = [("user", "q"), ("assistant", "a"), ("assistant", "b")]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    sources = {"main": {"path": write("main.jsonl", [row, row])}}
+    with pytest.raises(UserError, match=r"messages 2 and 3; dataset\.consecutive=merge makes them one turn"):
+        prepare(settings(sources, cache=False), word_encoder(), seed=0)
+    dataset = settings(sources, consecutive="merge", cache=False)
+    prepared = prepare(dataset, word_encoder(), seed=0)
+    assert prepared.report["sources"]["main"]["notes"] == {
+        "merged_messages": {"assistant messages in a row": {"count": 2, "first": "main.jsonl row 1"}}
+    }
+    found = conversations_of(prepared.train, dataset.sources["main"], "main", "dataset.sources.main", dataset)
+    assert [message["content"] for message in found[0]["messages"]] == ["q", "a\nb"]

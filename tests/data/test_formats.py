@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sft.config.errors import UserError
 from sft.data.formats import FORMATS, Converter, RowError, recognise
+from sft.data.notes import collected
 from sft.data.spec import Source
 
 WHERE = "dataset.sources.local"
@@ -256,8 +257,10 @@ def test_a_mapped_column_that_is_nowhere_is_refused() -> None:
 
 
 def test_columns_that_are_not_used_are_told() -> None:
-    found = converter({"question": "q", "answer": "a", "context": "c", "id": 1, "empty": None})
-    assert found.unused == ["context", "id"]
+    row = {"question": "q", "answer": "a", "context": "c", "id": 1, "empty": None}
+    with collected() as notes:
+        convert(row)
+    assert notes == [("unread_columns", "context"), ("unread_columns", "id")]
 
 
 def test_use_text_column_prefers_text_and_else_asks_for_it_to_be_rendered() -> None:
@@ -349,9 +352,7 @@ def test_one_conversation_in_any_format_is_the_same(pairs: list[tuple[str, str]]
         assert convert(row) == expected
 
 
-WORDS = sorted(
-    set().union(*(form.columns() for form in FORMATS.values())) | {"role", "content", "from", "value", "name"}
-)
+WORDS = sorted(set().union(*(form.columns for form in FORMATS.values())) | {"role", "content", "from", "value", "name"})
 WORDS += ["tool_calls", "function", "arguments", "train", "weight", "type", "images"]
 atoms = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 atoms |= st.sampled_from(

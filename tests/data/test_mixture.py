@@ -78,3 +78,12 @@ def test_the_draw_of_a_source_depends_on_seed_and_name_only():
 def test_a_weighted_source_without_rows_is_an_error():
     with pytest.raises(ValueError, match="no rows in b"):
         mix({"a": 4, "b": 0}, {"a": 1, "b": 1}, size=None, seed=0)
+
+
+def test_the_source_that_limits_a_mixture_is_named():
+    counts = {"small": 10, "large": 100}
+    assert mix(counts, {"small": 1, "large": 1}, size=None, seed=0).limited_by == "small"
+    assert mix(counts, {"small": 1, "large": 1}, size=500, seed=0).limited_by is None
+    assert mix(counts, {"small": None, "large": None}, size=None, seed=0).limited_by is None
+    assert mix(counts, {"small": 1, "large": 10}, size=None, seed=0).limited_by is None
+    assert mix(counts, {"small": 0, "large": 1}, size=None, seed=0).limited_by is None

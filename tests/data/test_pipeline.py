@@ -166,12 +166,41 @@ def test_broken_rows_stop_the_run_and_are_all_named(word_encoder, settings, writ
     assert "dataset.max_dropped=0.75" in text
 
 
-def test_a_long_list_of_broken_rows_is_cut_and_counted(word_encoder, settings, write):
-    path = write("bad.jsonl", ["{"] * 50)
+def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write, chat):
+    path = write("bad.jsonl", ["{"] * 50 + [chat("q", "unlabelled")])
     with pytest.raises(UserError) as caught:
         prepare(settings({"a": {"path": path}}, max_dropped=0.5), word_encoder(), seed=0)
-    text = str(caught.value)
-    assert "bad.jsonl row 20: " in text and "row 21" not in text and "and 30 more" in text
+    assert str(caught.value).splitlines() == [
+        "dataset.sources.a: 51 of 51 rows are broken",
+        "  bad.jsonl row 1: broken JSON: Expecting property name enclosed in double quotes at character 2 (cut off?)",
+        "  and 49 more for this reason: bad.jsonl row 2-50",
+        "  bad.jsonl row 51: no mark: in message 1",
+        "  dataset.max_dropped=0.5 allows 25",
+        "  -> mend the file, or turn its rows into conversations by a function of yours (convert)",
+    ]
+
+
+def test_a_long_list_of_reasons_is_cut_and_counted(word_encoder, settings, write, chat, monkeypatch):
+    monkeypatch.setattr("sft.data.losses.LINES", 2)
+    rows = [*["{"] * 4, chat("q", "unlabelled"), {"messages": []}, {"messages": 1}, chat("q", "a")]
+    with pytest.raises(UserError) as caught:
+        prepare(settings({"a": {"path": write("bad.jsonl", rows)}}), word_encoder(), seed=0)
+    assert str(caught.value).splitlines()[2:] == [
+        "  and 3 more for this reason: bad.jsonl row 2-4",
+        "  and 3 more",
+        "  dataset.max_dropped=0 allows none",
+        "  -> mend or remove them, or leave them out with dataset.max_dropped=0.875",
+    ]
+
+
+def test_rows_that_are_all_too_long_name_their_lengths_and_the_key(word_encoder, settings, write, chat):
+    rows = [chat("q", "word " * count) for count in (40, 60, 90)]
+    with pytest.raises(UserError) as caught:
+        prepare(settings({"a": {"path": write("long.jsonl", rows)}}, max_length=32), word_encoder(), seed=0)
+    assert str(caught.value).splitlines() == [
+        "dataset.sources.a: none of its 3 rows is left: longer than max_length=32 (they have 45 to 95 tokens, median 65)",
+        "  -> dataset.max_length=95 holds them all; dataset.on_long=truncate cuts after an answer that fits",
+    ]
 
 
 def test_max_dropped_allows_a_share_and_warns(word_encoder, settings, write, chat, caplog):

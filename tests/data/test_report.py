@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sft.data.account import account, summary
 from sft.data.pipeline import prepare
-from sft.data.report import named, ranges, show_report, summary, unaccounted, with_steps
+from sft.data.report import named, ranges, show_report, unaccounted, with_steps
 
 
 @given(st.lists(st.integers(1, 200), max_size=60))
@@ -70,9 +71,34 @@ def test_the_table_and_the_lines_below_it(report):
     show_report(with_steps(report, 2), Console(file=text, width=80, soft_wrap=True))
     said = text.getvalue()
     assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps an epoch" in said
-    for line in summary(report):
-        assert line in said
-    assert "main: 1 cut at max_length=32 (main.jsonl row 23)" in said
+    assert "\n".join(account(report)) in said
+    assert (
+        "train: " in said and "limited by main, which has no more rows for its weight (dataset.size=N repeats rows)" in said
+    )
+
+
+def test_the_account_tells_what_was_read_what_was_not_and_what_was_changed(report):
+    report["sources"]["main"]["notes"] = {
+        "unread_message_keys": {"sparkle": {"count": 3, "first": "main.jsonl row 1"}},
+        "changed_contents": {"answers, trimmed": {"count": 2, "first": "main.jsonl row 5"}},
+    }
+    assert account(report) == [
+        "main",
+        "  read: 22 of 24 rows, as messages",
+        "  left out: 1 dropped: broken JSON (main.jsonl row 21)",
+        "  left out: 1 dropped: no mark (main.jsonl row 22)",
+        "  left out: 1 dropped: no whole answer within max_length=32 (main.jsonl row 24)",
+        "  not read: message keys: sparkle (3, first in main.jsonl row 1)",
+        "  changed: 1 cut at max_length=32 (main.jsonl row 23)",
+        "  changed: contents changed by the chat template (template=chatml keeps them): answers, trimmed (2, first in "
+        "main.jsonl row 5)",
+        "other",
+        "  read: 40 of 40 rows, as messages",
+        "  left out: nothing",
+        "  not read: nothing",
+        "  changed: nothing",
+    ]
+    assert "main: 1 cut at max_length=32 (main.jsonl row 23)" in summary(report)
 
 
 def test_an_unaccounted_row_would_be_seen(report):

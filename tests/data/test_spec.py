@@ -94,6 +94,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a share above 1": ({"path": "x", "max_dropped": 1.5}, "dataset.max_dropped", "not 1.5"),
     "no length": ({"path": "x", "max_length": 0}, "dataset.max_length", "a whole number of 1 or more"),
     "a length of text": ({"path": "x", "max_length": "long"}, "dataset.max_length", "not 'long'"),
+    "another policy": ({"path": "x", "consecutive": "join"}, "dataset.consecutive", "none of refuse, merge"),
     "a choice nobody has": ({"path": "x", "on_long": "cut"}, "dataset.on_long", "none of drop, truncate, error"),
     "a marker missing": ({"path": "x", "masking": "response_template"}, "dataset.response_template", "needs the text"),
 }

@@ -107,11 +107,7 @@ def test_rows_are_the_same_with_and_without_the_proof(tokenizer, conversations, 
         family = by_template(name)
         tok = tokenizer((*family.control_tokens, *family.stop_tokens) if family else (), adds_bos=name == "qwen2")
         bounds += [bind(Template(name=name), tok), bind(Template(name=name, system="Be kind."), tok)]
-    bounds += [
-        bind(Template(name="file", text=text), tokenizer(adds_bos=True))
-        for text in trl_templates.values()
-        if stepwise(text)
-    ]
+    bounds += [bind(Template(name="file", text=text), tokenizer()) for text in trl_templates.values() if stepwise(text)]
     fast = [[rows_of(bound, conversation) for conversation in everything] for bound in bounds]
     monkeypatch.setattr(bound_module, "stepwise", lambda text: None)
     slow = [[rows_of(bound, conversation) for conversation in everything] for bound in bounds]

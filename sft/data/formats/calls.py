@@ -7,15 +7,19 @@ from functools import lru_cache
 from typing import Any
 
 from sft.data.formats.errors import RowError
-from sft.data.formats.values import checked_json, kind_of, list_of, parsed
+from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
+from sft.data.notes import note
 
 _NAMES = ("name", "tool", "tool_name")
-_ARGUMENTS = ("arguments", "parameters", "args", "tool_input", "input")
+ARGUMENTS = ("arguments", "parameters", "args", "tool_input", "input")
+_MOST_ENCODINGS = 3  # of one call's arguments, beyond the one that OpenAI's format has
 
 
 def is_call(value: Any) -> bool:
     """Whether an object is a tool call by its keys alone: {"tool": ..., "parameters": ...} or `tool_name`."""
-    return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("tool", "tool_name"))
+    return isinstance(value, dict) and any(
+        isinstance(name := value.get(key), str) and name.strip() for key in ("tool", "tool_name")
+    )
 
 
 def calls_of(value: Any, what: str) -> list[dict[str, Any]]:
@@ -33,27 +37,30 @@ def calls_of(value: Any, what: str) -> list[dict[str, Any]]:
     return [_call(call, what) for call in calls]
 
 
-def tools_of(value: Any) -> list[dict[str, Any]]:
+def tools_of(value: Any, what: str = "column 'tools'") -> list[dict[str, Any]]:
     """A row's tools, as a list, one object or JSON text, as [{"type": "function", "function": {...}}].
 
     Equal JSON texts give the same list object: read it, do not change it.
+
+    Args:
+        what: where they stand, for the reason.
     """
     if isinstance(value, str):
-        return _parsed_tools(value)
-    return _tools(value)
+        return _parsed_tools(value, what)
+    return _tools(value, what)
 
 
 @lru_cache(maxsize=1024)
-def _parsed_tools(text: str) -> list[dict[str, Any]]:
-    return _tools(parsed(text, "column 'tools'")) if text.strip() else []
+def _parsed_tools(text: str, what: str) -> list[dict[str, Any]]:
+    return _tools(parsed(text, what), what) if text.strip() else []
 
 
-def _tools(value: Any) -> list[dict[str, Any]]:
+def _tools(value: Any, what: str) -> list[dict[str, Any]]:
     if value is None:
         return []
     if isinstance(value, Mapping):
         value = [value]
-    return [_tool(tool, number) for number, tool in enumerate(list_of(value, "column 'tools'"), 1)]
+    return [_tool(tool, number) for number, tool in enumerate(list_of(value, what), 1)]
 
 
 def _call(call: Any, what: str) -> dict[str, Any]:
@@ -61,19 +68,34 @@ def _call(call: Any, what: str) -> dict[str, Any]:
         raise RowError("not a tool call", f": the {what} is {kind_of(call)}")
     function = call["function"] if isinstance(call.get("function"), Mapping) else call
     name = _name(function, what)
-    key = next((key for key in _ARGUMENTS if key in function), None)
+    key = next((key for key in ARGUMENTS if key in function), None)
     arguments = function[key] if key else None
-    if isinstance(arguments, str):
+    for encoding in range(1 + _MOST_ENCODINGS):
+        if not isinstance(arguments, str):
+            break
+        if encoding:
+            note("decoded_arguments", name)
         arguments = parsed(arguments, f"arguments of {name}") if arguments.strip() else {}
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
         raise RowError("arguments are not an object", f" but {kind_of(arguments)}, in the call of {name}")
     checked_json(arguments, f"arguments of {name}")
+    _note_unread(call, function, key)
     result: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
         result["id"] = str(call["id"])
     return result
+
+
+def _note_unread(call: Mapping[str, Any], function: Mapping[str, Any], arguments: str | None) -> None:
+    """Note the keys of a call that are not kept, as its result."""
+    named = next(key for key in _NAMES if function.get(key))
+    read = {"id", "type", named, arguments}
+    for part in [call] if call is function else [call, function]:
+        for key, value in part.items():
+            if key not in read and part.get(key) is not function and value not in EMPTY:
+                note("unread_message_keys", f"tool_calls[].{key}")
 
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.data.formats.columns import checked_columns, renamed
 from sft.data.formats.errors import RowError
+from sft.data.formats.function import code_of, function_of
 from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
-from sft.data.formats.values import kind_of
+from sft.data.formats.turns import Consecutive
+from sft.data.formats.values import EMPTY, kind_of
+from sft.data.notes import collected, note
 from sft.data.readers.rows import Broken, Row
 from sft.data.spec import Source
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,8 +31,8 @@ class Converter:
         named: whether the user named the format: then other columns of a row are not looked at.
         columns: {our column: theirs}.
         convert: the user's function `row -> conversation | None`.
+        consecutive: as `dataset.consecutive`.
         as_text: conversations with messages are to be rendered to text and trained whole (`use_text_column`).
-        unused: columns that no conversation is made of.
         fingerprint: digest of all that decides the conversion, the user's function's module included.
     """
 
@@ -42,7 +41,7 @@ class Converter:
     columns: dict[str, str] = field(default_factory=dict)
     convert: Callable[[Any], Any] | None = None
     as_text: bool = False
-    unused: list[str] = field(default_factory=list)
+    consecutive: Consecutive = "refuse"
     fingerprint: str = ""
 
     def to_conversation(self, row: Row) -> Conversation:
@@ -53,9 +52,11 @@ class Converter:
             mapped = renamed(row, self.columns) if self.columns else row
             if self.convert is not None:
                 return self._by_function(mapped)
-            if self.named:
-                return FORMATS[self.format].conversation(mapped)
-            return self._recognised(mapped)
+            conversation = (
+                FORMATS[self.format].conversation(mapped, self.consecutive) if self.named else self._recognised(mapped)
+            )
+            _note_unread(mapped, FORMATS[self.format])
+            return conversation
         except RecursionError:
             raise RowError("nested too deeply") from None
 
@@ -76,21 +77,30 @@ class Converter:
             raise RowError(
                 "convert gave no conversation", f" but an object with {', '.join(map(str, found)) or 'no keys'}"
             )
-        return forms[0].conversation(found)
+        conversation = forms[0].conversation(found, self.consecutive)
+        _note_unread(found, forms[0])
+        return conversation
 
     def _recognised(self, row: Mapping[str, Any]) -> Conversation:
         forms = formats_of(row)
         names = [form.name for form in forms]
         if names and (self.format not in names or (self.format == "text" and names[0] != "text")):
             raise RowError("another format", f": {names[0]}, where the source's rows are {self.format}")
-        conversation = FORMATS[self.format].conversation(row)
+        conversation = FORMATS[self.format].conversation(row, self.consecutive)
         for form in forms:
             if form.name not in (self.format, "text"):
-                _compare(conversation, form, row, self.format)
+                _compare(conversation, form, row, self.format, self.consecutive)
         return conversation
 
 
-def recognise(source: Source, rows: Iterable[Row], where: str, *, use_text_column: bool = False) -> Converter:
+def recognise(
+    source: Source,
+    rows: Iterable[Row],
+    where: str,
+    *,
+    use_text_column: bool = False,
+    consecutive: Consecutive = "refuse",
+) -> Converter:
     """The converter of a source, its format recognised over all the rows given, unless the user names it.
 
     Args:
@@ -98,18 +108,19 @@ def recognise(source: Source, rows: Iterable[Row], where: str, *, use_text_colum
         rows: the source's rows, or as many of the first as can be held.
         where: the source's key in the config, for errors.
         use_text_column: train the column `text`, or what messages are rendered to.
+        consecutive: as `dataset.consecutive`.
 
     Raises:
         UserError: an unknown format; a mapped column that no row has; rows of no known format.
     """
     seen = [row for row in rows if isinstance(row, dict)]
-    columns = _checked_columns(source, seen, where)
-    convert = _function(source.convert, where)
-    found = Converter("convert" if convert else "", columns=columns, convert=convert)
+    columns = checked_columns(source, seen, where)
+    convert = function_of(source.convert, where)
+    found = Converter("convert" if convert else "", columns=columns, convert=convert, consecutive=consecutive)
     if convert is None:
         _choose(found, source, seen, where, use_text_column)
     found.as_text = use_text_column and found.format != "text"
-    facts = [found.format, found.named, columns, found.as_text, _code_of(source.convert)]
+    facts = [found.format, found.named, columns, found.as_text, consecutive, code_of(source.convert)]
     found.fingerprint = hashlib.sha256(json.dumps(facts, default=repr).encode()).hexdigest()[:16]
     return found
 
@@ -120,21 +131,8 @@ def formats_of(row: Mapping[str, Any]) -> list[Format]:
     return _fitting(filled)
 
 
-def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our names; a column of theirs may be a dotted path into nested objects."""
-    taken = {theirs for theirs in columns.values()}
-    result = {key: value for key, value in row.items() if key not in taken or key in columns}
-    for ours, theirs in columns.items():
-        found, value = _lookup(row, theirs)
-        if found:
-            result[ours] = value
-        else:
-            result.pop(ours, None)
-    return result
-
-
 def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_text_column: bool) -> None:
-    """Fill in the converter's format and the columns it leaves unused."""
+    """Fill in the converter's format."""
     mapped = [renamed(row, found.columns) for row in rows] if found.columns else rows
     if source.format != "auto":
         found.format, found.named = format_named(source.format, f"{where}.format"), True
@@ -142,10 +140,6 @@ def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_t
         found.format, found.named = "text", True
     else:
         found.format = _majority(mapped, source, where)
-    keys = Counter(key for row in mapped for key, value in row.items() if value not in (None, "", []))
-    found.unused = [str(key) for key in keys if key not in FORMATS[found.format].columns()]
-    if found.unused:
-        log.info("%s: format %s; columns not used: %s", where, found.format, ", ".join(found.unused))
 
 
 def format_named(name: str, where: str) -> str:
@@ -180,10 +174,20 @@ def _majority(rows: list[Any], source: Source, where: str) -> str:
     )
 
 
-def _compare(conversation: Conversation, other: Format, row: Mapping[str, Any], chosen: str) -> None:
+def _note_unread(row: Mapping[str, Any], form: Format) -> None:
+    """Note the row's columns that hold something and that its format does not read."""
+    for key, value in row.items():
+        if value not in EMPTY and not form.reads(key, value):
+            note("unread_columns", str(key))
+
+
+def _compare(
+    conversation: Conversation, other: Format, row: Mapping[str, Any], chosen: str, consecutive: Consecutive
+) -> None:
     """Raise RowError where a row's other columns make another answer than those of the chosen format."""
     try:
-        theirs = other.conversation(row)
+        with collected():  # what the other format would have read otherwise concerns nobody
+            theirs = other.conversation(row, consecutive)
     except RowError as error:
         raise RowError(
             "contradicting columns", f": {chosen} is whole, {other.name} has {error.reason}; set format"
@@ -200,63 +204,8 @@ def _fitting(filled: frozenset[Any]) -> list[Format]:
     if filled not in _FITTING:
         if len(_FITTING) > 10_000:  # rows whose keys are data
             _FITTING.clear()
-        _FITTING[filled] = [form for form in FORMATS.values() if form.fits(filled)]
+        fitting = [form for form in FORMATS.values() if form.fits(filled)]
+        if not any(form.name != "text" for form in fitting):
+            fitting = [*(form for form in FORMATS.values() if form.fits_alone(filled)), *fitting]
+        _FITTING[filled] = fitting
     return _FITTING[filled]
-
-
-def _lookup(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:
-    if path in row:
-        return True, row[path]
-    value: Any = row
-    for part in path.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return False, None
-        value = value[part]
-    return True, value
-
-
-def _checked_columns(source: Source, rows: list[Any], where: str) -> dict[str, str]:
-    known = sorted(set().union(*(form.columns() for form in FORMATS.values())))
-    for ours, theirs in source.columns.items():
-        key = f"{where}.columns.{ours}"
-        if source.convert is None and ours not in known:
-            near = difflib.get_close_matches(ours, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(known)}"
-            raise UserError(f"{ours} is no column that a format reads", where=key, remedy=remedy)
-        if rows and not any(_lookup(row, theirs)[0] for row in rows):
-            names = list(dict.fromkeys(str(name) for row in rows for name in row))
-            near = difflib.get_close_matches(theirs, names, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(names[:20])}"
-            raise UserError(f"no row has a column {theirs}", where=key, remedy=remedy)
-    return dict(source.columns)
-
-
-def _function(node: Any, where: str) -> Callable[[Any], Any] | None:
-    """The user's function: a `_target_` node whose other keys are bound, or a callable."""
-    if not node:
-        return None
-    if isinstance(node, Mapping):
-        from sft.config.build import build, targets_of
-
-        # the target was admitted when the dataset node was built
-        allowed = [target for _, target in targets_of(dict(node), "")]
-        node = build({"_partial_": True, **node}, where=f"{where}.convert", allowed=allowed)
-    if not callable(node):
-        raise UserError(
-            f"{kind_of(node)} is no function", where=f"{where}.convert", remedy="{_target_: module.function}"
-        )
-    return node
-
-
-def _code_of(node: Any) -> Any:
-    """What a user's function does, as far as a digest of its node and its module's source can say."""
-    if not node:
-        return None
-    by_node = isinstance(node, Mapping)
-    target = str(node.get("_target_")) if by_node else f"{getattr(node, '__module__', '')}.{node!r}"
-    try:
-        spec = importlib.util.find_spec(target.rpartition(".")[0] if by_node else node.__module__)
-        source = Path(str(spec.origin)).read_bytes() if spec else b""
-    except (ImportError, OSError, ValueError, AttributeError):
-        source = b""
-    return [dict(node) if by_node else target, hashlib.sha256(source).hexdigest()]

@@ -1,13 +1,16 @@
-"""Lists of messages: OpenAI's role and content, ShareGPT's from and value."""
+"""Lists of messages: OpenAI's role and content, ShareGPT's from and value, or pairs of a question and its answer."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
 
-from sft.data.formats.calls import calls_of, is_call
+from sft.data.formats.assistant import CALLS, DETAILS, REASONING, assistant_message, keys_read
 from sft.data.formats.errors import RowError
-from sft.data.formats.values import as_json, is_blank, is_unicode, kind_of, list_of, refuse_media, text_of
+from sft.data.formats.marks import MARKS, is_trained, message_marks
+from sft.data.formats.parts import is_text_parts, text_of
+from sft.data.formats.values import EMPTY, as_json, is_blank, is_unicode, kind_of, list_of, refuse_media
+from sft.data.notes import note
 
 ROLES = {
     "user": "user",
@@ -25,17 +28,24 @@ ROLES = {
     "observation": "tool",
     "function": "tool",
     "ipython": "tool",
+    "environment": "tool",
     "tool_response": "tool",
     "function_call": "call",
     "tool_call": "call",
 }
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+TOOLS = ("tools", "functions", "tool_defs")  # names of the tool list, on rows and on messages
+_ASKED, _TOLD = ("human", "user", "input"), ("assistant", "gpt", "bot", "output")  # keys of a pair
+_RESULT = ("name", "tool_name", "tool")  # keys of a result that name the tool
+_ALWAYS_READ = frozenset({"role", "from", "content", "value", *TOOLS, *MARKS})
+_READ = {"user": frozenset({"name"}), "system": frozenset({"name"}), "tool": frozenset({"tool_call_id", *_RESULT})}
 _SPOKEN = frozenset({"user", "assistant", "system"})
 Message = dict[str, Any]
 
 
 def messages_of(value: Any, what: str) -> list[Message]:
-    """A column's messages, each as {"role", "content", ...}; unknown keys are left out.
+    """A column's messages, each as {"role", "content", ...}; keys that are not read are noted.
+
+    Tools that stand on a message are left there under `tools`, for the format to take.
 
     Raises:
         RowError: no list, an unknown role, content that is no text, a call that is none.
@@ -43,7 +53,21 @@ def messages_of(value: Any, what: str) -> list[Message]:
     raw = list_of(value, what)
     if not raw:
         raise RowError("empty", f": the {what} has no message")
+    raw = [message for item in raw for message in _of_pair(item)]
     return [_plain(item) or _message(item, number) for number, item in enumerate(raw, 1)]
+
+
+def _of_pair(item: Any) -> list[Any]:
+    """The two messages of {"human": ..., "assistant": ...}, with a system message before; any other item itself."""
+    if not isinstance(item, dict) or "role" in item or "from" in item:
+        return [item]
+    asked = next((key for key in _ASKED if key in item), None)
+    told = next((key for key in _TOLD if key in item), None)
+    if asked is None or told is None:
+        return [item]
+    rest = {key: value for key, value in item.items() if key not in (asked, told, "system")}
+    messages = [{"role": "user", "content": item[asked]}, {"role": "assistant", "content": item[told], **rest}]
+    return [{"role": "system", "content": item["system"]}, *messages] if item.get("system") else messages
 
 
 def _plain(raw: Any) -> Message | None:
@@ -64,24 +88,26 @@ def _message(raw: Any, number: int) -> Message:
     if not isinstance(raw, dict):
         raise RowError("not a message", f": {where} is {kind_of(raw)}")
     role = _role(raw, where)
-    content = raw["content"] if "content" in raw else raw.get("value")
+    content = _content(raw, where)
     refuse_media(raw, where)
-    if role == "call":
-        message: Message = {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"call in {where}")}
-    elif role == "assistant":
-        message = _assistant(raw, content, where)
-    elif role == "tool":
-        message = _tool(raw, content, where)
+    if role in ("assistant", "call"):
+        message = assistant_message(raw, content, role, where)
+        read = keys_read(raw, content, role)
     else:
-        message = {"role": role, "content": text_of(content, f"content of {where}")}
-        if isinstance(raw.get("name"), str):
-            message["name"] = raw["name"]
-    message.update(_flags(raw, where))
+        message = _tool(raw, content, where) if role == "tool" else _said(raw, role, content, where)
+        read = _READ[role]
+    message.update(message_marks(raw, message["role"], where))
+    tools = {key: raw[key] for key in TOOLS if raw.get(key) not in EMPTY}
+    if tools:
+        message["tools"] = tools
+    for key, value in raw.items():
+        if key not in read and key not in _ALWAYS_READ and value not in EMPTY:
+            note("unread_message_keys", str(key))
     return message
 
 
 def _role(raw: dict[str, Any], where: str) -> str:
-    role = raw["role"] if "role" in raw else raw.get("from")
+    role = raw["role"] if raw.get("role") is not None else raw.get("from")
     if isinstance(role, str):
         known = ROLES.get(role) or ROLES.get(role.strip().lower())
         if known:
@@ -93,32 +119,29 @@ def _role(raw: dict[str, Any], where: str) -> str:
     raise RowError("unknown role", f" in {where}: {kind_of(role)}")
 
 
-def _assistant(raw: dict[str, Any], content: Any, where: str) -> Message:
-    calls = _calls(raw, content, where)
-    if calls and (content is None or is_call(content)):
-        content = ""
-    message: Message = {"role": "assistant", "content": text_of(content, f"content of {where}")}
-    if calls:
-        message["tool_calls"] = calls
-    for key in _REASONING:
-        if isinstance(raw.get(key), str) and raw[key]:
-            message["reasoning_content"] = text_of(raw[key], f"{key} of {where}")
-            break
+def _content(raw: dict[str, Any], where: str) -> Any:
+    """The content under either of its keys."""
+    content, value = raw.get("content"), raw.get("value")
+    if content in EMPTY:
+        return content if value is None else value
+    if value not in EMPTY and value != content:
+        raise RowError("contradicting contents", f": content and value of {where} differ")
+    return content
+
+
+def _said(raw: dict[str, Any], role: str, content: Any, where: str) -> Message:
+    """What a user or a system message says."""
+    _refuse_answers(raw, role, where)
+    message = {"role": role, "content": text_of(content, f"content of {where}")}
+    if isinstance(raw.get("name"), str):
+        message["name"] = raw["name"]
     return message
 
 
-def _calls(raw: dict[str, Any], content: Any, where: str) -> list[dict[str, Any]]:
-    """The calls an assistant makes: tool_calls, OpenAI's older function_call, or {"tool", "parameters"}."""
-    for key in ("tool_calls", "function_call"):
-        if raw.get(key) not in (None, "", [], {}):
-            return calls_of(raw[key], f"{key} of {where}")
-    if is_call(raw):
-        return calls_of({key: item for key, item in raw.items() if key != "name"}, f"call in {where}")
-    return calls_of(content, f"call in {where}") if is_call(content) else []
-
-
 def _tool(raw: dict[str, Any], content: Any, where: str) -> Message:
-    if isinstance(content, str) or _is_parts(content):
+    """A tool's result; one that is no text stands as JSON."""
+    _refuse_answers(raw, "tool", where)
+    if isinstance(content, str) or is_text_parts(content):
         text = text_of(content, f"content of {where}")
     elif content is None:
         raise RowError("null", f" as the content of {where}")
@@ -127,37 +150,18 @@ def _tool(raw: dict[str, Any], content: Any, where: str) -> Message:
     message: Message = {"role": "tool", "content": text}
     if raw.get("tool_call_id") is not None:
         message["tool_call_id"] = str(raw["tool_call_id"])
-    for key in ("name", "tool_name", "tool"):
+    for key in _RESULT:
         if isinstance(raw.get(key), str) and raw[key]:
             message["name"] = raw[key]
             break
     return message
 
 
-def _is_parts(content: Any) -> bool:
-    return isinstance(content, list) and bool(content) and all(isinstance(p, dict) and "type" in p for p in content)
-
-
-def _flags(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """`train` (true or false) and `weight` (0 or 1); both say whether a turn is trained."""
-    flags: dict[str, Any] = {}
-    train, weight = raw.get("train"), raw.get("weight")
-    if train is not None:
-        if not isinstance(train, bool):
-            raise RowError("train is not true or false", f" but {train!r} in {where}")
-        flags["train"] = train
-    if weight is not None:
-        if isinstance(weight, bool) or weight not in (0, 1):
-            raise RowError("weight is not 0 or 1", f" but {weight!r} in {where}")
-        flags["weight"] = int(weight)
-    if len(flags) == 2 and flags["train"] != bool(flags["weight"]):
-        raise RowError("train and weight contradict each other", f" in {where}")
-    return flags
-
-
-def is_trained(message: Message) -> bool:
-    """Whether an assistant message's own flags let it be trained."""
-    return bool(message.get("train", True)) and bool(message.get("weight", 1))
+def _refuse_answers(raw: dict[str, Any], role: str, where: str) -> None:
+    """Raise RowError for calls or reasoning of somebody else than the assistant: no template writes them."""
+    for key in (*CALLS, *REASONING, DETAILS):
+        if raw.get(key) not in EMPTY:
+            raise RowError(f"{key} in a {role} message", f": {where}")
 
 
 def check(messages: list[Message]) -> None:

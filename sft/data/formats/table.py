@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from sft.data.formats.calls import calls_of, is_call, tools_of
+from sft.data.formats.calls import calls_of, is_call
 from sft.data.formats.errors import RowError
-from sft.data.formats.messages import Message, check, messages_of
-from sft.data.formats.values import is_blank, kind_of, list_of, optional_text, refuse_media, text_of
+from sft.data.formats.fields import (
+    SYSTEM,
+    VARIABLES,
+    add_system,
+    as_bool,
+    history_of,
+    one_text,
+    present,
+    row_tools,
+    variables_of,
+)
+from sft.data.formats.marks import check_row_marks, is_row_mark, mark_messages
+from sft.data.formats.messages import TOOLS, Message, check, messages_of
+from sft.data.formats.parts import text_of
+from sft.data.formats.turns import Consecutive, continued, joined
+from sft.data.formats.values import EMPTY, is_blank, refuse_media
 
 Conversation = dict[str, Any]
-SYSTEM = ("system", "system_prompt")
-TOOLS = "tools"
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class Format:
         aliases: other words for it.
         needs: groups of columns; a row has this format when one column of each group is there and not empty.
         may: further columns that are used.
+        alone: groups of columns that make a row where no other format fits.
         read: row -> messages, or the text itself for raw text.
     """
 
@@ -33,63 +47,93 @@ class Format:
     needs: tuple[tuple[str, ...], ...]
     may: tuple[str, ...]
     read: Callable[[Mapping[str, Any], Format], list[Message] | str]
+    alone: tuple[tuple[str, ...], ...] = ()
 
     def fits(self, columns: Collection[str]) -> bool:
         """Whether these columns, none of them empty, make a row of this format."""
         return all(any(name in columns for name in group) for group in self.needs)
 
-    def columns(self) -> set[str]:
-        """Every column that the format reads."""
-        return {name for group in self.needs for name in group} | set(self.may)
+    def fits_alone(self, columns: Collection[str]) -> bool:
+        """Whether these columns make a row of this format where no other fits."""
+        return bool(self.alone) and all(any(name in columns for name in group) for group in self.alone)
 
-    def conversation(self, row: Mapping[str, Any]) -> Conversation:
-        """The row as a conversation. Raises RowError with the reason where it is none."""
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """Every column that the format reads."""
+        return frozenset(name for group in self.needs for name in group) | frozenset(self.may)
+
+    def reads(self, name: str, value: Any) -> bool:
+        """Whether a column is read, given its value: a mark on the row is, a figure of the same name is not."""
+        return name in self.columns or is_row_mark(name, value) or (name == "label" and as_bool(value) is not None)
+
+    def conversation(self, row: Mapping[str, Any], consecutive: Consecutive = "refuse") -> Conversation:
+        """The row as a conversation. Raises RowError with the reason where it is none.
+
+        Args:
+            consecutive: as `dataset.consecutive`.
+        """
         refuse_media(row, "row")
+        check_row_marks(row)
+        if as_bool(row.get("label")) is False:
+            raise RowError("label is false", ": preference data marks the answer as unwanted; take such rows out")
         found = self.read(row, self)
         if isinstance(found, str):
             return {"text": found}
-        _add_system(found, row)
+        tools = row_tools(row, found)
+        mark_messages(found, row)
+        add_system(found, row)
         check(found)
-        tools = tools_of(row.get(TOOLS)) if row.get(TOOLS) else None
-        return {"messages": found, "tools": tools} if tools else {"messages": found}
+        conversation: Conversation = {"messages": joined(found, consecutive)}
+        if tools:
+            conversation["tools"] = tools
+        if variables := variables_of(row):
+            conversation[VARIABLES] = variables
+        return conversation
 
 
 def _chat(row: Mapping[str, Any], form: Format) -> list[Message]:
-    name = _present(row, form.needs[0])
+    name = present(row, form.needs[0])
     return messages_of(row[name], f"column '{name}'")
 
 
 def _pair(row: Mapping[str, Any], form: Format) -> list[Message]:
-    """A question and its answer, each text or messages; what comes before the answer is never trained."""
+    """A question and its answer, each text or messages, after the turns of `history`, which are trained as well.
+
+    What comes before the answer in the question is not trained; an answer that it begins is continued.
+    """
     question, answer = form.needs
     asked = _asked(row, question)
     told = _answer(row, answer)
-    return [*asked, *told]
+    if asked[-1]["role"] == told[0]["role"] == "assistant" and not asked[-1].get("tool_calls"):
+        told[0] = continued(asked.pop(), told[0])
+    return [*history_of(row.get("history")), *asked, *told]
 
 
 def _instruction(row: Mapping[str, Any], form: Format) -> list[Message]:
     """Instruction and input on a line each, after the turns of `history`, which are trained as well."""
     question, answer = form.needs
     told = _answer(row, answer)
-    name = _present(row, question)
-    text = text_of(row[name], f"column '{name}'")
-    extra = _one(row, ("input", "context"))
-    if extra is not None:
-        text = f"{text}\n{extra}" if text else extra
+    extra = one_text(row, ("input", "context"))
+    if extra is not None and row.get("instruction") in EMPTY:
+        name, text = "input", extra
+    else:
+        name = present(row, question)
+        text = text_of(row[name], f"column '{name}'")
+        text = text if extra is None else f"{text}\n{extra}" if text else extra
     if is_blank(text):
         raise RowError("empty question", f" in column '{name}'")
-    return [*_history(row.get("history")), {"role": "user", "content": text}, *told]
+    return [*history_of(row.get("history")), {"role": "user", "content": text}, *told]
 
 
 def _text(row: Mapping[str, Any], form: Format) -> str:
-    text = text_of(row[_present(row, form.needs[0])], "column 'text'")
+    text = text_of(row[present(row, form.needs[0])], "column 'text'")
     if is_blank(text):
         raise RowError("empty text", " in column 'text'")
     return text
 
 
 def _asked(row: Mapping[str, Any], names: tuple[str, ...]) -> list[Message]:
-    name = _present(row, names)
+    name = present(row, names)
     value = row[name]
     if _is_messages(value):
         messages = messages_of(value, f"column '{name}'")
@@ -109,7 +153,7 @@ def _answer(row: Mapping[str, Any], names: tuple[str, ...]) -> list[Message]:
         raise RowError(
             "contradicting columns", f": {' and '.join(there)} differ; name one by columns: {{{names[0]}: ...}}"
         )
-    name = there[0] if there else _present(row, names)
+    name = there[0] if there else present(row, names)
     value = row[name]
     if is_call(value):
         return [{"role": "assistant", "content": "", "tool_calls": calls_of(value, f"column '{name}'")}]
@@ -120,6 +164,9 @@ def _answer(row: Mapping[str, Any], names: tuple[str, ...]) -> list[Message]:
         if not any(message["role"] == "assistant" for message in told):
             raise RowError("no assistant turn", f" in column '{name}'")
         return told
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        remedy = f"; columns: {{{names[0]}: {name}.0}} takes the first"
+        raise RowError("a list of texts where one answer belongs", f": column '{name}' has {len(value)}{remedy}")
     text = text_of(value, f"column '{name}'")
     if is_blank(text):
         raise RowError("empty answer", f" in column '{name}'")
@@ -133,75 +180,33 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _history(value: Any) -> list[Message]:
-    if value is None or value == "" or value == []:
-        return []
-    messages: list[Message] = []
-    for number, pair in enumerate(list_of(value, "column 'history'"), 1):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError("history is not pairs", f": entry {number} is {kind_of(pair)}")
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            messages.append({"role": role, "content": text_of(text, f"{role}'s part of history {number}")})
-    return messages
-
-
-def _add_system(messages: list[Message], row: Mapping[str, Any]) -> None:
-    """Puts the row's own system prompt first."""
-    system = _one(row, SYSTEM)
-    if system is None:
-        return
-    if messages[0]["role"] == "system":
-        if messages[0]["content"] != system:
-            raise RowError("contradicting columns", ": the system column and the system message differ")
-        return
-    messages.insert(0, {"role": "system", "content": system})
-
-
-def _one(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The text of whichever of these optional columns is filled; two that differ contradict each other."""
-    texts = {name: text for name in names if (text := optional_text(row.get(name), f"column '{name}'")) is not None}
-    if len(set(texts.values())) > 1:
-        raise RowError("contradicting columns", f": {' and '.join(texts)} differ")
-    return next(iter(texts.values()), None)
-
-
-def _present(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of these columns that is filled, else the first that is there and not null."""
-    for name in names:
-        if row.get(name) not in (None, "", []):
-            return name
-    for name in names:
-        if name in row:
-            if row[name] is None:
-                raise RowError("null", f" in column '{name}'")
-            return name
-    raise RowError("missing column", f" '{names[0]}'; the row has {', '.join(map(str, row)) or 'none'}")
-
-
+_MAY = (*TOOLS, *SYSTEM, VARIABLES)
+_ANSWER = ("output", "response", "completion", "answer")
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
-        Format("messages", ("openai", "chatml", "chat"), (("messages",),), (TOOLS, *SYSTEM), _chat),
-        Format("sharegpt", ("conversations",), (("conversations", "conversation"),), (TOOLS, *SYSTEM), _chat),
+        Format("messages", ("openai", "chatml", "chat"), (("messages",),), _MAY, _chat),
+        Format("sharegpt", ("conversations",), (("conversations", "conversation"),), _MAY, _chat),
         Format(
             "instruction",
             ("alpaca",),
-            (("instruction",), ("output", "response", "completion", "answer")),
-            ("input", "context", "history", TOOLS, *SYSTEM),
+            (("instruction",), _ANSWER),
+            ("input", "context", "history", *_MAY),
             _instruction,
+            alone=(("input",), _ANSWER),
         ),
         Format(
             "prompt_completion",
             ("prompt_response",),
             (("prompt",), ("completion", "response", "output", "answer")),
-            (TOOLS, *SYSTEM),
+            ("history", *_MAY),
             _pair,
         ),
         Format(
             "question_answer",
             ("qa",),
             (("question", "query"), ("answer", "response", "output", "completion")),
-            (TOOLS, *SYSTEM),
+            ("history", *_MAY),
             _pair,
         ),
         Format("text", ("raw",), (("text",),), (), _text),

@@ -10,31 +10,17 @@ from typing import Any
 from sft.data.formats.errors import RowError
 
 DEEPEST = 64  # levels of nesting that tools and arguments may have; templates render them by recursion
-TEXT_PARTS = ("text", "input_text", "output_text")
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # values of a key that say no more than its absence
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
-def text_of(value: Any, what: str) -> str:
-    """Text as it stands: a string, or text parts joined without anything between them.
-
-    Args:
-        value: a string, or a list of strings and {"type": "text", "text": ...} parts.
-        what: what it is, for the reason ("content of message 2").
-
-    Raises:
-        RowError: null, another type, another modality, text that is no valid Unicode or has NUL characters.
-    """
-    if isinstance(value, str):
-        if not value.isascii():
-            _check_unicode(value, what)
-        if "\0" in value:
-            raise RowError("NUL character", f" in the {what}")
-        return value
-    if isinstance(value, list):
-        return "".join(_part(part, what) for part in value)
-    if value is None:
-        raise RowError("null", f" as the {what}")
-    raise RowError("not text", f": the {what} is {kind_of(value)}")
+def check_text(text: str, what: str) -> str:
+    """The text itself. Raises RowError where it is no valid Unicode or has NUL characters."""
+    if not text.isascii():
+        _check_unicode(text, what)
+    if "\0" in text:
+        raise RowError("NUL character", f" in the {what}")
+    return text
 
 
 def is_blank(text: str) -> bool:
@@ -49,13 +35,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def optional_text(value: Any, what: str) -> str | None:
-    """Text, or None where the value is null or empty."""
-    if value is None or value == "":
-        return None
-    return text_of(value, what) or None
 
 
 def kind_of(value: Any) -> str:
@@ -132,20 +111,6 @@ def refuse_media(row: Mapping[str, Any], what: str) -> None:
     for key in MEDIA:
         if key in row and row[key] not in (None, "", []):
             raise RowError("not text alone", f": the {what} has {key}")
-
-
-def _part(part: Any, what: str) -> str:
-    if isinstance(part, str):
-        return text_of(part, what)
-    if not isinstance(part, dict):
-        raise RowError("not text", f": a part of the {what} is {kind_of(part)}")
-    kind = part.get("type", "text")
-    if kind not in TEXT_PARTS:
-        raise RowError("not text alone", f": the {what} has a part of type {kind!r}")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise RowError("not text", f": a part of the {what} has {kind_of(text)} as its text")
-    return text_of(text, what)
 
 
 def _check_unicode(text: str, what: str) -> None:

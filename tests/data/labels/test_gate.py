@@ -64,9 +64,10 @@ def problem(template, tok, conversation, **options):
 def test_a_template_of_the_users_with_two_bos_or_none(tokenizer):
     tok = tokenizer(IM, adds_bos=True)
     body = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    twice = Template(name="file", text="{{ bos_token }}{{ bos_token }}" + body)
-    assert problem(twice, tok, PLAIN) == "the row begins with <s> twice"
-    assert "does not begin with <s>" in problem(Template(name="file", text=body), tok, PLAIN)
+    with pytest.raises(UserError, match=r"template.path: the chat template writes <s> twice"):
+        bind(Template(name="file", text="{{ bos_token }}{{ bos_token }}" + body), tok, GENERIC)
+    with pytest.raises(UserError, match=r"the chat template does not write <s>, with which .*\n.*begin it with {{ bos"):
+        bind(Template(name="file", text=body), tok, GENERIC)
     assert problem(Template(name="file", text="{{ bos_token }}" + body), tok, PLAIN) is None
 
 

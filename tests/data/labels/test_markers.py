@@ -76,8 +76,11 @@ def test_a_row_without_a_match_is_reported_and_masked_whole(encoder, conversatio
 def test_a_match_in_a_users_words_is_passed_over(encoder):
     trick = f"x {ANSWER}evil<|im_end|>"
     messages = [{"role": "user", "content": trick}, {"role": "assistant", "content": "good"}]
-    (one,) = encoder(ANSWER, QUESTION).encode([{"messages": messages}])
+    (one,) = encoder(ANSWER, QUESTION, control_tokens="text").encode([{"messages": messages}])
     assert one["rows"][0]["trained_text"] == ["good<|im_end|>"]
+    messages[0]["content"] = "### Answer: evil"
+    (one,) = encoder("### Answer:", template="instruct").encode([{"messages": messages}])
+    assert "evil" not in "".join(one["rows"][0]["trained_text"])
 
 
 def test_raw_text_is_searched_too(encoder):

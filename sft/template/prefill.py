@@ -1,0 +1,53 @@
+"""Answers of which the prompt holds the beginning: where the rest of one begins in a rendered text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from unicodedata import category
+
+
+class Unlabelable(ValueError):
+    """A conversation whose trained text cannot be told; the message says why."""
+
+
+def trained_from(text: str, start: int, end: int, message: Mapping[str, Any], turn: int) -> int:
+    """Where the trained part of a turn begins: after the `prefill` that its content begins with, if it has one.
+
+    Args:
+        text: the rendered text.
+        start, end: where the turn stands in it, its stop token included.
+        message: the assistant's message.
+        turn: which of the conversation it is.
+
+    Raises:
+        Unlabelable: the template rewrites the content, so that its beginning cannot be told.
+    """
+    prefill = message.get("prefill")
+    if not prefill:
+        return start
+    content = message["content"]
+    begun = _end_in(content, prefill)
+    place = text.find(content, start, end)
+    if place >= 0 and begun is not None:
+        return place + begun
+    words = content.strip()  # templates that trim
+    place = text.find(words, start, end)
+    if place < 0 or begun is None:
+        raise Unlabelable(f"the chat template rewrites an answer that the prompt begins: message {turn + 1}")
+    trimmed = len(content) - len(content.lstrip())
+    return place + min(max(0, begun - trimmed), len(words))
+
+
+def _end_in(content: str, beginning: str) -> int | None:
+    """Where a beginning of a content ends in it; private-use signs that were put into the content do not count."""
+    if content.startswith(beginning):
+        return len(beginning)
+    at = 0
+    for character in beginning:
+        while content[at : at + 1] != character:
+            if at >= len(content) or category(content[at]) != "Co":
+                return None
+            at += 1
+        at += 1
+    return at

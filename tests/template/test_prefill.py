@@ -1,0 +1,37 @@
+"""Where the rest of an answer begins that the prompt holds the beginning of."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft.template.prefill import Unlabelable, trained_from
+
+
+def begins(text: str, content: str, prefill: str) -> str:
+    message = {"role": "assistant", "content": content, "prefill": prefill}
+    return text[trained_from(text, 2, len(text), message, 1) :]
+
+
+def test_a_whole_answer_begins_where_its_turn_does():
+    assert trained_from("A:ok.", 2, 5, {"role": "assistant", "content": "ok"}, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "prefill", "rest"),
+    [
+        ("A:so it is.", "so it is", "so", " it is."),
+        ("A:so it is.", "  so it is \n", "  so", " it is."),  # trimmed by the template
+        ("A:so it is.", " so it is", " ", "so it is."),
+        ("A:so.", "so ", "so ", "."),
+        ("A:<\U000fff00b> it is.", "<\U000fff00b> it is", "<b>", " it is."),  # a sign in the content
+    ],
+)
+def test_the_rest_begins_after_what_the_prompt_holds(text, content, prefill, rest):
+    assert begins(text, content, prefill) == rest
+
+
+def test_an_answer_that_a_template_rewrites_is_refused():
+    with pytest.raises(Unlabelable, match="rewrites an answer that the prompt begins: message 2"):
+        begins("A:SO IT IS.", "so it is", "so")
+    with pytest.raises(Unlabelable):
+        begins("A:it is.", "it is", "so ")
