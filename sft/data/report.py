@@ -34,10 +34,10 @@ def build_report(
     """The content of data_report.json.
 
     Per source: read; converted; broken and skipped (no conversation, or no labels, could be made; skipped: left out by
-    the user's function); rows, which the converted ones made (several of one with history=expand); duplicates, how many
-    of them equal another; dropped by reason, with the rows named; notes, what rows hold that was not read or was read
-    otherwise; truncated; train and eval, between which the rows that fit were split; used, what the mixture drew; weight,
-    as shares asked for and got.
+    the user's function or by a mark on the row); rows, which the converted ones made (several of one with
+    history=expand); duplicates, how many of them equal another; dropped by reason, with the rows named; notes, what rows
+    hold that was not read or was read otherwise; truncated; train and eval, between which the rows that fit were split;
+    used, what the mixture drew; weight, as shares asked for and got.
     """
     sources = {}
     drawn_tokens = max(1, int(rows.documents.length.sum()))

@@ -11,8 +11,8 @@ class RowError(ValueError):
     Args:
         kind: the reason without particulars ("unknown role"), by which a report counts.
         detail: what follows it in full (" 'narrator' in message 2").
-        broken: false where the row was left out on purpose (a user's `convert` returned None): it is counted, but not
-            against `dataset.max_dropped`.
+        broken: false where the row was left out on purpose (a user's `convert` returned None, a mark on the row): it is
+            counted, but not against `dataset.max_dropped`.
     """
 
     def __init__(self, kind: str, detail: str = "", *, broken: bool = True) -> None:
