@@ -192,7 +192,7 @@ def _trainer(course: _Course, inputs: Any, model: Any, stopping: Any, stack: Exi
     from sft.training.build import build_callbacks, build_trainer
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.callbacks.pruning import pruning_callbacks
-    from sft.training.earlier import objective_of
+    from sft.config.figures import objective_of
     from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 

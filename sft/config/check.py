@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from sft.config.build import targets_of
 from sft.config.conflicts import conflicts
 from sft.config.effects import TRAINING, without_effect
 from sft.config.errors import UserError
+from sft.config.figures import unknown_figures
 from sft.config.nodes import misplaced
 from sft.config.owners import OWNED
+from sft.config.schedules import clashing
 from sft.config.signature import Signature, find_in_file, read_signature, signature_of
 from sft.config.suggest import nearest, suggestion
 from sft.config.targets import check_target
@@ -25,12 +27,15 @@ INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_
 CLOSED = {"transformers.BitsAndBytesConfig"}
 
 
-def check(config: dict[str, Any], command: str = "train", predicts: bool = False) -> list[UserError]:
+def check(
+    config: dict[str, Any], command: str = "train", *, explicit: Iterable[str] = (), predicts: bool = False
+) -> list[UserError]:
     """Every fault of a resolved config: unknown keys, wrong types, missing values, other owners, contradictions.
 
     Args:
         config: the composed config as plain containers, interpolations resolved.
         command: the name of the primary config ("train", "preview", ...).
+        explicit: keys of `trainer` that the command line gives itself.
         predicts: whether a Python caller may give a `compute_metrics`.
     """
     listed = config.get("allow_targets")  # what it may be else is an error of its own
@@ -46,9 +51,22 @@ def check(config: dict[str, Any], command: str = "train", predicts: bool = False
     known = {error.where for error in errors}
     errors += [error for error in misplaced(config) if error.where not in known]
     if command in TRAINING:
-        errors += [error for error in without_effect(config, predicts) if error.where not in known]
+        errors += [error for error in _of_training(config, explicit, predicts) if error.where not in known]
     known = {error.where for error in errors}
     return errors + [error for error in conflicts(config) if error.where not in known]
+
+
+def _of_training(config: dict[str, Any], explicit: Iterable[str], predicts: bool) -> Iterator[UserError]:
+    """What a training would leave undone, or could not do, although each value fits its key."""
+    for rule in (
+        lambda: without_effect(config, predicts),
+        lambda: () if predicts else unknown_figures(config),
+        lambda: clashing(config, explicit),
+    ):
+        try:
+            yield from rule()  # type: ignore[no-untyped-call]
+        except (AttributeError, TypeError):
+            continue  # a value of the wrong type: the type check has said so already
 
 
 def unknown_key(key: str, valid: list[str], config: Mapping[str, Any]) -> UserError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.owners import written
 from sft.config.paths import conf_dir
 
 # Nodes that are one object each. Their options are those of the group of the same name.
@@ -26,12 +27,13 @@ def misplaced(config: Mapping[str, Any]) -> Iterator[UserError]:
         if node is None or node == "???" or (isinstance(node, Mapping) and "_target_" in node):
             continue
         known = str(name) in _options("callbacks")
-        remedy = f"callbacks=[default,{name}]" if known else f"{where}.KEY=VALUE sets a key, {where}=null turns it off"
+        there = ", ".join(_options("callbacks"))
+        remedy = f"callbacks=[default,{name}]" if known else f"{where}=null turns it off. There are: {there}"
         if isinstance(node, Mapping):
             what = "nothing says which callback it is: it has no _target_"
             remedy = remedy if known else f"'+{where}={{_target_: my.module.Callback}}' 'allow_targets=[my.module.Callback]'"
         else:
-            what = f"{node!r} is a value, where a callback's node belongs"
+            what = f"{written(node)} is a value, where a callback's node belongs"
         yield UserError(what, where=where, remedy=remedy)
 
 

@@ -19,8 +19,12 @@ MEANINGS = Path(__file__).with_name("meanings.yaml")
 _SHORTEST_PREFIX = 5
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that a slip of the finger makes this one of; None where none or several are as near."""
+def nearest(name: str, valid: Iterable[str], beginnings: bool = True) -> str | None:
+    """The valid name that a slip of the finger makes this one of; None where none or several are as near.
+
+    Args:
+        beginnings: whether the beginning of a longer name will do (`lr_schedule` for `lr_scheduler_type`).
+    """
     valid = list(dict.fromkeys(valid))
     plain = _plain(name)
     same = [each for each in valid if _plain(each) == plain]
@@ -30,7 +34,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     if ranked:
         best = [each for distance, each in ranked if distance == ranked[0][0]]
         return best[0] if len(best) == 1 else None
-    longer = [each for each in valid if len(plain) >= _SHORTEST_PREFIX and _plain(each).startswith(plain)]
+    longer = [each for each in valid if beginnings and len(plain) >= _SHORTEST_PREFIX and _plain(each).startswith(plain)]
     return longer[0] if len(longer) == 1 else None
 
 
@@ -51,7 +55,7 @@ def suggestion(key: str, valid: Iterable[str], config: Mapping[str, Any]) -> str
     elsewhere = list(dict.fromkeys(full for full in _keys(config) if full.rpartition(".")[2] == last and full != key))
     if len(elsewhere) == 1:
         return f"did you mean {elsewhere[0]}?"
-    foreign = nearest(last, _meanings())  # `rnak` is a slip of `rank`, which is `r` here
+    foreign = nearest(last, _meanings(), beginnings=False)  # `rnak` is a slip of `rank`, which is `r` here
     return _meant(foreign, config) if foreign else None
 
 
