@@ -268,11 +268,17 @@ def without_effect(config: Mapping[str, Any], predicts: bool = False) -> Iterato
             yield UserError(
                 f"{written(value)} has no effect: it is {needs.why}", where=key, remedy=f"{needs.remedy}, or remove {key}"
             )
-    for key, default in {} if predicts else PREDICTIONS.items():
+    if not predicts:
+        yield from unread_without_predictions(config)
+    yield from _values(config)
+
+
+def unread_without_predictions(config: Mapping[str, Any]) -> Iterator[UserError]:
+    """An error for each setting about predictions, which only a `compute_metrics` has made."""
+    for key, default in PREDICTIONS.items():
         value = _given(config, key)
         if value is not None and value != default:
             yield UserError(f"it has no effect: {_PREDICTIONS}", where=key, remedy=f"remove {key}")
-    yield from _values(config)
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[UserError]:
