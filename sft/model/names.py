@@ -148,7 +148,7 @@ def _unmatched(key: str, names: Iterable[str], modules: list[str]) -> Iterator[U
 def _unmatched_parameters(names: Iterable[str], parameters: list[str]) -> Iterator[UserError]:
     unmatched = sorted(name for name in names if not _matching(parameters, [name]))
     if unmatched:
-        ends = {".".join(name.split(".")[-3:]) for name in parameters}
+        ends = {".".join(name.split(".")[-2:]) for name in parameters}
         yield UserError(
             f"no parameter is called {', '.join(unmatched)}",
             where="lora.target_parameters",
@@ -180,13 +180,15 @@ def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[Use
     if not indices:
         return
     where = "lora.trainable_token_indices"
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    rows = weight.shape[0]
     named = indices if isinstance(indices, dict) else {None: indices}
     for name, tokens in named.items():
         if name is not None and not _matching(modules, [name]):
             embeddings = [each for each in _last(modules) if each in ("embed_tokens", "wte", "lm_head")]
             yield _no_match("trainable_token_indices", [name], embeddings or _last(modules))
-        if beyond := [token for token in tokens if not 0 <= token < rows]:
+        beyond = [token for token in tokens if not 0 <= token < rows]
+        if beyond and not weight.is_meta:  # rows for new tokens are added to a model that has weights
             yield UserError(
                 f"there is no token {', '.join(map(str, beyond[:5]))}: the embeddings have {rows:,} rows",
                 where=where,
