@@ -43,6 +43,7 @@ def refuse_unmatched(config: Any, model: Any) -> None:
         *_unmatched_keys("rank_pattern", config.rank_pattern or {}, adapted),
         *_unmatched_keys("alpha_pattern", config.alpha_pattern or {}, adapted),
         *_token_indices(config.trainable_token_indices, model, modules),
+        *_biases(config, adapted, parameters),
     ]
     if isinstance(config.exclude_modules, str) and not _fullmatch(config.exclude_modules, modules):
         faults.append(_no_match("exclude_modules", [config.exclude_modules], _last(modules)))
@@ -194,6 +195,15 @@ def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[Use
                 where=where,
                 remedy=f"ids between 0 and {rows - 1}",
             )
+
+
+def _biases(config: Any, adapted: list[str], parameters: list[str]) -> Iterator[UserError]:
+    """The error for biases that are to train and are not there."""
+    there = {name.removesuffix(".bias") for name in parameters if name.endswith(".bias")}
+    if config.bias == "none" or there & (set(adapted) if config.bias == "lora_only" else there):
+        return
+    where = "adapted layer" if config.bias == "lora_only" else "layer"
+    yield UserError(f"no {where} has a bias", where="lora.bias", remedy="lora.bias=none")
 
 
 def _no_match(key: str, names: Sequence[str], there: Iterable[str], what: str = "no module is called") -> UserError:

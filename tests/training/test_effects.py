@@ -24,6 +24,7 @@ import sft.training.spread
 import sft.training.trainer
 from sft.config.build import build
 from sft.config.effects import NEEDS, NO_EFFECT, PREDICTIONS, without_effect
+from sft.config.errors import UserError
 from sft.config.owners import OWNED
 from sft.config.signature import read_signature
 from sft.run.directory import RunDirectory
@@ -305,7 +306,6 @@ ADAPTERS: dict[str, Any] = {
     "lora_dropout": 0.5,
     "target_modules": ["q_proj"],
     "exclude_modules": ["q_proj"],
-    "bias": "all",
     "use_rslora": True,
     "use_dora": True,
     "modules_to_save": ["lm_head"],
@@ -314,10 +314,18 @@ ADAPTERS: dict[str, Any] = {
     "rank_pattern": {"q_proj": 2},
     "alpha_pattern": {"q_proj": 2},
     "trainable_token_indices": [1, 2],
-    "target_parameters": ["q_proj.weight"],
     "lora_bias": True,
     "velora_config": {"num_groups": 2},
     "use_bdlora": {"target_modules_bd_a": ["o_proj", "down_proj"], "nblocks": 2, "match_strict": False},
+}
+# Those that need more than the key, with what they are compared with.
+COMPARED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "bias": ({"bias": "all"}, {}, "gpt2"),
+    "target_parameters": (
+        {"target_modules": ["v_proj"], "target_parameters": ["q_proj.weight"]},
+        {"target_modules": ["v_proj"]},
+        "qwen3",
+    ),
 }
 # Keys whose effect this model cannot show, by what they are for.
 OF_OTHERS = {
@@ -328,7 +336,7 @@ OF_OTHERS = {
 
 
 def test_every_argument_of_the_adapter_is_looked_at():
-    assert {*ADAPTERS, *OF_OTHERS} == keys("lora", "peft.LoraConfig")
+    assert {*ADAPTERS, *COMPARED, *OF_OTHERS} == keys("lora", "peft.LoraConfig")
 
 
 @pytest.fixture(scope="module")
@@ -338,10 +346,13 @@ def adapted():
     from sft.model.load import load_config, load_model
     from sft.model.spec import TinyModel
 
-    spec = TinyModel(architecture="qwen3")
-    base = load_model(spec, None, trained=False, config=load_config(spec))
+    bases: dict[str, Any] = {}
 
-    def made(arguments: dict[str, Any]) -> Any:
+    def made(arguments: dict[str, Any], architecture: Any = "qwen3") -> Any:
+        spec = TinyModel(architecture=architecture)
+        if architecture not in bases:
+            bases[architecture] = load_model(spec, None, trained=False, config=load_config(spec))
+        base = bases[architecture]
         lora = build({"_target_": "peft.LoraConfig", "r": 8, **arguments}, where="lora")
         model, _ = attach(copy.deepcopy(base), lora, spec, seed=0)
         weights = {name: weight.detach().sum().item() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -363,6 +374,17 @@ def plain_adapter(adapted):
 @pytest.mark.parametrize("key", ADAPTERS)
 def test_an_argument_of_the_adapter_changes_what_trains(adapted, plain_adapter, key):
     assert adapted({key: ADAPTERS[key]}) != plain_adapter
+
+
+@pytest.mark.parametrize("key", COMPARED)
+def test_an_argument_with_another_changes_what_trains(adapted, key):
+    given, compared, architecture = COMPARED[key]
+    assert adapted(given, architecture) != adapted(compared, architecture)
+
+
+def test_biases_that_are_not_there_are_refused(adapted):
+    with pytest.raises(UserError, match="no layer has a bias"):
+        adapted({"bias": "all"})
 
 
 # -- quant -------------------------------------------------------------------------------------------------------------
