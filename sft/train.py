@@ -194,12 +194,12 @@ def _trainer(
     course: _Course, inputs: Any, model: Any, callbacks: Any, stopping: Any, stack: ExitStack
 ) -> tuple[Any, Tracker, str]:
     """The trainer with its callbacks bound, the tracker, and the run's objective; `stack` closes what wants closing."""
+    from sft.config.figures import objective_of
     from sft.run.trackers.base import tracking
     from sft.training.answers import few_examples
     from sft.training.build import build_trainer
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.callbacks.pruning import pruning_callbacks
-    from sft.config.figures import objective_of
     from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 

@@ -112,9 +112,7 @@ def _check_node(
         yield from _check_value(value, full, signature, config)
 
 
-def _check_value(
-    value: Any, full: str, signature: Signature, config: Mapping[str, Any]
-) -> Iterator[UserError]:
+def _check_value(value: Any, full: str, signature: Signature, config: Mapping[str, Any]) -> Iterator[UserError]:
     key = full.rpartition(".")[2]
     annotation, home = signature.parameters[key], signature.homes[key]
     if value == "???" or (isinstance(value, dict) and "_target_" in value) or _is_auto(full, value):
@@ -132,7 +130,11 @@ def _check_value(
             if isinstance(child, dict) and "_target_" not in child:
                 yield from _check_node(child, child_key, inner, config)
             elif not isinstance(child, dict) and held == "dict" and child is not None:
-                yield UserError(f"{child!r} is not a mapping", where=child_key, remedy=f"{child_key}.KEY=VALUE for one of: {', '.join(list(inner.parameters)[:6])}, ...")
+                yield UserError(
+                    f"{child!r} is not a mapping",
+                    where=child_key,
+                    remedy=f"{child_key}.KEY=VALUE for one of: {', '.join(list(inner.parameters)[:6])}, ...",
+                )
 
 
 def _is_auto(key: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config import schema
+from sft.config.absent import switched_off, unknown_node
 from sft.config.check import check
 from sft.config.errors import UserError, raise_all
 from sft.config.expansion import endless
@@ -22,7 +23,7 @@ from sft.config.requirements import missing
 from sft.config.resolvers import register
 from sft.config.safety import LONGEST_NAME, unsafe
 from sft.config.secrets import redact_command
-from sft.config.suggest import nearest, suggestion
+from sft.config.suggest import nearest
 from sft.config.sweeps import expand_sweep
 from sft.config.yaml_files import check_yaml
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.types import Override
 
-_ON = {"quant": "quant=nf4", "lora": "lora=r16", "callbacks": "callbacks=default", "tracker": "tracker=wandb"}
 OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  # a config may be without these
 
 
@@ -253,7 +253,7 @@ def _apply(composed: Composed, override: Override) -> None:
     if holder is None and not override.is_force_add():
         top = parent.split(".")[0]
         if parent and OmegaConf.select(config, top) is None:
-            composed.errors.append(_off(config, key, top) if top in config else _unknown_top(config, key, top))
+            composed.errors.append(switched_off(config, key, top) if top in config else unknown_node(config, key, top))
             return
     exists = (isinstance(holder, DictConfig) and last in holder) or (not parent and key in config)
     if override.value() is None and not exists and not (override.is_add() or override.is_force_add()):
@@ -269,32 +269,6 @@ def _apply(composed: Composed, override: Override) -> None:
         OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
     except (OmegaConfBaseException, ValueError, AssertionError) as error:
         composed.errors.append(UserError(" ".join(str(error).split()), where=key))
-
-
-def _off(config: DictConfig, key: str, top: str) -> UserError:
-    """The error for a key of a node that is off; the option that switches it on is named."""
-    meant = suggestion(key, [], _raw(config))
-    option = meant if meant and meant.startswith(f"{top}=") else None
-    on = f"{option} {key}=..." if option is None and (option := _ON.get(top)) else option
-    return UserError(
-        f"{top} is off ({top}=none), so it has no keys",
-        where=key,
-        remedy=f"{on}, or leave {key} out" if on else f"choose an option of {top}, or leave {key} out",
-    )
-
-
-def _unknown_top(config: DictConfig, key: str, top: str) -> UserError:
-    """The error for a key below a node that does not exist."""
-    near = nearest(top, [str(k) for k in config if k != "hydra"])
-    found = f"did you mean {near}.{key.partition('.')[2]}?" if near else suggestion(key, [], _raw(config))
-    shown = ", ".join(sorted(str(k) for k in config if k != "hydra"))
-    return UserError("no such key", where=key, remedy=found or f"there are: {shown}")
-
-
-def _raw(config: DictConfig) -> dict[str, Any]:
-    """A config whose interpolations are left as they are: enough to know its keys."""
-    found = OmegaConf.to_container(config, resolve=False)
-    return {str(key): value for key, value in found.items() if key != "hydra"} if isinstance(found, dict) else {}
 
 
 def _resolved(composed: Composed) -> dict[str, Any] | None:

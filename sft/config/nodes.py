@@ -31,7 +31,9 @@ def misplaced(config: Mapping[str, Any]) -> Iterator[UserError]:
         remedy = f"callbacks=[default,{name}]" if known else f"{where}=null turns it off. There are: {there}"
         if isinstance(node, Mapping):
             what = "nothing says which callback it is: it has no _target_"
-            remedy = remedy if known else f"'+{where}={{_target_: my.module.Callback}}' 'allow_targets=[my.module.Callback]'"
+            remedy = (
+                remedy if known else f"'+{where}={{_target_: my.module.Callback}}' 'allow_targets=[my.module.Callback]'"
+            )
         else:
             what = f"{written(node)} is a value, where a callback's node belongs"
         yield UserError(what, where=where, remedy=remedy)

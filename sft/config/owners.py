@@ -79,7 +79,9 @@ OWNED: dict[str, Owner] = {
     "trainer.hub_model_id": Owner("hub.push", _same("hub.push")),
     "trainer.hub_private_repo": Owner("hub.private", _same("hub.private")),
     "trainer.local_rank": Owner("torchrun", _text("torchrun --nproc-per-node=GPUS -m sft.train ..."), (-1,)),
-    "trainer.activation_checkpointing": Owner("trainer.gradient_checkpointing", _same("trainer.gradient_checkpointing")),
+    "trainer.activation_checkpointing": Owner(
+        "trainer.gradient_checkpointing", _same("trainer.gradient_checkpointing")
+    ),
     "trainer.activation_checkpointing_kwargs": Owner(
         "trainer.gradient_checkpointing_kwargs", _same("trainer.gradient_checkpointing_kwargs")
     ),
@@ -98,7 +100,9 @@ OWNED: dict[str, Owner] = {
     "lora.task_type": Owner(
         "sft, which trains causal language models", _text("lora.task_type=CAUSAL_LM, or leave it out"), ("CAUSAL_LM",)
     ),
-    "lora.peft_type": Owner("lora=, which builds a LoraConfig", _text("lora.peft_type=LORA, or leave it out"), ("LORA",)),
+    "lora.peft_type": Owner(
+        "lora=, which builds a LoraConfig", _text("lora.peft_type=LORA, or leave it out"), ("LORA",)
+    ),
     "lora.inference_mode": Owner("sft, which trains the adapter", _text("lora.inference_mode=false"), (False,)),
     "lora.base_model_name_or_path": Owner("model.name", _same("model.name")),
     "lora.revision": Owner("model.revision", _same("model.revision")),

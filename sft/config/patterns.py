@@ -57,7 +57,8 @@ def _entries(text: str) -> dict[str, float] | None:
 
 def _items(text: str) -> list[str]:
     """The parts between commas that no bracket encloses."""
-    parts, closing = [""], []
+    parts: list[str] = [""]
+    closing: list[str] = []
     for character in text:
         if character == "," and not closing:
             parts.append("")

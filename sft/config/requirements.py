@@ -53,7 +53,9 @@ _PACKAGES = {  # what pip calls them, where it is not the module's name with das
 _WANDB = "https://api.wandb.ai"
 
 
-def missing(config: Mapping[str, Any], hydra: Mapping[str, Any] | None = None, command: str = "train") -> list[UserError]:
+def missing(
+    config: Mapping[str, Any], hydra: Mapping[str, Any] | None = None, command: str = "train"
+) -> list[UserError]:
     """What a command would need and not find, an error each.
 
     Args:

@@ -41,7 +41,9 @@ def schedule(every: float | str | None, prefix: str, where: str) -> Asked:
     ):
         return {f"{prefix}_strategy": "steps", f"{prefix}_steps": every if every < 1 else int(every)}
     raise UserError(
-        f"{every!r} is not a number of steps", where=where, remedy="a whole number, a share below 1 of all steps, or epoch"
+        f"{every!r} is not a number of steps",
+        where=where,
+        remedy="a whole number, a share below 1 of all steps, or epoch",
     )
 
 

@@ -34,7 +34,9 @@ def nearest(name: str, valid: Iterable[str], beginnings: bool = True) -> str | N
     if ranked:
         best = [each for distance, each in ranked if distance == ranked[0][0]]
         return best[0] if len(best) == 1 else None
-    longer = [each for each in valid if beginnings and len(plain) >= _SHORTEST_PREFIX and _plain(each).startswith(plain)]
+    longer = [
+        each for each in valid if beginnings and len(plain) >= _SHORTEST_PREFIX and _plain(each).startswith(plain)
+    ]
     return longer[0] if len(longer) == 1 else None
 
 

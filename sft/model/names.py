@@ -80,7 +80,9 @@ def _patterns(config: Any) -> Iterator[UserError]:
     given += [("layers_pattern", pattern) for pattern in _layer_lists(config)]
     for key, pattern in given:
         if isinstance(pattern, str) and (wrong := wrong_pattern(pattern)):
-            yield UserError(f"{pattern!r} {wrong}", where=f"lora.{key}", remedy="a module's name, or a shorter expression")
+            yield UserError(
+                f"{pattern!r} {wrong}", where=f"lora.{key}", remedy="a module's name, or a shorter expression"
+            )
 
 
 def _unmatched_targets(config: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
@@ -165,7 +167,9 @@ def _unmatched_keys(key: str, patterns: dict[str, Any], adapted: list[str]) -> I
     for pattern in patterns:
         if pattern in takes:
             continue
-        earlier = {get_pattern_key(list(patterns), name) for name in adapted if get_pattern_key([pattern], name) == pattern}
+        earlier = {
+            get_pattern_key(list(patterns), name) for name in adapted if get_pattern_key([pattern], name) == pattern
+        }
         if earlier - {pattern}:
             yield UserError(
                 f"{pattern!r} comes after {', '.join(sorted(earlier))}, which takes all that it matches",

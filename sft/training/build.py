@@ -89,8 +89,10 @@ def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable
 
 
 # Keys that name modules, parameters or layers of the model.
-_NAMES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform")
-_NAMES += ("layers_pattern", "target_parameters", "trainable_token_indices")
+_NAMES = (
+    *("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    *("layers_to_transform", "layers_pattern", "target_parameters", "trainable_token_indices"),
+)
 
 
 def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:

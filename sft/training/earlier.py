@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+
 from sft.config.figures import objective_of
 from sft.run.directory import RunDirectory
 from sft.run.hub import Push

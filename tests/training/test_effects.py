@@ -23,8 +23,10 @@ import sft.training.shrinking
 import sft.training.spread
 import sft.training.trainer
 from sft.config.build import build
-from sft.config.effects import NEEDS, NO_EFFECT, PREDICTIONS, without_effect
+from sft.config.effects import without_effect
 from sft.config.errors import UserError
+from sft.config.needs import NEEDS
+from sft.config.no_effect import NO_EFFECT, PREDICTIONS
 from sft.config.owners import OWNED
 from sft.config.signature import read_signature
 from sft.run.directory import RunDirectory
@@ -222,13 +224,19 @@ def test_an_argument_of_the_trainer_reaches_the_code_that_reads_it(faults, key):
 def _another(key: str) -> str:
     """A value that is not the key's default."""
     none = NO_EFFECT.get(key)
-    default = none.default if none else PREDICTIONS.get(key, OWNED[key].fits[0] if key in OWNED and OWNED[key].fits else None)
+    default = (
+        none.default if none else PREDICTIONS.get(key, OWNED[key].fits[0] if key in OWNED and OWNED[key].fits else None)
+    )
     if isinstance(default, bool):
         return str(not default).lower()
     return {"lora.layer_replication": "[[0,1]]", "lora.alora_invocation_tokens": "[1]"}.get(key, "other")
 
 
-REFUSALS = sorted(key for key in REFUSED if key.split(".")[1] in keys("", "sft.training.arguments.Arguments") | keys("", "peft.LoraConfig"))
+REFUSALS = sorted(
+    key
+    for key in REFUSED
+    if key.split(".")[1] in keys("", "sft.training.arguments.Arguments") | keys("", "peft.LoraConfig")
+)
 
 
 @pytest.mark.parametrize("key", REFUSALS)
@@ -241,7 +249,9 @@ def test_an_argument_without_an_effect_is_refused_with_a_remedy(faults, key):
 @pytest.mark.parametrize("key", [key for key in REFUSALS if (key in NO_EFFECT and NO_EFFECT[key].default is not None)])
 def test_its_default_is_accepted(key):
     node, name = key.split(".")
-    assert not [error for error in without_effect({node: {name: NO_EFFECT[key].default}, "lora": {}}) if error.where == key]
+    assert not [
+        error for error in without_effect({node: {name: NO_EFFECT[key].default}, "lora": {}}) if error.where == key
+    ]
 
 
 NEEDING = {
@@ -355,7 +365,9 @@ def adapted():
         base = bases[architecture]
         lora = build({"_target_": "peft.LoraConfig", "r": 8, **arguments}, where="lora")
         model, _ = attach(copy.deepcopy(base), lora, spec, seed=0)
-        weights = {name: weight.detach().sum().item() for name, weight in model.named_parameters() if weight.requires_grad}
+        weights = {
+            name: weight.detach().sum().item() for name, weight in model.named_parameters() if weight.requires_grad
+        }
         layers = {
             name: (layer.scaling["default"], layer.lora_dropout["default"].__class__.__name__, str(layer.lora_variant))
             for name, layer in model.named_modules()
