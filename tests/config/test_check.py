@@ -68,7 +68,11 @@ import pytest
         ("trainer.resume_from_checkpoint=x", "trainer.resume_from_checkpoint", "-> resume=x"),
         ("trainer.resume_from_checkpoint=true", "trainer.resume_from_checkpoint", "-> resume=auto"),
         ("lora.task_type=SEQ_CLS", "lora.task_type", "-> lora.task_type=CAUSAL_LM"),
-        ("callbacks.custom_logging=true", "callbacks.custom_logging", "true is a value, where a callback's node belongs"),
+        (
+            "callbacks.custom_logging=true",
+            "callbacks.custom_logging",
+            "true is a value, where a callback's node belongs",
+        ),
         ("callbacks.early_stopping=true", "callbacks.early_stopping", "-> callbacks=[default,early_stopping]"),
         ("+callbacks.mine={every:3}", "callbacks.mine", "it has no _target_"),
         ("+dataset.sources.x=5", "dataset.sources.x", "5 is not a mapping"),
@@ -76,7 +80,11 @@ import pytest
         ("callbacks=full callbacks.validation.every=1.5", "callbacks.validation.every", "is not a number of steps"),
         ("trainer.warmup_steps=1.5", "trainer.warmup_steps", "a whole number of steps, or a share"),
         ("trainer.logging_steps=2.5", "trainer.logging_steps", "a whole number of steps, or a share"),
-        ("trainer.eval_strategy=steps trainer.eval_steps=3 trainer.eval_delay=1.5", "trainer.eval_delay", "eval_delay=2"),
+        (
+            "trainer.eval_strategy=steps trainer.eval_steps=3 trainer.eval_delay=1.5",
+            "trainer.eval_delay",
+            "eval_delay=2",
+        ),
     ],
 )
 def test_mistake_is_named_with_its_remedy(faults, override, where, says):
@@ -152,7 +160,9 @@ def test_a_name_from_elsewhere_is_understood(faults, override, meant):
     assert meant in faults(override)[override.partition("=")[0]]
 
 
-@pytest.mark.parametrize("override", ["paths=x", "paths.output=x", "trainer.saving_policy=x", "model.weights=x", "sft=1"])
+@pytest.mark.parametrize(
+    "override", ["paths=x", "paths.output=x", "trainer.saving_policy=x", "model.weights=x", "sft=1"]
+)
 def test_no_suggestion_is_better_than_a_wrong_one(faults, override):
     found = faults(override)[override.partition("=")[0]]
     assert "no such key" in found
@@ -173,7 +183,9 @@ def test_every_meaning_leads_somewhere(compose):
     for name, text in yaml.safe_load(MEANINGS.read_text()).items():
         keys = [part.partition("=")[0].strip("'+,: ") for part in str(text).split() if "=" in part] or [str(text)]
         for key in keys:
-            assert key in known or key.startswith(("callbacks.", "template.", "dataset.sources.", "tracker.", "hydra.")), (name, key)
+            assert key in known or key.startswith(
+                ("callbacks.", "template.", "dataset.sources.", "tracker.", "hydra.")
+            ), (name, key)
     assert check(plain) == []
 
 
@@ -207,9 +219,18 @@ FIGURES = "no evaluation gives the figure"
         (["objective=eval_exact_match"], "objective"),
         (["dataset=local", "dataset.path=x", "objective=eval_local_loss"], "objective"),
         (["dataset=local", "dataset.path=x", "dataset.eval_fraction=0", "objective=eval_loss"], "objective"),
-        (["trainer.metric_for_best_model=bleu", "trainer.load_best_model_at_end=true"], "trainer.metric_for_best_model"),
-        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.metric=bleu"], "callbacks.early_stopping.metric"),
-        (["callbacks=full", "callbacks.best_model.metric_for_best_model=x"], "callbacks.best_model.metric_for_best_model"),
+        (
+            ["trainer.metric_for_best_model=bleu", "trainer.load_best_model_at_end=true"],
+            "trainer.metric_for_best_model",
+        ),
+        (
+            ["callbacks=[default,early_stopping]", "callbacks.early_stopping.metric=bleu"],
+            "callbacks.early_stopping.metric",
+        ),
+        (
+            ["callbacks=full", "callbacks.best_model.metric_for_best_model=x"],
+            "callbacks.best_model.metric_for_best_model",
+        ),
     ],
 )
 def test_a_figure_that_no_evaluation_gives_is_refused(faults, overrides, where):
