@@ -70,7 +70,7 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
     from sft.training.earlier import earlier_result, push_weights
     from sft.training.memory import answering
     from sft.training.spread import refuse_unspreadable
-    from sft.training.start import begin
+    from sft.training.start import begin, refuse_unmeasured
 
     ranks = joined()
     job = job.agreed(ranks)
@@ -79,6 +79,8 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
         with ranks.agreeing():
             stack.enter_context(holding(job.run))
             refuse_unspreadable(job.config)
+            if not job.origin:
+                refuse_unmeasured(job.config, predicts=compute_metrics is not None)
         stack.enter_context(alike())
         record = RunRecord(job.run)
         resume_from, record.content = ranks.decided(lambda: (begin(job, record), record.content))
@@ -119,12 +121,12 @@ def _run(course: _Course) -> Result:
     from sft.evaluation.tasks import find_benchmarks
     from sft.model.shared import lent
     from sft.run import memory
-    from sft.training.build import build_model
+    from sft.training.build import build_model, built_early
     from sft.training.estimate.start import with_memory
     from sft.training.identity import input_facts, refuse_other_inputs, with_recorded_day
     from sft.training.inputs import prepare_together
     from sft.training.outputs import write_data
-    from sft.training.start import seed_everything
+    from sft.training.start import explicit_keys, refuse_unmeasured, seed_everything
     from sft.training.stopping import Stopping
 
     job, record, ranks = course.job, course.record, course.ranks
@@ -135,8 +137,11 @@ def _run(course: _Course) -> Result:
     stopping = Stopping(ranks)
     with stopping.listening():
         seed_everything(config["seed"])
+        with ranks.agreeing():
+            callbacks = built_early(config, job.run, explicit_keys(job))
         find_benchmarks(config)
         inputs = prepare_together(config, ranks)
+        refuse_unmeasured(config, course.compute_metrics is not None, list(inputs.data.eval))
         facts = ranks.decided(lambda: input_facts(config, inputs))
         refuse_other_inputs(config, before, facts)
         write_data(job.run, inputs)
@@ -147,10 +152,10 @@ def _run(course: _Course) -> Result:
         with ranks.agreeing():
             model = build_model(config, inputs, job.shares_base)
         with lent(model):
-            return _fit(course, inputs, model, stopping)
+            return _fit(course, inputs, model, callbacks, stopping)
 
 
-def _fit(course: _Course, inputs: Any, model: Any, stopping: Any) -> Result:
+def _fit(course: _Course, inputs: Any, model: Any, callbacks: Any, stopping: Any) -> Result:
     """Trainer; fit; save; the figures."""
     from sft.run.log import apart
     from sft.training.answers import Examination
@@ -165,7 +170,7 @@ def _fit(course: _Course, inputs: Any, model: Any, stopping: Any) -> Result:
             info = training_info(config, inputs, model)
             info.write(run)
             examination = Examination(_built(config, "evaluation"), inputs, config["seed"])
-            trainer, tracker, objective = _trainer(course, inputs, model, stopping, stack)
+            trainer, tracker, objective = _trainer(course, inputs, model, callbacks, stopping, stack)
             attention = trainer.attention_for(inputs.model.attn_implementation)
             mark("trainer")
             noisy = trainer.noise is not None
@@ -185,21 +190,23 @@ def _fit(course: _Course, inputs: Any, model: Any, stopping: Any) -> Result:
         return finish(Trained(job, inputs, trainer, info, examination, tracker, objective, course.started))
 
 
-def _trainer(course: _Course, inputs: Any, model: Any, stopping: Any, stack: ExitStack) -> tuple[Any, Tracker, str]:
+def _trainer(
+    course: _Course, inputs: Any, model: Any, callbacks: Any, stopping: Any, stack: ExitStack
+) -> tuple[Any, Tracker, str]:
     """The trainer with its callbacks bound, the tracker, and the run's objective; `stack` closes what wants closing."""
+    from sft.config.figures import objective_of
     from sft.run.trackers.base import tracking
     from sft.training.answers import few_examples
-    from sft.training.build import build_callbacks, build_trainer
+    from sft.training.build import build_trainer
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.callbacks.pruning import pruning_callbacks
-    from sft.training.earlier import objective_of
     from sft.training.profiling import profiling_callbacks
     from sft.training.start import explicit_keys
 
     job = course.job
     config, run = job.config, job.run
     objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
-    callbacks = build_callbacks(config, objective, direction)
+    bind_all(callbacks.values(), None, objective=objective, direction=direction)
     profiling = profiling_callbacks(bool(config.get("profile")))
     tracker = stack.enter_context(tracking(_built(config, "tracker"), run, config, run.path.name, job.group))
     stack.enter_context(closing([*callbacks.values(), *profiling]))

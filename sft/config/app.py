@@ -85,7 +85,7 @@ def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     if not line.shows or line.overrides or user_conf_dirs():
         loader = config_loader()
         config_name, overrides = over_base(loader, config_name, name, _with_environment(name, line.overrides))
-        line.overrides = check_command(loader, config_name, overrides, name, line.multirun)
+        line.overrides = check_command(loader, config_name, overrides, name, line.multirun, not line.shows)
     set_swept(swept_values(line.overrides) if line.multirun else {})
     sys.argv = [sys.argv[0], *(["-m"] if line.multirun else []), *line.flags, *line.overrides]
     jobs = _Jobs(task, line.multirun)

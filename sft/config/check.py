@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sft.config import schema
 from sft.config.build import targets_of
 from sft.config.conflicts import conflicts
+from sft.config.effects import TRAINING, without_effect
 from sft.config.errors import UserError
+from sft.config.figures import unknown_figures
+from sft.config.nodes import misplaced
+from sft.config.owners import OWNED
+from sft.config.schedules import clashing
 from sft.config.signature import Signature, find_in_file, read_signature, signature_of
+from sft.config.suggest import nearest, suggestion
 from sft.config.targets import check_target
 from sft.config.types import mismatch, nested_dataclass
 
-# Settings that would have two owners. Key -> who owns it.
-OWNED = {
-    "trainer.seed": "seed",
-    "trainer.output_dir": "hydra.run.dir (the run directory)",
-    "trainer.report_to": "tracker",
-    "trainer.run_name": "name",
-    "trainer.resume_from_checkpoint": "resume",
-    "trainer.hub_token": "the environment variable HF_TOKEN",
-    "trainer.push_to_hub": "hub.push",
-    "trainer.local_rank": "torchrun",
-    "lora.base_model_name_or_path": "model.name",
-    "lora.task_type": "sft, which trains causal language models",
-    "lora.inference_mode": "sft",
-    "trainer.packing": "dataset.packing",
-    "trainer.max_length": "dataset.max_length",
-    "trainer.padding_free": "model.attn_implementation",
-    "trainer.assistant_only_loss": "dataset.train_on",
-    "trainer.completion_only_loss": "dataset.train_on",
-    "trainer.dataset_kwargs": "dataset",
-}
-# What people call a setting elsewhere, and its name here.
-SYNONYMS = {
-    "rank": "r",
-    "lora_r": "r",
-    "lora_rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch_size": "per_device_train_batch_size",
-    "eval_batch_size": "per_device_eval_batch_size",
-    "grad_accum": "gradient_accumulation_steps",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "scheduler": "lr_scheduler_type",
-    "lr_scheduler": "lr_scheduler_type",
-    "optimizer": "optim",
-    "max_seq_length": "max_length",
-    "cutoff_len": "max_length",
-    "sequence_len": "max_length",
-}
 # Keys of other commands, by what this one has instead.
 ELSEWHERE = {"run": "to go on with a run: hydra.run.dir=DIR (or resume=DIR for a new one from its checkpoints)"}
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -62,12 +27,16 @@ INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_
 CLOSED = {"transformers.BitsAndBytesConfig"}
 
 
-def check(config: dict[str, Any], command: str = "train") -> list[UserError]:
+def check(
+    config: dict[str, Any], command: str = "train", *, explicit: Iterable[str] = (), predicts: bool = False
+) -> list[UserError]:
     """Every fault of a resolved config: unknown keys, wrong types, missing values, other owners, contradictions.
 
     Args:
         config: the composed config as plain containers, interpolations resolved.
         command: the name of the primary config ("train", "preview", ...).
+        explicit: keys of `trainer` that the command line gives itself.
+        predicts: whether a Python caller may give a `compute_metrics`.
     """
     listed = config.get("allow_targets")  # what it may be else is an error of its own
     allowed = [target for target in listed if isinstance(target, str)] if isinstance(listed, list) else []
@@ -76,37 +45,39 @@ def check(config: dict[str, Any], command: str = "train") -> list[UserError]:
     home = Path(schema.__file__)
     definition = find_in_file(home, schema.COMMANDS[command].__name__)
     if definition is not None:
-        errors += list(_check_node(config, "", signature_of(*definition)))
+        errors += list(_check_node(config, "", signature_of(*definition), config))
     for key, value in config.items():
-        errors += list(_check_tree(value, key))
+        errors += list(_check_tree(value, key, config))
+    known = {error.where for error in errors}
+    errors += [error for error in misplaced(config) if error.where not in known]
+    if command in TRAINING:
+        errors += [error for error in _of_training(config, explicit, predicts) if error.where not in known]
     known = {error.where for error in errors}
     return errors + [error for error in conflicts(config) if error.where not in known]
 
 
-def nearest(key: str, valid: list[str]) -> str | None:
-    """The valid name most like a mistyped one, or the name that a setting known by another one has here."""
-    if SYNONYMS.get(key) in valid:
-        return SYNONYMS[key]
-    found = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    if found:
-        return found[0]
-    # `rnak` for `r`, `lr` for `learning_rate`: close by letters although not by length
-    prefixed = [name for name in valid if key.startswith(name) or name.startswith(key)]
-    return max(prefixed, key=len) if prefixed else None
+def _of_training(config: dict[str, Any], explicit: Iterable[str], predicts: bool) -> Iterator[UserError]:
+    """What a training would leave undone, or could not do, although each value fits its key."""
+    for rule in (
+        lambda: without_effect(config, predicts),
+        lambda: () if predicts else unknown_figures(config),
+        lambda: clashing(config, explicit),
+    ):
+        try:
+            yield from rule()  # type: ignore[no-untyped-call]
+        except (AttributeError, TypeError):
+            continue  # a value of the wrong type: the type check has said so already
 
 
-def unknown_key(key: str, valid: list[str]) -> UserError:
-    """The error for a key that nothing takes, naming the nearest that something does."""
+def unknown_key(key: str, valid: list[str], config: Mapping[str, Any]) -> UserError:
+    """The error for a key that nothing takes, naming what was meant where that is clear."""
     if key in ELSEWHERE:
         return UserError("this command has no such key", where=key, remedy=ELSEWHERE[key])
-    prefix, _, last = key.rpartition(".")
-    near = nearest(last, valid)
-    full = f"{prefix}.{near}" if prefix else near
     shown = ", ".join(sorted(valid)[:12]) + (", ..." if len(valid) > 12 else "")
-    return UserError("no such key", where=key, remedy=f"did you mean {full}?" if near else f"valid here: {shown}")
+    return UserError("no such key", where=key, remedy=suggestion(key, valid, config) or f"valid here: {shown}")
 
 
-def _check_tree(node: Any, where: str) -> Iterator[UserError]:
+def _check_tree(node: Any, where: str, config: Mapping[str, Any]) -> Iterator[UserError]:
     """Check each `_target_` node below `where` against what its target takes."""
     if isinstance(node, dict):
         target = node.get("_target_")
@@ -114,37 +85,41 @@ def _check_tree(node: Any, where: str) -> Iterator[UserError]:
         if signature is not None:
             if target in CLOSED:
                 signature.open = False
-            yield from _check_node(node, where, signature)
+            yield from _check_node(node, where, signature, config)
         for key, value in node.items():
-            yield from _check_tree(value, f"{where}.{key}")
+            yield from _check_tree(value, f"{where}.{key}", config)
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _check_tree(value, f"{where}[{index}]")
+            yield from _check_tree(value, f"{where}[{index}]", config)
 
 
-def _check_node(node: dict[str, Any], where: str, signature: Signature) -> Iterator[UserError]:
+def _check_node(
+    node: dict[str, Any], where: str, signature: Signature, config: Mapping[str, Any]
+) -> Iterator[UserError]:
     for key, value in node.items():
         full = f"{where}.{key}" if where else str(key)  # YAML's keys may be numbers
         if key in INSTANTIATE_KEYS:
             continue
         if full in OWNED:
-            if value is not None:
-                yield UserError(f"this setting belongs to {OWNED[full]}", where=full, remedy=f"remove {full}")
+            if error := OWNED[full].refusal(full, value):
+                yield error
             continue
         if key not in signature.parameters:
             if not signature.open:
-                yield unknown_key(full, [name for name in signature.parameters if f"{where}.{name}" not in OWNED])
+                names = [name for name in signature.parameters if f"{where}.{name}" not in OWNED]
+                yield unknown_key(full, names, config)
             continue
-        yield from _check_value(value, full, signature, key)
+        yield from _check_value(value, full, signature, config)
 
 
-def _check_value(value: Any, full: str, signature: Signature, key: str) -> Iterator[UserError]:
+def _check_value(value: Any, full: str, signature: Signature, config: Mapping[str, Any]) -> Iterator[UserError]:
+    key = full.rpartition(".")[2]
     annotation, home = signature.parameters[key], signature.homes[key]
     if value == "???" or (isinstance(value, dict) and "_target_" in value) or _is_auto(full, value):
         return
     wanted = mismatch(value, annotation, home)
     if wanted:
-        yield UserError(f"{value!r} is not {wanted}", where=full, remedy=f"give {full}={_example(wanted)}")
+        yield UserError(f"{value!r} is not {wanted}", where=full, remedy=_remedy(full, value, wanted))
         return
     nested = nested_dataclass(annotation, home)
     if nested and isinstance(value, dict):
@@ -153,7 +128,13 @@ def _check_value(value: Any, full: str, signature: Signature, key: str) -> Itera
         for name, child in value.items() if held == "dict" else [("", value)]:
             child_key = f"{full}.{name}" if name else full
             if isinstance(child, dict) and "_target_" not in child:
-                yield from _check_node(child, child_key, inner)
+                yield from _check_node(child, child_key, inner, config)
+            elif not isinstance(child, dict) and held == "dict" and child is not None:
+                yield UserError(
+                    f"{child!r} is not a mapping",
+                    where=child_key,
+                    remedy=f"{child_key}.KEY=VALUE for one of: {', '.join(list(inner.parameters)[:6])}, ...",
+                )
 
 
 def _is_auto(key: str, value: Any) -> bool:
@@ -161,11 +142,15 @@ def _is_auto(key: str, value: Any) -> bool:
     return value == "auto" and key in ("trainer.gradient_checkpointing", "trainer.bf16")
 
 
-def _example(wanted: str) -> str:
+def _remedy(key: str, value: Any, wanted: str) -> str:
+    """An example of a value that fits; of a choice the nearest, or all of it."""
+    if wanted.startswith("one of "):
+        near = nearest(str(value), wanted.removeprefix("one of ").split(", "))
+        return f"did you mean {key}={near}?" if near else f"{key}={wanted}"
     for start, example in (("a whole number", "8"), ("a number", "0.1"), ("true", "true"), ("a list", "[a,b]")):
         if wanted.startswith(start):
-            return example
-    return wanted.removeprefix("one of ").split(", ")[0] if wanted.startswith("one of") else f"<{wanted}>"
+            return f"give {key}={example}"
+    return f"{key}.KEY=VALUE for each of its keys" if wanted == "a mapping" else f"give {key}=<{wanted}>"
 
 
 def _missing(node: Any, where: str) -> Iterator[UserError]:

@@ -12,14 +12,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config import schema
-from sft.config.check import OWNED, check, nearest
+from sft.config.absent import switched_off, unknown_node
+from sft.config.check import check
 from sft.config.errors import UserError, raise_all
 from sft.config.expansion import endless
 from sft.config.overrides import parse_overrides
+from sft.config.owners import OWNED
 from sft.config.paths import conf_dir, user_conf_dirs
+from sft.config.requirements import missing
 from sft.config.resolvers import register
 from sft.config.safety import LONGEST_NAME, unsafe
 from sft.config.secrets import redact_command
+from sft.config.suggest import nearest
 from sft.config.sweeps import expand_sweep
 from sft.config.yaml_files import check_yaml
 
@@ -38,11 +42,15 @@ class Composed:
         config: the job's config with Hydra's own node under `hydra`.
         errors: what is wrong with it.
         added: keys that no YAML names although their target takes them; Hydra wants `++` before these.
+        plain: the config as plain containers; None where it cannot be resolved.
+        hydra: Hydra's own node likewise.
     """
 
     config: DictConfig
     errors: list[UserError] = field(default_factory=list)
     added: set[str] = field(default_factory=set)
+    plain: dict[str, Any] | None = None
+    hydra: dict[str, Any] = field(default_factory=dict)
 
 
 def config_loader() -> ConfigLoaderImpl:
@@ -84,6 +92,7 @@ def compose_job(
     command: str,
     multirun: bool = False,
     overlay: DictConfig | None = None,
+    predicts: bool = False,
 ) -> Composed:
     """Compose one job (no sweeps in its overrides) and check it.
 
@@ -91,6 +100,7 @@ def compose_job(
         name: the primary config ("train", or a registered base).
         command: whose keys it must have ("train", "preview").
         overlay: keys laid over what the groups give, below the overrides.
+        predicts: whether a Python caller may give a `compute_metrics`.
     """
     from hydra.types import RunMode
 
@@ -128,17 +138,25 @@ def compose_job(
     plain = _resolved(composed)
     if plain is not None:
         hydra_node = plain.pop("hydra", {})
+        composed.plain, composed.hydra = plain, hydra_node
         dangers = [error for error in unsafe(plain, hydra_node) if error.where not in OWNED]
         told = {error.where for error in dangers}
         composed.errors += [*_hydra_targets(hydra_node), *dangers]
-        composed.errors += [error for error in check(plain, command) if error.where not in told]
+        explicit = [key.removeprefix("trainer.") for o in values if (key := o.key_or_group).startswith("trainer.")]
+        found = check(plain, command, explicit=explicit, predicts=predicts)
+        composed.errors += [error for error in found if error.where not in told]
         if not composed.errors:
             composed.errors += _refused_by_specs(plain)
     return composed
 
 
-def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], command: str, multirun: bool) -> list[str]:
+def check_command(
+    loader: ConfigLoaderImpl, name: str, overrides: list[str], command: str, multirun: bool, runs: bool = True
+) -> list[str]:
     """Compose and check every job that a command line stands for, before any of them starts.
+
+    Args:
+        runs: whether they are to start, and the machine must have what they need.
 
     Returns:
         The overrides with `++` where Hydra needs it.
@@ -152,6 +170,8 @@ def check_command(loader: ConfigLoaderImpl, name: str, overrides: list[str], com
         composed = compose_job(loader, name, job, command, multirun)
         added |= composed.added
         errors.update({str(error): error for error in composed.errors})
+        if runs and composed.plain is not None:
+            errors.update({str(error): error for error in missing(composed.plain, composed.hydra, command)})
     raise_all(list(errors.values()))
     return [f"++{o}" if o.partition("=")[0] in added else o for o in overrides]
 
@@ -233,16 +253,7 @@ def _apply(composed: Composed, override: Override) -> None:
     if holder is None and not override.is_force_add():
         top = parent.split(".")[0]
         if parent and OmegaConf.select(config, top) is None:
-            near = nearest(top, [str(k) for k in config])
-            what = f"{top} is off ({top}=none), so it has no keys" if top in config else "no such key"
-            remedy = (
-                f"choose an option of {top}, or leave {key} out"
-                if top in config
-                else f"did you mean {near}?"
-                if near
-                else "see --cfg job"
-            )
-            composed.errors.append(UserError(what, where=key, remedy=remedy))
+            composed.errors.append(switched_off(config, key, top) if top in config else unknown_node(config, key, top))
             return
     exists = (isinstance(holder, DictConfig) and last in holder) or (not parent and key in config)
     if override.value() is None and not exists and not (override.is_add() or override.is_force_add()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,11 +46,24 @@ def _early_stopping(config: dict[str, Any]) -> Iterator[UserError]:
 
 def _best_model(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
-    if trainer.get("load_best_model_at_end") and not evaluates(config):
+    nodes = (config.get("callbacks") or {}).items()
+    best = [name for name, node in nodes if str((node or {}).get("_target_", "")).endswith(".BestModel")]
+    if (trainer.get("load_best_model_at_end") or best) and not evaluates(config):
         yield UserError(
             "the best model is chosen by evaluations, and this run makes none",
-            where="trainer.load_best_model_at_end",
+            where=f"callbacks.{best[0]}" if best else "trainer.load_best_model_at_end",
             remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1",
+        )
+
+
+def _delay(config: dict[str, Any]) -> Iterator[UserError]:
+    trainer = config.get("trainer") or {}
+    delay = trainer.get("eval_delay")
+    if delay and trainer.get("eval_strategy") == "steps" and delay != int(delay):
+        yield UserError(
+            f"{delay} is not a number of steps, and the run evaluates by steps",
+            where="trainer.eval_delay",
+            remedy=f"trainer.eval_delay={math.ceil(delay)}",
         )
 
 
@@ -200,6 +214,7 @@ _RULES = (
     _quantized_full,
     _early_stopping,
     _best_model,
+    _delay,
     _adapter,
     _merge,
     _precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.config.errors import UserError, raise_all
+from sft.config.patterns import PATTERNS, with_patterns
+from sft.config.quoting import quoted
 from sft.config.secrets import redact_command
 
 if TYPE_CHECKING:
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 # Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
 LITERAL = re.compile(
     r"(\+{0,2})(prompt|system|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
+    re.DOTALL,
+)
+# Keys whose values are names or directories: a directory is literal text, whatever characters it has.
+DIRECTORIES = re.compile(
+    r"(\+{0,2})(resume|model\.name|model\.tokenizer\.name|judge\.model|judge\.cache|runs_dir|conversations"
+    r"|evaluation\.include_path|tracker\.log_dir|trainer\.deepspeed)=(.*)",
     re.DOTALL,
 )
 
@@ -97,6 +106,11 @@ def quote_literal(override: str, multirun: bool = False) -> str:
     """
     if listed := re.fullmatch(r"runs=\[?([^\]'\"]*)\]?", override):
         return f"runs=[{','.join(quoted(run.strip()) for run in listed[1].split(','))}]"
+    if pattern := PATTERNS.fullmatch(override):
+        return with_patterns(override, *pattern.groups())
+    if directory := DIRECTORIES.fullmatch(override):
+        prefix, key, value = directory.groups()
+        return f"{prefix}{key}={quoted(value)}" if _is_directory(value, multirun) else override
     match = LITERAL.fullmatch(override)
     if not match:
         return override
@@ -114,12 +128,12 @@ def quote_literal(override: str, multirun: bool = False) -> str:
     )
 
 
-def quoted(value: str) -> str:
-    """Text in Hydra's quotes: parsing it gives the same text, interpolations not followed."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", value)
-    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+def _is_directory(value: str, multirun: bool) -> bool:
+    """Whether a value is the path of something: it is there, or is written as paths are."""
+    with contextlib.suppress(OSError, ValueError):  # no name that a file could have
+        if Path(value).expanduser().exists():
+            return True
+    return value.startswith(("/", "./", "../", "~/")) and not (multirun and "," in value) and "${" not in value
 
 
 def with_environment(overrides: list[str], environment: dict[str, str] | None = None) -> list[str]:

@@ -10,12 +10,12 @@ from sft.config.errors import UserError
 
 _Rule = tuple[str, Callable[[Any], bool]]
 _ABOVE_0: _Rule = ("a number above 0", lambda value: 0 < value < math.inf)
-_EVERY: _Rule = ("a number above 0, as 10", _ABOVE_0[1])
+_WHOLE_OR_SHARE = "a whole number of steps, or a share of all steps below 1"
+_EVERY: _Rule = (f"{_WHOLE_OR_SHARE}, as 10", lambda value: 0 < value < 1 or _whole(value, 1))
 _NOT_NEGATIVE: _Rule = ("a number of 0 or more", lambda value: 0 <= value < math.inf)
 _COUNT: _Rule = ("a whole number of 1 or more", lambda value: 1 <= value < 2**31)
 _COUNT_OR_NONE: _Rule = ("a whole number of 0 or more", lambda value: 0 <= value < 2**31)
 _STEPS: _Rule = ("a whole number of 1 or more, or -1", lambda value: value == -1 or 1 <= value < 2**31)
-_SHARE: _Rule = ("a number between 0 and 1", lambda value: 0 <= value <= 1)
 _DROPOUT: _Rule = ("a number of 0 or more and below 1", lambda value: 0 <= value < 1)
 _SEED: _Rule = ("a whole number between 0 and 4294967295", lambda value: 0 <= value < 2**32)
 
@@ -29,8 +29,7 @@ RANGES: dict[str, _Rule] = {
     "trainer.max_grad_norm": _NOT_NEGATIVE,
     "trainer.num_train_epochs": ("a number above 0, as 3", _ABOVE_0[1]),
     "trainer.max_steps": _STEPS,
-    "trainer.warmup_steps": _NOT_NEGATIVE,
-    "trainer.warmup_ratio": _SHARE,
+    "trainer.warmup_steps": (f"{_WHOLE_OR_SHARE}, as 10", lambda value: 0 <= value < 1 or _whole(value, 1)),
     "trainer.adam_beta1": _DROPOUT,
     "trainer.adam_beta2": _DROPOUT,
     "trainer.adam_epsilon": _NOT_NEGATIVE,
@@ -41,9 +40,20 @@ RANGES: dict[str, _Rule] = {
     "trainer.logging_steps": _EVERY,
     "trainer.save_steps": _EVERY,
     "trainer.eval_steps": _EVERY,
+    "trainer.eval_delay": _NOT_NEGATIVE,
+    "trainer.save_total_limit": _COUNT,
+    "trainer.max_tokens_per_batch": _COUNT,
+    "trainer.torch_empty_cache_steps": _COUNT,
+    "trainer.neftune_noise_alpha": _NOT_NEGATIVE,
+    "trainer.ddp_timeout": _COUNT,
+    "trainer.dataloader_prefetch_factor": _COUNT,
     "trainer.dataloader_num_workers": _COUNT_OR_NONE,
     "trainer.cpu_parts": ("a whole number between 1 and 256, as 2", lambda value: 1 <= value <= 256),
 }
+
+
+def _whole(value: float, least: int) -> bool:
+    return least <= value < 2**31 and value == int(value)
 
 
 def out_of_range(config: Mapping[str, Any]) -> Iterator[UserError]:

@@ -6,22 +6,30 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote
 
 from omegaconf import OmegaConf
 
 RESOLVER = "sft.job"
+MAPPING = "sft.mapping"  # one with keys that Hydra's grammar has no form for
 _SWEPT = "SFT_SWEPT"
 
 
 def register() -> None:
     """Make `${sft.job:}` known to OmegaConf; calling it again changes nothing."""
     OmegaConf.register_new_resolver(RESOLVER, job_directory, replace=True)
+    OmegaConf.register_new_resolver(MAPPING, lambda text: json.loads(unquote(str(text))), replace=True)
     OmegaConf.register_new_resolver("sft.evaluations", evaluations_directory, replace=True)
 
 
 def evaluations_directory(run: str | None, name: str) -> str:
     """Where evaluations are kept: in the run's directory, or with the outputs where a model is evaluated by its name."""
     return os.path.join(os.path.expanduser(run), "evaluations") if run else f"outputs/{name}/evaluations"
+
+
+def mapping_as_interpolation(mapping: Mapping[str, object]) -> str:
+    """An interpolation that stands for a mapping, in characters that need no quotes anywhere."""
+    return f"${{{MAPPING}:{quote(json.dumps(mapping), safe='*./@|').replace('~', '%7E')}}}"
 
 
 def set_swept(swept: Mapping[str, Mapping[str, str]]) -> None:
@@ -64,5 +72,10 @@ def job_name(number: object, overrides: Iterable[object]) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Text with everything but letters, digits, `.`, `_` and `-` turned into `-`, runs of it made one."""
+    """Text with everything but letters, digits, `.`, `_` and `-` turned into `-`, runs of it made one.
+
+    Numbers keep their sign and their value: `1e+30` is `1e30`, and `-1` stays apart from `1`.
+    """
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text.strip()):
+        return text.strip().replace("+", "")
     return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]", "-", text)).strip("-.") or "none"

@@ -29,7 +29,7 @@ def compose_script(overrides: list[str], file: Path | None = None, command: str 
         name, overrides = over_base(loader, name, command, with_environment(overrides))
     if overlay is not None:
         overrides, overlay = _choices(overlay, overrides, set(loader.list_groups("")))
-    composed = compose_job(loader, name, overrides, command, overlay=overlay)
+    composed = compose_job(loader, name, overrides, command, overlay=overlay, predicts=True)
     raise_all(composed.errors)
     config, hydra = composed.config, composed.config.hydra
     with open_dict(config):

@@ -18,6 +18,7 @@ from sft.model.embeddings import embedding_names, is_tied
 from sft.model.existing import check_adapter, load_adapter, quiet, read_adapter_config, stored_rows
 from sft.model.initial import MUTATING, keep_initial, loftq_start
 from sft.model.load import set_use_cache
+from sft.model.names import no_match, refuse_unmatched, refuse_unskipped
 from sft.model.quant import quantized_modules
 from sft.model.spec import Model
 
@@ -63,7 +64,7 @@ def attach(
         return model, coverage_of(model)
     config = _complete(copy.deepcopy(lora), model, spec, target_modules, new_rows)
     _check_start(config, model)
-    _check_targets(config, model)
+    refuse_unmatched(config, model)
     loftq = config.init_lora_weights == "loftq"
     if loftq:
         config.init_lora_weights, config.loftq_config = True, {}
@@ -73,6 +74,25 @@ def attach(
         loftq_start(adapted, spec)
     keep_initial(adapted, config)
     return adapted, coverage_of(adapted)
+
+
+def refuse_names(
+    lora: Any, quant: Any, model: Any, spec: Model, target_modules: str | Sequence[str] = "all-linear"
+) -> None:
+    """Refuse names and patterns that match nothing in a model, before it has weights.
+
+    Args:
+        lora: a peft.LoraConfig, which is not changed; None for full fine-tuning.
+        quant: a transformers.BitsAndBytesConfig, or None.
+        model: without weights (`sft.model.facts.empty_model`).
+        spec, target_modules: as for `attach`.
+
+    Raises:
+        UserError: there are some.
+    """
+    refuse_unskipped(quant, model)
+    if lora is not None and not spec.adapter:
+        refuse_unmatched(_complete(copy.deepcopy(lora), model, spec, target_modules, ()), model)
 
 
 def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
@@ -134,6 +154,8 @@ def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequen
     config.inference_mode = False
     if config.target_modules is None and not config.target_parameters:
         config.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
+    if config.target_modules == "all-linear" and config.layers_to_transform is not None:
+        config.target_modules = set(candidates(model))  # peft reads the layers' numbers with listed names alone
     if config.exclude_modules is None and any(re.fullmatch(NOT_TEXT, name) for name, _ in model.named_modules()):
         config.exclude_modules = NOT_TEXT
     names = [name for name, _ in adaptable_modules(model)]
@@ -193,26 +215,6 @@ def _check_start(config: Any, model: Any) -> None:
             where="lora.use_dora",
             remedy="lora=dora, or lora.use_dora=false",
         )
-
-
-def _check_targets(config: Any, model: Any) -> None:
-    """Every name in target_modules has to match something: peft itself is content when one of them does."""
-    targets = config.target_modules
-    if targets is None or isinstance(targets, str):
-        return
-    names = [name for name, _ in model.named_modules()]
-    unmatched = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
-    if unmatched:
-        raise no_match(unmatched, model)
-
-
-def no_match(targets: Sequence[str], model: Any) -> UserError:
-    """The error for target modules that the model does not have, naming those it has."""
-    return UserError(
-        f"no module of {type(model).__name__} is called {', '.join(targets)}",
-        where="lora.target_modules",
-        remedy=f"lora.target_modules=[{','.join(candidates(model))}], or some of these, or all-linear",
-    )
 
 
 @contextlib.contextmanager

@@ -79,13 +79,6 @@ def perplexity(loss: float | None) -> float | None:
     return math.exp(loss)
 
 
-def greater_is_better(metric: str, direction: str | None = None) -> bool:
-    """Whether larger values of a metric are better: as the direction says, else all but losses and perplexities."""
-    if direction is not None:
-        return direction == "maximize"
-    return not metric.endswith(("loss", "perplexity"))
-
-
 def last_values(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The last value logged under each name, from metrics.jsonl or a trainer's log history."""
     found: dict[str, Any] = {}

@@ -66,7 +66,7 @@ def judged_by(config: Mapping[str, Any]) -> tuple[str, str]:
         return str(objective or "eval_loss"), str(config["direction"])
     if objective is None:
         return "eval_loss", "minimize"
-    from sft.run.metrics import greater_is_better
+    from sft.config.figures import greater_is_better
 
     return str(objective), "maximize" if greater_is_better(str(objective)) else "minimize"
 

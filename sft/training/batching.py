@@ -43,7 +43,7 @@ class BatchingTrainer(Trainer):
         return TokenBatches(
             self.lengths,  # type: ignore[arg-type]
             limit,
-            self.args.seed,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
             padded=self.batches_are_padded,
             ranks=self.args.world_size,
         )
@@ -69,6 +69,8 @@ class BatchingTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
         return self._prepared(loader)

@@ -11,10 +11,12 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
+from sft.config.figures import evaluated_sources, objective_of
 from sft.model import elementwise, lowrank, shared
-from sft.model.adapter import attach, changes_base
+from sft.model.adapter import attach, changes_base, refuse_names
 from sft.model.embeddings import fit_embeddings
-from sft.model.load import load_model
+from sft.model.facts import empty_model, family_of
+from sft.model.load import load_config, load_model
 from sft.run.directory import RunDirectory
 from sft.run.phases import mark
 from sft.run.ranks import joined
@@ -62,12 +64,56 @@ def _base_key(config: Mapping[str, Any]) -> str:
     return json.dumps([config["model"], config.get("quant"), os.environ.get("LOCAL_RANK")], sort_keys=True)
 
 
-def build_callbacks(config: Mapping[str, Any], objective: str, direction: str) -> dict[str, Any]:
-    """The config's callbacks by name, in order; nodes that are off left out.
+def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable[str] = ()) -> dict[str, Any]:
+    """The config's callbacks by name, built with all else that needs neither data nor model, so that faults come first.
+
+    Args:
+        run: where checkpoints will go.
+        explicit: trainer keys that the command line sets itself.
 
     Raises:
-        UserError: a node that builds no callback.
+        UserError: a node that builds no callback, or settings that a library refuses.
     """
+    allowed = config.get("allow_targets") or []
+    quant, lora, _ = (build(config.get(node), where=node, allowed=allowed) for node in ("quant", "lora", "tracker"))
+    _refuse_names(config, quant, lora)
+    evaluates = bool(evaluated_sources(config))
+    callbacks = _build_callbacks(config)
+    objective, direction = objective_of(config, evaluates)
+    bind_all(callbacks.values(), None, objective=objective, direction=direction)
+    asked = trainer_arguments(callbacks, config["trainer"], explicit)
+    dtype = str(config["model"].get("dtype", "auto"))
+    if not (config["trainer"].get("fsdp") or config["trainer"].get("deepspeed")):  # they change how a model is loaded
+        build_arguments(config["trainer"], run, seed=config["seed"], asked=asked, dtype=dtype, evaluates=evaluates)
+    return callbacks
+
+
+# Keys that name modules, parameters or layers of the model.
+_NAMES = (
+    *("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    *("layers_to_transform", "layers_pattern", "target_parameters", "trainable_token_indices"),
+)
+
+
+def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:
+    """Hold the names that the config gives against the model, of which only its own config is read for that."""
+    asked = config.get("lora") or {}
+    if not any(asked.get(key) for key in _NAMES) and not getattr(quant, "llm_int8_skip_modules", None):
+        return
+    spec = build(config["model"], where="model", allowed=config.get("allow_targets") or [])
+    model_config = load_config(spec)
+    try:
+        empty = empty_model(model_config, spec.trust_remote_code)
+    except UserError:
+        raise
+    except Exception as error:  # a model that is not made without weights is looked at when it has them
+        log.debug("names are checked later: %s", error)
+        return
+    refuse_names(lora, quant, empty, spec, family_of(spec, model_config).target_modules)
+
+
+def _build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's callbacks by name, in order; nodes that are off left out."""
     from transformers import TrainerCallback
 
     allowed = config.get("allow_targets") or []
@@ -79,7 +125,6 @@ def build_callbacks(config: Mapping[str, Any], objective: str, direction: str) -
         if not isinstance(callback, TrainerCallback):
             raise UserError(f"{type(callback).__name__} is no transformers.TrainerCallback", where=f"callbacks.{name}")
         built[name] = callback
-    bind_all(built.values(), None, objective=objective, direction=direction)
     return built
 
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
+from sft.config.figures import objective_of
 from sft.run.directory import RunDirectory
 from sft.run.hub import Push
-from sft.run.metrics import Metrics, greater_is_better
+from sft.run.metrics import Metrics
 from sft.run.record import read_record
 from sft.training.job import Job
 from sft.training.result import Result
 
 log = logging.getLogger(__name__)
-
-
-def objective_of(config: Mapping[str, Any], evaluates: bool) -> tuple[str, str]:
-    """The figure a run is judged by, and its direction."""
-    objective = config.get("objective") or ("eval_loss" if evaluates else "train_loss")
-    direction = config.get("direction") or ("maximize" if greater_is_better(objective) else "minimize")
-    return objective, direction
 
 
 def earlier_result(job: Job) -> Result | None:

@@ -173,7 +173,8 @@ def fill_steps(data: Prepared, config: Mapping[str, Any], padded: bool | None = 
         if padded is None:
             padded = (config.get("model") or {}).get("attn_implementation") not in (None, "varlen")
         ranks = world_size()
-        batches = TokenBatches(data.train.lengths, limit, config["seed"], padded=padded, ranks=ranks)
+        seed = config["seed"] if trainer.get("data_seed") is None else trainer["data_seed"]
+        batches = TokenBatches(data.train.lengths, limit, seed, padded=padded, ranks=ranks)
         data.report["train"]["steps_per_epoch"] = -(-len(batches) // (ranks * accumulation))
         return
     rows = trainer.get("per_device_train_batch_size", 8) * accumulation * world_size()

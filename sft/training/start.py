@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.errors import RunFailed, UserError
+from sft.config.effects import unread_without_predictions
+from sft.config.errors import RunFailed, UserError, raise_all
+from sft.config.figures import unknown_figures
 from sft.config.rank import world_size
+from sft.config.requirements import missing
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 from sft.run.record import RunRecord, begun, read_record
@@ -55,6 +58,22 @@ def begin(job: Job, record: RunRecord) -> str | None:
         log.info("going on from %s", found)
     record.start(seed=job.config["seed"], resumed_from=found.name if found else None, name=job.config["name"])
     return str(found) if found else None
+
+
+def refuse_unmeasured(config: Mapping[str, Any], predicts: bool, sources: list[str] | None = None) -> None:
+    """Refuse what this machine cannot do, and figures that no evaluation gives.
+
+    Args:
+        predicts: whether there is a `compute_metrics`, which gives figures of its own.
+        sources: those with evaluation rows, once the data is read; None before.
+
+    Raises:
+        UserError: all such faults.
+    """
+    found = missing(config) if sources is None else []
+    if not predicts:
+        found += [*unknown_figures(config, sources), *unread_without_predictions(config)]
+    raise_all(found)
 
 
 def explicit_keys(job: Job) -> list[str]:

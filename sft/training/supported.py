@@ -30,6 +30,8 @@ def supported(settings: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
         _liger(found, cuda)
     if found.get("tf32") and not cuda:
         raise UserError("TF32 is of NVIDIA GPUs, and none is used", where="trainer.tf32", remedy="trainer.tf32=null")
+    if found.get("fp16") and not cuda:
+        raise UserError("fp16 needs a GPU, and none is used", where="trainer.fp16", remedy="trainer.bf16=auto")
     return found
 
 

@@ -59,6 +59,32 @@ import pytest
         ("save_merged_model=true lora=none", "save_merged_model", "no adapter to merge"),
         ("trainer.bf16=true trainer.fp16=true", "trainer.fp16", "both on"),
         ("~lora.nothing", "lora.nothing", "nothing to delete"),
+        ("trainer.report_to=wandb", "trainer.report_to", "-> tracker=wandb"),
+        ("trainer.report_to=[tensorboard]", "trainer.report_to", "-> tracker=tensorboard"),
+        ("trainer.report_to=none", "trainer.report_to", "-> tracker=none"),
+        ("trainer.output_dir=x", "trainer.output_dir", "-> hydra.run.dir=x"),
+        ("trainer.packing=true", "trainer.packing", "-> dataset.packing=true"),
+        ("trainer.max_length=512", "trainer.max_length", "-> dataset.max_length=512"),
+        ("trainer.resume_from_checkpoint=x", "trainer.resume_from_checkpoint", "-> resume=x"),
+        ("trainer.resume_from_checkpoint=true", "trainer.resume_from_checkpoint", "-> resume=auto"),
+        ("lora.task_type=SEQ_CLS", "lora.task_type", "-> lora.task_type=CAUSAL_LM"),
+        (
+            "callbacks.custom_logging=true",
+            "callbacks.custom_logging",
+            "true is a value, where a callback's node belongs",
+        ),
+        ("callbacks.early_stopping=true", "callbacks.early_stopping", "-> callbacks=[default,early_stopping]"),
+        ("+callbacks.mine={every:3}", "callbacks.mine", "it has no _target_"),
+        ("+dataset.sources.x=5", "dataset.sources.x", "5 is not a mapping"),
+        ("callbacks=full trainer.save_total_limit=1", "callbacks.checkpoint", "-> callbacks.checkpoint.limit=1"),
+        ("callbacks=full callbacks.validation.every=1.5", "callbacks.validation.every", "is not a number of steps"),
+        ("trainer.warmup_steps=1.5", "trainer.warmup_steps", "a whole number of steps, or a share"),
+        ("trainer.logging_steps=2.5", "trainer.logging_steps", "a whole number of steps, or a share"),
+        (
+            "trainer.eval_strategy=steps trainer.eval_steps=3 trainer.eval_delay=1.5",
+            "trainer.eval_delay",
+            "eval_delay=2",
+        ),
     ],
 )
 def test_mistake_is_named_with_its_remedy(faults, override, where, says):
@@ -109,3 +135,130 @@ def test_a_users_own_class_can_be_allowed(faults):
 
 def test_hydras_own_nodes_are_under_the_list_too(faults):
     assert "os.system" in faults("+hydra.callbacks.evil={_target_: os.system}")["hydra.callbacks.evil._target_"]
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("dataset.test_size=0.1", "did you mean dataset.eval_fraction?"),
+        ("validation_split=0.1", "did you mean dataset.eval_fraction?"),
+        ("wandb.project=x", "tracker=wandb tracker.project=NAME"),
+        ("trainer.mixed_precision=bf16", "trainer.bf16=true, or trainer.fp16=true"),
+        ("trainer.max_seq_length=512", "did you mean dataset.max_length?"),
+        ("trainer.eval_packing=true", "dataset.eval_packing=true"),
+        ("trainer.warmup_ratio=0.1", "trainer.warmup_steps=0.03"),
+        ("save_steps=10", "did you mean trainer.save_steps?"),
+        ("training.learning_rate=1", "did you mean trainer.learning_rate?"),
+        ("quant.load_in_4bit=true", "quant=nf4, or leave"),
+        ("quant.load_in_8bit=true", "quant=int8, or leave"),
+        ("model.load_in_4bit=true", "quant=nf4"),
+        ("lora.rank=8", "did you mean lora.r?"),
+        ("lora.targetModules=[a]", "did you mean lora.target_modules?"),
+    ],
+)
+def test_a_name_from_elsewhere_is_understood(faults, override, meant):
+    assert meant in faults(override)[override.partition("=")[0]]
+
+
+@pytest.mark.parametrize(
+    "override", ["paths=x", "paths.output=x", "trainer.saving_policy=x", "model.weights=x", "sft=1"]
+)
+def test_no_suggestion_is_better_than_a_wrong_one(faults, override):
+    found = faults(override)[override.partition("=")[0]]
+    assert "no such key" in found
+    assert "did you mean" not in found
+    assert "here: " in found or "there are: " in found
+
+
+def test_every_meaning_leads_somewhere(compose):
+    """What the table says is a key of ours, or an override that composes."""
+    import yaml
+
+    from sft.config.check import check
+    from sft.config.suggest import MEANINGS, _keys
+
+    plain = compose().plain
+    wandb = compose("tracker=wandb", "quant=nf4").plain
+    known = {*_keys(plain), *_keys(wandb)}
+    for name, text in yaml.safe_load(MEANINGS.read_text()).items():
+        keys = [part.partition("=")[0].strip("'+,: ") for part in str(text).split() if "=" in part] or [str(text)]
+        for key in keys:
+            assert key in known or key.startswith(
+                ("callbacks.", "template.", "dataset.sources.", "tracker.", "hydra.")
+            ), (name, key)
+    assert check(plain) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lora.task_type=CAUSAL_LM",
+        "lora.peft_type=LORA",
+        "lora.inference_mode=false",
+        "trainer.push_to_hub=false",
+        "trainer.warmup_steps=0.5",
+        "trainer.warmup_steps=5",
+        "trainer.logging_steps=10.0",
+        "callbacks=full",
+        "callbacks=full callbacks.checkpoint.limit=1",
+    ],
+)
+def test_what_is_right_is_accepted(faults, override):
+    assert faults(*override.split()) == {}
+
+
+FIGURES = "no evaluation gives the figure"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["objective=eval_bleu"], "objective"),
+        (["objective=eval_lss"], "objective"),
+        (["objective=eval_tickets_loss"], "objective"),
+        (["objective=eval_exact_match"], "objective"),
+        (["dataset=local", "dataset.path=x", "objective=eval_local_loss"], "objective"),
+        (["dataset=local", "dataset.path=x", "dataset.eval_fraction=0", "objective=eval_loss"], "objective"),
+        (
+            ["trainer.metric_for_best_model=bleu", "trainer.load_best_model_at_end=true"],
+            "trainer.metric_for_best_model",
+        ),
+        (
+            ["callbacks=[default,early_stopping]", "callbacks.early_stopping.metric=bleu"],
+            "callbacks.early_stopping.metric",
+        ),
+        (
+            ["callbacks=full", "callbacks.best_model.metric_for_best_model=x"],
+            "callbacks.best_model.metric_for_best_model",
+        ),
+    ],
+)
+def test_a_figure_that_no_evaluation_gives_is_refused(faults, overrides, where):
+    found = faults(*overrides)[where]
+    assert FIGURES in found
+    assert "There are: " in found
+
+
+@pytest.mark.parametrize("objective", ["tokens_per_second", "eval_exact_match"])
+def test_what_looks_at_evaluations_does_not_follow_another_objective(faults, objective):
+    given = [f"objective={objective}", "evaluation=generate", "callbacks=full"]
+    found = faults(*given)
+    assert {"callbacks.best_model", "callbacks.early_stopping"} == set(found)
+    own = ["callbacks.best_model.metric_for_best_model=eval_loss", "callbacks.early_stopping.metric=eval_loss"]
+    assert faults(*given, *own) == {}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=eval_known_loss"],
+        ["objective=train_loss"],
+        ["objective=peak_memory_bytes", "direction=minimize"],
+        ["objective=eval_exact_match", "evaluation=generate"],
+        ["objective=eval_known_f1", "evaluation=generate"],
+        ["objective=lm_eval_arc_easy_acc", "evaluation=lm_eval", "evaluation.tasks=[arc_easy]"],
+        ["objective=eval_mine", "+callbacks.mine={_target_: my.Mine}", "allow_targets=[my.Mine]"],
+    ],
+)
+def test_a_figure_that_there_will_be_is_accepted(faults, overrides):
+    assert faults(*overrides) == {}

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from sft.config.compose import check_command, config_loader
 from sft.config.errors import UserError
 from sft.config.overrides import parse_command_line, quote_literal, with_environment
+from sft.config.resolvers import plain_name
 from sft.config.sweeps import expand_sweep
 
 ODD = st.text(st.sampled_from("'\"\\${},=:#%?!()[]\n\t ab") | st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -119,3 +120,51 @@ def test_null_is_no_option_of_a_group(override, remedy):
     with pytest.raises(UserError, match="null is no option") as caught:
         check_command(config_loader(), "train", [override], "train", multirun=False)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        ("lora.rank_pattern={^model.layers.0.*(q|v)_proj$: 2}", {"^model.layers.0.*(q|v)_proj$": 2}),
+        (r'lora.rank_pattern={"^a\.\d+$": 2, k_proj: 4}', {r"^a\.\d+$": 2, "k_proj": 4}),
+        ("lora.alpha_pattern={[qv]_proj: 2.5, $x~'y': 1}", {"[qv]_proj": 2.5, "$x~'y'": 1}),
+        ("lora.rank_pattern={a{1,2}b: 2}", {"a{1,2}b": 2}),
+        ("lora.rank_pattern={q_proj: 2}", {"q_proj": 2}),
+        ("+lora.rank_pattern={^x: 2}", {"^x": 2}),
+        (r"lora.target_modules=.*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        ("lora.target_modules='.*(q|v)_proj'", ".*(q|v)_proj"),
+        ("lora.target_modules=[^a$,b(c,d)]", ["^a$", "b(c,d)"]),
+        ("lora.target_modules=all-linear", "all-linear"),
+        (r"lora.exclude_modules=^model\.layers\.[01]\..*$", r"^model\.layers\.[01]\..*$"),
+    ],
+)
+def test_regular_expressions_are_taken_as_typed(compose, typed, means):
+    key = typed.lstrip("+").partition("=")[0].removeprefix("lora.")
+    assert compose(quote_literal(typed)).plain["lora"][key] == means
+
+
+@pytest.mark.parametrize("key", ["model.name", "model.tokenizer.name", "resume"])
+def test_a_directory_is_taken_as_typed_and_a_name_is_as_before(compose, tmp_path, key):
+    directory = tmp_path / "DIR with , = and (x)"
+    directory.mkdir()
+
+    def value(override: str) -> object:
+        found: object = compose(quote_literal(override)).plain
+        for part in key.split("."):
+            found = found[part]  # type: ignore[index]
+        return found
+
+    assert value(f"{key}={directory}") == str(directory)
+    assert value(f"{key}=org/model") == value(f"{key}='org/model'") == "org/model"
+
+
+def test_models_by_name_are_still_swept_over():
+    assert quote_literal("model.name=org/a,org/b", multirun=True) == "model.name=org/a,org/b"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [("1e+30", "1e30"), ("1e-30", "1e-30"), ("-1", "-1"), ("+1", "1"), ("3.5E+2", "3.5E2"), ("a+b", "a-b")],
+)
+def test_numbers_keep_their_value_in_a_jobs_name(value, name):
+    assert plain_name(value) == name

@@ -26,3 +26,17 @@ def run(tmp_path):
         return train(compose(*TINY, f"hydra.run.dir={tmp_path / to}", *overrides), **kwargs)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def faults():
+    """Overrides -> {key: message} of what is wrong with a training's config."""
+    from sft.config.compose import compose_job, config_loader
+
+    loader = config_loader()
+
+    def found(*overrides: str) -> dict[str, str]:
+        errors = compose_job(loader, "train", list(overrides), "train").errors
+        return {str(error.where): f"{error.what} -> {error.remedy}" for error in errors}
+
+    return found

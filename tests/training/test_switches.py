@@ -65,7 +65,7 @@ def test_a_row_beyond_the_limit_stops_the_run(run):
 
 
 def test_no_tokens_and_no_two_ways_to_size_a_batch(run):
-    with pytest.raises(UserError, match="0 is no number of tokens"):
+    with pytest.raises(UserError, match="0 is not a whole number of 1 or more"):
         run("trainer.max_tokens_per_batch=0")
     with pytest.raises(UserError, match="not made smaller by themselves"):
         run(LIMIT, "trainer.auto_find_batch_size=true")

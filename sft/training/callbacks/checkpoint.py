@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.config.errors import UserError
-from sft.run.metrics import greater_is_better
+from sft.config.schedules import best_model, checkpoint
 from sft.training.callbacks.base import RunCallback
-from sft.training.callbacks.schedule import schedule
 
 
 class Checkpoint(RunCallback):
@@ -24,24 +22,7 @@ class Checkpoint(RunCallback):
 
     def arguments(self) -> dict[str, Any]:
         """save_strategy, save_steps and save_total_limit, as far as they are set here."""
-        wanted = schedule(self.every, "save", "callbacks.checkpoint.every")
-        if self.best_only:
-            if self.every is not None:
-                raise UserError(
-                    "best_only saves at the best evaluations, every at fixed steps",
-                    where="callbacks.checkpoint",
-                    remedy="leave one of them out; callbacks.validation.every sets how often there is an evaluation",
-                )
-            wanted = {"save_strategy": "best", **_metric(self.objective, self.direction)}
-        if self.limit is not None:
-            if self.limit < 1:
-                raise UserError(
-                    f"at least one checkpoint must be kept, not {self.limit}",
-                    where="callbacks.checkpoint.limit",
-                    remedy="callbacks.checkpoint.limit=1, or trainer.save_strategy='no' for none",
-                )
-            wanted["save_total_limit"] = self.limit
-        return wanted
+        return checkpoint(self.every, self.limit, self.best_only, self.objective, self.direction)
 
 
 class BestModel(RunCallback):
@@ -57,16 +38,4 @@ class BestModel(RunCallback):
 
     def arguments(self) -> dict[str, Any]:
         """load_best_model_at_end, metric_for_best_model and greater_is_better."""
-        own = self.metric_for_best_model not in (None, self.objective)
-        metric = _metric(self.metric_for_best_model or self.objective, None if own else self.direction)
-        if self.greater_is_better is not None:
-            metric["greater_is_better"] = self.greater_is_better
-        return {"load_best_model_at_end": True, **metric}
-
-
-def _metric(name: str | None, direction: str | None) -> dict[str, Any]:
-    """Which figure decides, and which way: by direction, else a loss or perplexity is better when smaller."""
-    name = name if name and name.startswith("eval_") else f"eval_{name or 'loss'}"
-    if name == "eval_train_loss":
-        name = "eval_loss"  # the objective of a run without evaluations
-    return {"metric_for_best_model": name, "greater_is_better": greater_is_better(name, direction)}
+        return best_model(self.metric_for_best_model, self.greater_is_better, self.objective, self.direction)

@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from sft.config.errors import UserError
-from sft.run.metrics import greater_is_better
+from sft.config.figures import greater_is_better
 from sft.training.callbacks.base import RunCallback
 
 log = logging.getLogger(__name__)

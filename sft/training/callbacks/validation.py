@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sft.config.schedules import validation
 from sft.training.callbacks.base import RunCallback
-from sft.training.callbacks.schedule import schedule
 
 
 class Validation(RunCallback):
@@ -22,9 +22,4 @@ class Validation(RunCallback):
 
     def arguments(self) -> dict[str, Any]:
         """eval_strategy, eval_steps, eval_on_start and eval_delay, as far as they are set here."""
-        wanted = schedule(self.every, "eval", "callbacks.validation.every")
-        if self.at_start:
-            wanted["eval_on_start"] = True
-        if self.delay:
-            wanted["eval_delay"] = self.delay
-        return wanted
+        return validation(self.every, self.at_start, self.delay)
