@@ -187,3 +187,12 @@ def test_whole_embeddings_that_train_are_saved_and_tied_ones_stay_tied(built, tm
             m.modules_to_save["default"].weight for m in (base.get_input_embeddings(), base.get_output_embeddings())
         ]
         assert torch.equal(*weights)
+
+
+def test_ids_given_as_special_tokens_lead_to_expected_ids():
+    with pytest.raises(UserError) as caught:
+        set_special_tokens(None, {"pad_token": 0, "bos": 1})
+    assert str(caught.value) == (
+        "model.tokenizer.special_tokens.pad_token: a token is given as its text, not as 0\n"
+        "  -> ids are checked with 'model.tokenizer.expected_ids={pad: 0, bos: 1}'"
+    )
