@@ -13,7 +13,8 @@ from sft.training.callbacks.base import RunCallback
 class MetricsJsonl(RunCallback):
     """Writes what the trainer logs into the run directory, a line a step, flushed.
 
-    A resumed run drops the lines after the checkpoint it goes on from, so that no step stands there twice.
+    A resumed run drops the lines after its checkpoint, so that no step is there twice; one that resumes the checkpoint
+    of another directory begins with the lines of the steps before.
     """
 
     def on_train_begin(
@@ -22,6 +23,9 @@ class MetricsJsonl(RunCallback):
         """Drop what an interrupted session wrote after the checkpoint, and its summary of itself."""
         if self.run is not None:
             step = state.global_step
+            if step and not self.run.metrics_jsonl.exists():
+                for line in state.log_history:
+                    self.run.append_jsonl(self.run.metrics_jsonl, {"step": line.get("step"), **line})
             self.run.keep_jsonl(
                 self.run.metrics_jsonl, lambda line: 0 < step >= _step(line) and "train_runtime" not in line
             )
