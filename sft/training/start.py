@@ -50,6 +50,8 @@ def begin(job: Job, record: RunRecord) -> str | None:
         refuse_other_versions(config, before)
         _refuse_other_ranks(config, before)
         if own and before.get("status") == "finished" and not _is_extended(run, config, changed):
+            if source is not None and source.chosen is not None:
+                checkpoint_to_resume(run, source, own)  # refuses an older one of this run
             _refuse_without_effect(run, changed)
             refuse_other_files(config, before)
             return None
@@ -61,10 +63,10 @@ def begin(job: Job, record: RunRecord) -> str | None:
         refuse_unusable(found, config)
     elif own and before.get("status") == "finished":
         _refuse_without_checkpoint(run)
-    write_snapshot(run, config, job.unresolved, job.hydra)
+    write_snapshot(run, config, job.unresolved, job.hydra, anew=bool(changed))
     _tell(found, changed)
     resumed_from = None if found is None else found.name if found.parent == run.checkpoints else str(found)
-    record.start(seed=config["seed"], resumed_from=resumed_from, name=config["name"])
+    record.start(seed=config["seed"], resumed_from=resumed_from, changed=changed, name=config["name"])
     return str(found) if found else None
 
 
