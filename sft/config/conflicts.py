@@ -71,6 +71,15 @@ def _merge(config: dict[str, Any]) -> Iterator[UserError]:
         )
 
 
+def _merged_artifact(config: dict[str, Any]) -> Iterator[UserError]:
+    if (config.get("tracker") or {}).get("log_merged") and config.get("save_merged_model") is False:
+        yield UserError(
+            "the merged model is to be kept, and none is made",
+            where="tracker.log_merged",
+            remedy="save_merged_model=true, or tracker.log_merged=false",
+        )
+
+
 def _precision(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("bf16") is True and trainer.get("fp16") is True:
@@ -202,6 +211,7 @@ _RULES = (
     _best_model,
     _adapter,
     _merge,
+    _merged_artifact,
     _precision,
     _batches,
     _dataset,
