@@ -72,7 +72,8 @@ def _merge(config: dict[str, Any]) -> Iterator[UserError]:
 
 
 def _merged_artifact(config: dict[str, Any]) -> Iterator[UserError]:
-    if (config.get("tracker") or {}).get("log_merged") and config.get("save_merged_model") is False:
+    merges = config.get("save_merged_model") is not False or "run" in config
+    if (config.get("tracker") or {}).get("log_merged") and not merges:
         yield UserError(
             "the merged model is to be kept, and none is made",
             where="tracker.log_merged",

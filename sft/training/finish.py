@@ -157,4 +157,7 @@ def _mean_loss(history: list[dict[str, Any]]) -> float | None:
 def _save_merged(job: Job, inputs: Inputs, info: Any, metrics: Metrics) -> None:
     from sft.training.merged import write_merged
 
-    write_merged(job.run, inputs.model, info, inputs.tokenizer, inputs.template, job.run.merged, job.config, metrics)
+    run = job.run
+    write_merged(
+        run.adapter, inputs.model, info, inputs.tokenizer, inputs.template, run.merged, job.config, metrics, run
+    )
