@@ -83,7 +83,9 @@ def _refusal(key: str, old: Any, new: Any) -> UserError:
     if effect is None:
         remedy = f"{again} to resume it, or another hydra.run.dir for a new run"
         return UserError(f"{what}, and it cannot change: {why_fixed(key)}", where=key, remedy=remedy)
-    remedy = f"{again} to resume it as before, another hydra.run.dir for a new run, or 'allow_changes=[{key}]': {effect}"
+    remedy = (
+        f"{again} to resume it as before, another hydra.run.dir for a new run, or 'allow_changes=[{key}]': {effect}"
+    )
     return UserError(what, where=key, remedy=remedy)
 
 

@@ -115,7 +115,10 @@ def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, 
         "lr_scheduler_type",
         "optim",
     )
-    settings = {**({"seed": config["seed"]} if "seed" in config else {}), **{name: trainer[name] for name in names if name in trainer}}
+    settings = {
+        **({"seed": config["seed"]} if "seed" in config else {}),
+        **{name: trainer[name] for name in names if name in trainer},
+    }
     library = "transformers" if whole else "peft"
     Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
 

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from sft.config.errors import UserError
+from sft.model.facts import stored_bytes
 from sft.run import checkpoint
 from sft.training.progress import Progress
 from sft.training.schedule import held_after, set_rates
@@ -62,7 +63,9 @@ class RestoringTrainer(Trainer):
         if not step or not resume_from_checkpoint or self.state.best_model_checkpoint:
             return
         places = (Path(str(self.args.output_dir)), Path(resume_from_checkpoint).parent)
-        best = next((place / checkpoint.name(step) for place in places if (place / checkpoint.name(step)).is_dir()), None)
+        best = next(
+            (place / checkpoint.name(step) for place in places if (place / checkpoint.name(step)).is_dir()), None
+        )
         if best is not None:
             self.state.best_model_checkpoint = str(best)
         elif self.args.load_best_model_at_end and self.args.save_strategy != SaveStrategy.NO:
@@ -139,6 +142,19 @@ class RestoringTrainer(Trainer):
         """Have the progress keep what the epoch's end would log of the present step."""
         norm, rate = getattr(self, "_of_step", (None, None))
         self.progress.last_step = [None if norm is None else float(norm), rate]
+
+    def _checkpoint_bytes(self) -> int | None:
+        """What a checkpoint of now takes: trained weights, the optimizer's state. None where each process has a share."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.model is None:
+            return None
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        adapts = hasattr(self.model, "peft_config")
+        weights = trained if adapts else list(self.model.state_dict().values())
+        size = stored_bytes(weights)
+        if not self.args.save_only_model and self.optimizer is not None:
+            states = (value for state in self.optimizer.state.values() for value in state.values())
+            size += stored_bytes(each for each in states if hasattr(each, "element_size"))
+        return size
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         """As in transformers; the evaluation before the first step is made once and not at every resume."""

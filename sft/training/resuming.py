@@ -39,7 +39,9 @@ def source_of(resume: str) -> Source | None:
         return None
     path, where = Path(resume).expanduser().absolute(), f"resume={resume}"
     if not path.is_dir():
-        raise UserError("no such directory", where=where, remedy="auto, never, a run directory, or one of its checkpoints")
+        raise UserError(
+            "no such directory", where=where, remedy="auto, never, a run directory, or one of its checkpoints"
+        )
     chosen = path if checkpoint.step_of(path) is not None else None
     root = path.parent if chosen else path if checkpoint.listed(path) else path / "checkpoints"
     run = RunDirectory(root.parent)

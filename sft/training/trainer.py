@@ -243,9 +243,8 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, Evaluating
         self.progress.unlogged_loss = self.ranks.gather(float(self._tr_loss))
         self.progress.last_logged = self._globalstep_last_logged
         self._note_checkpoint()
-        with checkpoint.writing(
-            root, step, main=self.args.should_save, barrier=self.accelerator.wait_for_everyone
-        ) as directory:
+        main, barrier, needed = self.args.should_save, self.accelerator.wait_for_everyone, self._checkpoint_bytes()
+        with checkpoint.writing(root, step, main=main, barrier=barrier, needed=needed) as directory:
             self.save_model(str(directory), _internal_call=True)
             if state.best_global_step:
                 best = root / checkpoint.name(state.best_global_step)

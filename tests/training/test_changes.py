@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from sft.config.errors import Interrupted, RunFailed, UserError
+from sft.config.errors import RunFailed, UserError
 from sft.run.changeable import EFFECTS, FACTS, FIXED, effect_of
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -268,7 +268,9 @@ def test_gradients_are_clipped_to_the_norm_of_now(resumed):
     from safetensors.torch import load_file
 
     then = ("trainer.lr_scheduler_type=constant", "trainer.learning_rate=1.0", "trainer.optim=sgd")
-    result, _ = resumed(then, ["trainer.max_grad_norm=1e-3", "trainer.max_steps=3"], "trainer.max_grad_norm", "trainer.max_steps")
+    result, _ = resumed(
+        then, ["trainer.max_grad_norm=1e-3", "trainer.max_steps=3"], "trainer.max_grad_norm", "trainer.max_steps"
+    )
     before = load_file(result.directory / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
     after = load_file(result.directory / WEIGHTS)
     moved = sum(float((after[name].double() - before[name].double()).square().sum()) for name in after) ** 0.5
@@ -296,7 +298,10 @@ def test_switches_of_how_a_step_is_computed_are_those_of_now(resumed):
         ("trainer.gradient_checkpointing=true", lambda watch: watch.model.is_gradient_checkpointing),
         ("trainer.bf16=true", lambda watch: watch.args.bf16),
         ("trainer.cpu_parts=2", lambda watch: watch.args.cpu_parts == 2),
-        ("lora.lora_dropout=0.25", lambda watch: {m.p for m in watch.model.modules() if isinstance(m, torch.nn.Dropout)} >= {0.25}),
+        (
+            "lora.lora_dropout=0.25",
+            lambda watch: {m.p for m in watch.model.modules() if isinstance(m, torch.nn.Dropout)} >= {0.25},
+        ),
     ]
     options = [option for option, _ in dropouts]
     _, watch = resumed(PLAIN, options, *(option.partition("=")[0] for option in options))
@@ -308,7 +313,9 @@ def test_noise_and_attention_are_those_of_now(resumed, monkeypatch):
 
     seen = []
     lay_out = SftTrainer.lay_out
-    monkeypatch.setattr(SftTrainer, "lay_out", lambda self, layout: (seen.append((self.noise, layout.attention)), lay_out(self, layout)))
+    monkeypatch.setattr(
+        SftTrainer, "lay_out", lambda self, layout: (seen.append((self.noise, layout.attention)), lay_out(self, layout))
+    )
     options = ["trainer.neftune_noise_alpha=3.0", "model.attn_implementation=sdpa"]
     resumed(PLAIN, options, *(option.partition("=")[0] for option in options))
     assert [(noise.alpha, attention) for noise, attention in seen] == [(3.0, "sdpa")]
@@ -359,7 +366,10 @@ def test_rows_are_those_of_now_at_the_present_step(resumed, run):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("trainer.optim=sgd", "trainer.optim: this run was begun with adamw_torch, not sgd, and it cannot change: another optimizer"),
+        (
+            "trainer.optim=sgd",
+            "trainer.optim: this run was begun with adamw_torch, not sgd, and it cannot change: another optimizer",
+        ),
         ("lora.r=4", "lora.r: this run was begun with 8, not 4, and it cannot change: the adapter"),
         ("lora=none", "lora: this run was begun with LoraConfig, not none, and it cannot change"),
         ("seed=7", "seed: this run was begun with 42, not 7, and it cannot change: the order of the rows"),

@@ -58,8 +58,12 @@ class EarlyStopping(RunCallback, ExportableState):
                 remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
             )
         if self.waited >= self.early_stopping_patience:
-            log.info("stopped early at step %d: %s was not better for %d evaluations", state.global_step,
-                     self._watched(args), self.waited)
+            log.info(
+                "stopped early at step %d: %s was not better for %d evaluations",
+                state.global_step,
+                self._watched(args),
+                self.waited,
+            )
             control.should_training_stop = True
 
     def on_log(
