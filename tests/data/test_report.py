@@ -73,7 +73,8 @@ def test_the_table_and_the_lines_below_it(report):
     assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps an epoch" in said
     assert "\n".join(account(report)) in said
     assert (
-        "train: " in said and "limited by main, which has no more rows for its weight (dataset.size=N repeats rows)" in said
+        "train: " in said
+        and "limited by main, which has no more rows for its weight (dataset.size=N repeats rows)" in said
     )
 
 

@@ -109,6 +109,22 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_more(run, opt
     assert lines(cut) == lines(whole)
 
 
+def test_a_run_that_was_killed_while_it_finished_evaluates_once(run, tmp_path, monkeypatch):
+    """The last evaluation of a run without a schedule of them is made, and logged, after its last checkpoint."""
+    from sft.training import finish
+
+    options = (*STEPS, *PLAIN, "trainer.max_steps=4")
+    whole = run(*options, to="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "write_weights", lambda *_: 1 / 0)
+        with pytest.raises(RunFailed, match="ZeroDivisionError"):
+            run(*options, to="cut")
+    cut = run(*options, to="cut")
+    assert [line["step"] for line in lines(cut) if "eval_loss" in line] == [4]
+    assert lines(cut) == lines(whole)
+    assert (cut.directory / WEIGHTS).read_bytes() == (whole.directory / WEIGHTS).read_bytes()
+
+
 def test_an_epochs_end_that_was_cut_off_is_made_up_for_in_the_middle_of_a_run(run):
     options = (*STEPS, "trainer.max_steps=8", "trainer.eval_strategy=epoch")
     whole = run(*options, to="whole")
@@ -421,6 +437,32 @@ def test_a_finished_run_is_trained_further(run):
     assert run(*options, "trainer.max_steps=6").metrics == further.metrics  # finished, and of this config now
     sessions = json.loads((further.directory / "run.json").read_text())["sessions"]
     assert [session.get("changed") for session in sessions] == [None, {"trainer.max_steps": [4, 6]}]
+
+
+def test_a_changed_run_is_not_replayed_as_if_it_had_one_config(run, tmp_path):
+    from sft.api import compose
+    from sft.training.reproduce import replay_of
+
+    options = (*STEPS, *PLAIN, "trainer.max_steps=2")
+    run(*options)
+    run(*options, "trainer.max_steps=3", "allow_changes=[trainer.max_steps]")
+    overrides = (f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'replay'}")
+    with pytest.raises(
+        UserError, match="the run had trainer.max_steps=2 until checkpoint-2, and trainer.max_steps=3 since"
+    ):
+        replay_of(compose(*overrides, "allow_changes=[]", command="reproduce"))
+    replay_of(compose(*overrides, "allow_changes=[trainer.max_steps]", command="reproduce"))
+
+
+def test_the_table_in_the_docs_is_that_of_the_code():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    table = text.partition("<!-- changes:")[2].partition("<!-- end of changes")[0]
+    for effects in (EFFECTS, FACTS):
+        for key, effect in effects.items():
+            assert any(f"`{key}`" in row and row.endswith(f"| {effect} |") for row in table.splitlines()), key
+    assert {name for row in table.splitlines() for name in row.split("`")[1::2]} == {*EFFECTS, *FACTS}
 
 
 def test_a_change_without_a_step_to_act_in_is_refused(run):

@@ -26,9 +26,14 @@ class MetricsJsonl(RunCallback):
             if step and not self.run.metrics_jsonl.exists():
                 for line in state.log_history:
                     self.run.append_jsonl(self.run.metrics_jsonl, {"step": line.get("step"), **line})
-            self.run.keep_jsonl(
-                self.run.metrics_jsonl, lambda line: 0 < step >= _step(line) and "train_runtime" not in line
-            )
+            known = {(_step(line), _is_evaluation(line)) for line in state.log_history}
+
+            def stays(line: dict[str, Any]) -> bool:
+                at = _step(line)  # of the checkpoint's own step it has what was logged before it was written
+                made = at < step or (at == step and (at, _is_evaluation(line)) in known)
+                return made and "train_runtime" not in line
+
+            self.run.keep_jsonl(self.run.metrics_jsonl, stays)
 
     def on_log(
         self,
@@ -48,3 +53,7 @@ class MetricsJsonl(RunCallback):
 def _step(line: dict[str, Any]) -> float:
     step = line.get("step")
     return step if isinstance(step, int | float) else float("inf")
+
+
+def _is_evaluation(line: dict[str, Any]) -> bool:
+    return any(key.startswith("eval_") for key in line)
