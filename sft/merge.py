@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,12 @@ def merge(config: Mapping[str, Any]) -> str:
     from sft.run.hub import Push
 
     subject = find_subject(config)
-    assert subject.run is not None
     push = Push.of(config)
     if subject.adapter is None:
+        if subject.run is None:
+            raise UserError(
+                "no adapter is named", where="run", remedy="run=DIR of a run, or model=... model.adapter=DIR output=DIR"
+            )
         if push and push.what != "adapter":
             return push.send(subject.run.model)
         raise UserError(
@@ -48,12 +52,15 @@ def merge(config: Mapping[str, Any]) -> str:
         )
     if push and push.what == "adapter":
         return push.send(subject.adapter)
-    output = Path(config["output"]).expanduser().absolute() if config.get("output") else subject.run.merged
+    if not config.get("output") and subject.run is None:
+        raise UserError("an adapter without its run does not say where to", where="output", remedy="output=DIR")
+    output = Path(config["output"]).expanduser().absolute() if config.get("output") else subject.run.merged  # type: ignore[union-attr]
     _merge(config, subject, output)
     return push.send(output) if push else str(output)
 
 
 def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
+    from sft.inference.subject import described
     from sft.inference.talk import bind_subject
     from sft.run.lock import RunLock
     from sft.run.log import adopt
@@ -64,9 +71,11 @@ def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
     refuse_to_overwrite(output, subject.spec.locate(), bool(config.get("overwrite")))
     subject.check_base()
     tokenizer, bound = bind_subject(config, subject)
-    metrics = Metrics.read(subject.run) or Metrics()
-    with RunLock(subject.run.path):
-        write_merged(subject.run, subject.spec, subject.info, tokenizer, bound, output, config, metrics)
+    run, info = subject.run, subject.info or described(subject, tokenizer, bound)
+    metrics = (Metrics.read(run) if run else None) or Metrics(status="finished")
+    config = {**config, "name": config.get("name") or subject.name}
+    with RunLock(run.path) if run else contextlib.nullcontext():
+        write_merged(subject.adapter, subject.spec, info, tokenizer, bound, output, config, metrics, run)
 
 
 if __name__ == "__main__":

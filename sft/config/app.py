@@ -165,8 +165,13 @@ def _job_number() -> int:
 
 
 def over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:
-    """With `run=DIR`, the run's resolved config takes the place of the command's defaults."""
+    """With `run=DIR`, the run's resolved config takes the place of the command's defaults.
+
+    DIR may be the adapter in it; one that was trained elsewhere becomes `model.adapter`.
+    """
+    from sft.config.bare_adapter import COMMANDS, as_model, run_around
     from sft.config.base import BASE_NAME, read_run, register_base
+    from sft.config.overrides import quoted
 
     given = [o for o in overrides if o.partition("=")[0] == "run"]
     if not given:
@@ -174,7 +179,12 @@ def over_base(loader: Any, config_name: str, command_name: str, overrides: list[
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     run = OverridesParser.create().parse_override(given[-1]).value()
-    base = read_run(str(run).replace("\\${", "${"))
+    named = Path(str(run).replace("\\${", "${")).expanduser()
+    if command_name in COMMANDS and (instead := as_model(run_around(named), overrides)) is not None:
+        return config_name, instead
+    if (around := run_around(named)) != named:
+        overrides = [o if o.partition("=")[0] != "run" else f"run={quoted(str(around))}" for o in overrides]
+    base = read_run(str(around))
     return BASE_NAME, register_base(base, command_name, overrides, set(loader.list_groups("")))
 
 

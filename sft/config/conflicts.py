@@ -85,6 +85,16 @@ def _merge(config: dict[str, Any]) -> Iterator[UserError]:
         )
 
 
+def _merged_artifact(config: dict[str, Any]) -> Iterator[UserError]:
+    merges = config.get("save_merged_model") is not False or "run" in config
+    if (config.get("tracker") or {}).get("log_merged") and not merges:
+        yield UserError(
+            "the merged model is to be kept, and none is made",
+            where="tracker.log_merged",
+            remedy="save_merged_model=true, or tracker.log_merged=false",
+        )
+
+
 def _precision(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("bf16") is True and trainer.get("fp16") is True:
@@ -217,6 +227,7 @@ _RULES = (
     _delay,
     _adapter,
     _merge,
+    _merged_artifact,
     _precision,
     _batches,
     _dataset,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
 LITERAL = re.compile(
-    r"(\+{0,2})(prompt|system|run|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
+    r"(\+{0,2})(prompt|system|run|resume|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
     re.DOTALL,
 )
 # Keys whose values are names or directories: a directory is literal text, whatever characters it has.

@@ -126,7 +126,7 @@ class WebUI(_Sampled):
 class Merge(Train):
     """`python -m sft.merge run=DIR`."""
 
-    run: str
+    run: str | None
     output: str | None
     overwrite: bool
 

@@ -10,7 +10,7 @@ from typing import Any
 from sft.data.conversations import evaluation_conversations
 from sft.data.documents import Rows
 from sft.data.pipeline import prepare_evaluation
-from sft.inference.subject import Subject, unchanged
+from sft.inference.subject import Subject, has_tokenizer, unchanged
 from sft.run.record import read_record
 from sft.training.identity import with_recorded_day
 from sft.training.inputs import Reading, prepare_reading
@@ -57,9 +57,22 @@ def evaluation_rows(config: Mapping[str, Any], subject: Subject) -> EvaluationRo
         config["template"] = {**config["template"], "system": subject.info.system}
     if subject.adapter is None and subject.run is not None:
         config["model"] = {**config["model"], "name": subject.spec.name, "revision": None, "adapter": None}
+    if subject.run is None and subject.adapter is not None:
+        config = _as_trained(config, subject)
     reading = prepare_reading(config)
     rows = prepare_evaluation(reading.dataset, reading.encoder, seed=config["seed"], whole=not own)
     if not own and not reading.dataset.eval_sources:
         reading.dataset = replace(reading.dataset, eval_sources=reading.dataset.sources)
     log.info("evaluated: %s", ", ".join(f"{name} {len(each.documents):,} rows" for name, each in rows.items()))
     return EvaluationRows(reading, rows)
+
+
+def _as_trained(config: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+    """The tokenizer and the chat template that lie beside an adapter without its run, unless the config names others."""
+    model, template = dict(config["model"]), dict(config["template"] or {})
+    own = dict(model.get("tokenizer") or {})
+    if subject.adapter is not None and has_tokenizer(subject.adapter) and not own.get("name"):
+        model["tokenizer"] = {**own, "name": str(subject.adapter)}
+    if subject.info and subject.info.template and template.get("name", "auto") == "auto":
+        template |= {"name": "file", "text": subject.info.template}
+    return {**config, "model": model, "template": template}

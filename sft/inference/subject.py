@@ -44,7 +44,7 @@ class Subject:
     @property
     def weights(self) -> str:
         """The directory or hub id that has tokenizer and chat template."""
-        return str(self.adapter) if self.adapter else self.spec.locate()
+        return str(self.adapter) if self.adapter and has_tokenizer(self.adapter) else self.spec.locate()
 
     def load(
         self, tokenizer: Any = None, control: Sequence[str] = (), device: str | None = None, base: Any = None
@@ -117,11 +117,54 @@ def find_subject(config: Mapping[str, Any]) -> Subject:
     spec: Model = build(config["model"], where="model", allowed=allowed)
     if config.get("run"):
         return _of_run(config, spec, allowed)
+    if spec.adapter:
+        return _of_adapter(config, spec, allowed)
     located, info = spec.locate(), None
     if Path(located).is_dir():
         info = _info_beside(Path(located))
     quant = config.get("quant")
     return Subject(spec.name or Path(located).name, spec, quant, None, info, None, allowed)
+
+
+def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
+    """An adapter over the base that the config names; what is known of its training lies beside it, if anything."""
+    from sft.model.existing import check_adapter
+
+    path = check_adapter(str(spec.adapter))
+    info = _info_beside(path)
+    if info is not None and spec.dtype == "auto":
+        spec = replace(spec, dtype=_precision(info, spec))
+    return Subject(path.name, replace(spec, adapter=None), config.get("quant"), path, info, None, allowed)
+
+
+def described(subject: Subject, tokenizer: Any, bound: Any) -> TrainingInfo:
+    """What can be said of an adapter whose training left no training_info.json."""
+    from sft.model.existing import read_adapter_config
+    from sft.model.facts import family_of
+    from sft.model.load import load_config
+
+    spec = subject.spec
+    model_config = load_config(spec)
+    assert subject.adapter is not None
+    return TrainingInfo(
+        model_name=spec.name or spec.locate(),
+        model_path=spec.locate(),
+        model_kind="local" if Path(spec.locate()).is_dir() else "hub",
+        model_revision=spec.revision,
+        model_type=getattr(model_config, "model_type", None),
+        family=family_of(spec, model_config).name,
+        stop_tokens=list(bound.stop_tokens),
+        template=bound.text,
+        template_name=bound.reason,
+        template_kwargs=dict(bound.kwargs),
+        lora=read_adapter_config(subject.adapter),
+        tokenizer={"name": tokenizer.name_or_path, "size": len(tokenizer)},
+    )
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a tokenizer lies beside an adapter; plain peft saves none."""
+    return any((directory / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
 def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
@@ -130,6 +173,12 @@ def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subje
     if unchanged(config, run, "model.dtype"):
         spec = replace(spec, dtype=_precision(info, spec))
     name = run.path.name
+    if spec.adapter and not unchanged(config, run, "model.adapter"):
+        raise UserError(
+            "the run has an adapter of its own",
+            where="model.adapter",
+            remedy=f"leave one of the two out: run={run.path}, or model=... model.adapter={spec.adapter}",
+        )
     if (run.adapter / "adapter_config.json").is_file():
         spec = replace(spec, adapter=None)
         return Subject(name, spec, config.get("quant"), run.adapter, info, run, allowed)

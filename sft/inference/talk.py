@@ -13,7 +13,7 @@ from sft.config.errors import UserError
 from sft.evaluation.generate import answer_prompts, find_stops
 from sft.evaluation.sampling import Sampling
 from sft.inference.stream import Stopped, Stream
-from sft.inference.subject import Subject, find_subject, unchanged
+from sft.inference.subject import Subject, find_subject, has_tokenizer, unchanged
 from sft.template.bind import BoundTemplate, bind
 from sft.template.spec import Template
 
@@ -160,12 +160,13 @@ def bind_subject(config: Mapping[str, Any], subject: Subject) -> tuple[Any, Boun
     from sft.model.load import load_config, load_tokenizer
 
     spec = subject.spec
-    if subject.adapter is not None:
+    if subject.adapter is not None and has_tokenizer(subject.adapter):
         spec = replace(spec, tokenizer=replace(spec.tokenizer, name=str(subject.adapter)))
     model_config = load_config(spec)
     tokenizer = load_tokenizer(spec, model_config)
     node: Template = build(config["template"], where="template", allowed=subject.allowed)
     recorded = subject.info.template if subject.info else None
-    if recorded and subject.run is not None and unchanged(config, subject.run, "template"):
+    own = unchanged(config, subject.run, "template") if subject.run else subject.adapter and node.name == "auto"
+    if recorded and own:
         node = Template(name="file", text=recorded, date=node.date)
     return tokenizer, bind(node, tokenizer, family_of(spec, model_config))

@@ -15,7 +15,15 @@ import torch
 from sft.config.errors import UserError
 from sft.model.coverage import NOT_TEXT, Coverage, adaptable_modules, candidates, coverage_of
 from sft.model.embeddings import embedding_names, is_tied
-from sft.model.existing import check_adapter, load_adapter, quiet, read_adapter_config, stored_rows
+from sft.model.existing import (
+    check_adapter,
+    layers_without_bias,
+    load_adapter,
+    no_bias,
+    quiet,
+    read_adapter_config,
+    stored_rows,
+)
 from sft.model.initial import MUTATING, keep_initial, loftq_start
 from sft.model.load import set_use_cache
 from sft.model.names import no_match, refuse_unmatched, refuse_unskipped
@@ -70,6 +78,8 @@ def attach(
         config.init_lora_weights, config.loftq_config = True, {}
     with _peft_errors(model), quiet():
         adapted = peft.get_peft_model(model, config)
+    if lacking := layers_without_bias(adapted):
+        raise no_bias(lacking)
     if loftq:
         loftq_start(adapted, spec)
     keep_initial(adapted, config)

@@ -157,3 +157,22 @@ def wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
         where="model.adapter",
         remedy="give the base its adapter_config.json names as model.name",
     )
+
+
+def layers_without_bias(adapted: Any) -> list[str]:
+    """Names of adapted layers that have no bias, where the adapter (`lora_bias`) has one: it can be added to nothing."""
+    if not any(getattr(config, "lora_bias", False) for config in adapted.peft_config.values()):
+        return []
+    adapts = ("lora_A", "lora_embedding_A")
+    layers = [(name, each) for name, each in adapted.named_modules() if any(hasattr(each, key) for key in adapts)]
+    lacking = (name for name, each in layers if getattr(each.get_base_layer(), "bias", None) is None)
+    return sorted({name.rpartition(".")[2] for name in lacking})
+
+
+def no_bias(layers: list[str]) -> UserError:
+    """The error of `lora_bias` over layers that have none."""
+    return UserError(
+        f"the adapter's bias has no place in {', '.join(layers)}, which have none: it cannot be merged or served",
+        where="lora.lora_bias",
+        remedy="lora.lora_bias=false, or lora.target_modules of layers with a bias",
+    )

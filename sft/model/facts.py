@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from sft.config.errors import UserError
@@ -72,3 +73,8 @@ def _size(parameter: Any) -> int:
     if state is not None:
         return int(state.shape.numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def stored_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors as a file holds them: those that share their memory (tied weights) once."""
+    return sum({each.data_ptr(): each.numel() * each.element_size() for each in tensors}.values())

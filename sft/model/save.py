@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sft.model.facts import stored_bytes
+from sft.run.errors import check_room, storage
+
 # Notes of transformers about where a tokenizer was loaded from; they mean nothing where it is loaded next.
 _LOADING_NOTES = ("is_local", "local_files_only", "name_or_path", "token", "use_auth_token")
 
@@ -61,7 +64,8 @@ def save_model(
         config.use_cache = True
     try:
         _mend_generation_config(model)
-        with _written_whole(Path(directory)) as beside:
+        size = stored_bytes((weights or model.state_dict()).values())
+        with _written_whole(Path(directory), size) as beside:
             if complete is not None:
                 complete(model, beside)
             model.save_pretrained(str(beside), max_shard_size=SHARD, state_dict=_once(model, weights))
@@ -139,7 +143,8 @@ def save_adapter(
     """
     from sft.model.initial import convert_saved
 
-    with _written_whole(Path(directory)) as beside:
+    size = stored_bytes(each for each in adapted.parameters() if each.requires_grad)
+    with _written_whole(Path(directory), size) as beside:
         adapted.save_pretrained(str(beside), save_embedding_layers=False, state_dict=weights)
         convert_saved(adapted, beside)
         if tokenizer is not None:
@@ -148,15 +153,23 @@ def save_adapter(
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def _written_whole(target: Path, size: int) -> Iterator[Path]:
     """A directory beside `target` to write into, which takes its place when all is written.
 
     Loaded weights may be the file itself, mapped into memory: writing over it in place would change or crash the model.
+
+    Args:
+        size: bytes of the weights that will be written; the disk is asked for them first.
+
+    Raises:
+        StorageError: the disk has no room for them.
     """
+    check_room(target, size)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield beside
+        with storage(target, size):
+            yield beside
         beside.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
         for path in beside.iterdir():
             path.chmod(0o644)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.run import atomic
-from sft.run.errors import storage
+from sft.run.errors import check_room, storage
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +87,29 @@ def abandon(temporary: Path) -> None:
 
 @contextmanager
 def writing(
-    checkpoints: Path, step: int, *, main: bool = True, barrier: Callable[[], object] = lambda: None
+    checkpoints: Path,
+    step: int,
+    *,
+    main: bool = True,
+    barrier: Callable[[], object] = lambda: None,
+    needed: int | None = None,
 ) -> Iterator[Path]:
     """The whole of a save: a temporary directory to write into, which becomes checkpoint-<step> when the block ends well.
 
     Args:
         main: whether this process opens and closes it (rank 0); the others only write into it.
         barrier: waits for all processes; called after the directory is made and before it is closed.
+        needed: bytes that will be written, where that is known; the disk is asked for them first.
+
+    Raises:
+        StorageError: the disk has no room for it. The checkpoints before are as they were.
     """
+    if main and needed is not None:
+        check_room(checkpoints / name(step), needed)
     temporary = begin(checkpoints, step) if main else checkpoints / f"{atomic.TEMPORARY}{name(step)}"
     barrier()
     try:
-        with storage(temporary):
+        with storage(temporary, needed):
             yield temporary
     except BaseException:
         if main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from sft.config.errors import UserError
 _REMEDIES = {
     errno.ENOSPC: (
         "no space is left on the disk",
-        "free some space or lower trainer.save_total_limit, then start the same command again",
+        "free some space or lower trainer.save_total_limit, then start the same command again: it resumes from its last "
+        "checkpoint",
     ),
     errno.EDQUOT: (
         "the disk quota is used up",
-        "free some space or lower trainer.save_total_limit, then start the same command again",
+        "free some space or lower trainer.save_total_limit, then start the same command again: it resumes from its last "
+        "checkpoint",
     ),
     errno.EACCES: ("permission denied", "choose a directory you may write: hydra.run.dir=DIR"),
     errno.EPERM: ("permission denied", "choose a directory you may write: hydra.run.dir=DIR"),
@@ -45,17 +48,62 @@ _WRAPPED = re.compile(
 
 
 @contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a :class:`StorageError` that names the path; other errors pass."""
+def storage(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn what the file system refuses into a :class:`StorageError` that names the path; other errors pass.
+
+    Args:
+        path: what is written.
+        needed: bytes that it takes, where that is known.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
         what, remedy = _REMEDIES[error.errno]
-        raise StorageError(f"cannot write: {what}", where=str(error.filename or path), remedy=remedy) from error
+        where = str(error.filename or path)
+        raise StorageError(
+            f"cannot write: {what}{_sizes(error.errno, path, needed)}", where=where, remedy=remedy
+        ) from error
     except Exception as error:
         if isinstance(error, UserError) or not _WRAPPED.search(str(error)):
             raise
         what, remedy = _REMEDIES[errno.ENOSPC]
-        raise StorageError(f"cannot write: {what} ({error})", where=str(path), remedy=remedy) from error
+        sizes = _sizes(errno.ENOSPC, path, needed) or f" ({error})"
+        raise StorageError(f"cannot write: {what}{sizes}", where=str(path), remedy=remedy) from error
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        path: what is to be written; it need not exist.
+        needed: bytes that it takes.
+
+    Raises:
+        StorageError: the file system has less than that free. A quota is not seen here.
+    """
+    free = _free(path)
+    if free is not None and free < needed:
+        what, remedy = _REMEDIES[errno.ENOSPC]
+        what = f"cannot write: too little space on the disk{_sizes(errno.ENOSPC, path, needed)}"
+        raise StorageError(what, where=str(path), remedy=remedy)
+
+
+def _sizes(number: int, path: Path, needed: int | None) -> str:
+    if needed is None or number not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    free = _free(path) if number == errno.ENOSPC else None
+    return f": {_text(needed)} needed" + (f", {_text(free)} free" if free is not None else "")
+
+
+def _free(path: Path) -> int | None:
+    there = next((each for each in (path, *path.parents) if each.exists()), None)
+    try:
+        return shutil.disk_usage(there).free if there else None
+    except OSError:
+        return None
+
+
+def _text(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
+from sft.run.jsonable import dumps
 from sft.run.record import now
 
 
@@ -65,6 +67,10 @@ class TrainingInfo:
     def write(self, run: RunDirectory) -> None:
         """Write training_info.json."""
         run.write_json(run.training_info, self)
+
+    def write_beside(self, weights: Path) -> None:
+        """Write it into the directory of the weights too, which may be copied elsewhere without the run's."""
+        (weights / "training_info.json").write_text(dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, run: RunDirectory) -> TrainingInfo:

@@ -35,6 +35,7 @@ class RunRecord:
         command: Sequence[str] | None = None,
         data: Mapping[str, Any] | None = None,
         resumed_from: str | None = None,
+        changed: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
         """Write status running, with versions, hardware, code and command.
@@ -44,6 +45,7 @@ class RunRecord:
             command: the command line (as typed by default); secrets in it are not written.
             data: fingerprints of the data, by source.
             resumed_from: the checkpoint's name that this session goes on from.
+            changed: settings that are others from this session on, by key: (then, now).
             more: further facts, JSON values, kept at the top level.
         """
         clean = typed_command() if command is None else redact_command(command)
@@ -55,6 +57,7 @@ class RunRecord:
             "host": socket.gethostname(),
             "command": shlex.join(clean),
             "resumed_from": resumed_from,
+            **({"changed": {key: list(pair) for key, pair in changed.items()}} if changed else {}),
         }
         self.content.update(
             status="running",

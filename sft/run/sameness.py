@@ -50,7 +50,13 @@ def changed_inputs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[
     return found
 
 
-def refuse(changed: Mapping[str, tuple[Any, Any]], allowed: Iterable[str], option: str, otherwise: str) -> list[str]:
+def refuse(
+    changed: Mapping[str, tuple[Any, Any]],
+    allowed: Iterable[str],
+    option: str,
+    otherwise: str,
+    fixed: Iterable[str] = (),
+) -> list[str]:
     """Refuse what is not allowed by name.
 
     Args:
@@ -58,6 +64,7 @@ def refuse(changed: Mapping[str, tuple[Any, Any]], allowed: Iterable[str], optio
         allowed: names, or their beginnings ("versions" allows "versions.torch").
         option: the key under which names are allowed ("allow_changes").
         otherwise: what the user can do instead, for data, tokenizer and template.
+        fixed: parts that cannot be allowed.
 
     Returns:
         What differs and is allowed, one line each.
@@ -65,7 +72,8 @@ def refuse(changed: Mapping[str, tuple[Any, Any]], allowed: Iterable[str], optio
     Raises:
         UserError: naming each difference that is not allowed.
     """
-    allowed = tuple(allowed)
+    fixed = tuple(fixed)
+    allowed = tuple(name for name in allowed if name not in fixed)
     errors, passed = [], []
     for key, (then, now) in changed.items():
         if any(key == name or key.startswith(f"{name}.") for name in allowed):
@@ -78,7 +86,7 @@ def refuse(changed: Mapping[str, tuple[Any, Any]], allowed: Iterable[str], optio
             remedy = f"pip install {package}=={then}, or '{option}=[{key}]'"
         else:
             what = f"{_NAMES[part]} not what the run was begun with (fingerprint {str(then)[:12]} then, {str(now)[:12]} now)"
-            remedy = f"{otherwise}, or '{option}=[{part}]'"
+            remedy = otherwise if part in fixed else f"{otherwise}, or '{option}=[{part}]'"
         errors.append(UserError(what, where=key, remedy=remedy))
     raise_all(errors)
     return passed

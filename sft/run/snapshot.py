@@ -10,18 +10,19 @@ from sft.run.directory import RunDirectory
 
 
 def write_snapshot(
-    run: RunDirectory, config: Mapping[str, Any], unresolved: str, hydra: Mapping[str, Any] | None
+    run: RunDirectory, config: Mapping[str, Any], unresolved: str, hydra: Mapping[str, Any] | None, anew: bool = False
 ) -> None:
-    """Write the snapshots, once: a resumed start leaves the first as it was.
+    """Write the snapshots, once: a resumed start leaves the first as it was, but for a config that was let change.
 
     Args:
         config: the resolved config, plain containers.
         unresolved: the composed config as YAML, its interpolations kept.
         hydra: Hydra's own node, None where Hydra did not start the run; its `overrides.task` is the command line.
+        anew: write config.resolved.yaml although there is one.
     """
     import yaml
 
-    if not run.config.is_file():
+    if anew or not run.config.is_file():
         run.write_text(
             run.config, yaml.safe_dump(_escaped(redact_tree(dict(config))), sort_keys=False, allow_unicode=True)
         )

@@ -19,6 +19,7 @@ from sft.config.sweeps import expand_sweep
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.run.resume import HARMLESS, refuse_changes
+from sft.sweep.directories import refuse_shared_directories
 from sft.sweep.record import SweepRecord
 
 
@@ -38,7 +39,11 @@ class Plan:
 
 
 def plan(config: DictConfig) -> Plan:
-    """The plan of a multirun's config (Hydra's node included)."""
+    """The plan of a multirun's config (Hydra's node included).
+
+    Raises:
+        UserError: two jobs would write the same directory.
+    """
     task = [str(override) for override in config.hydra.overrides.task]
     swept = list(swept_values(task))
     facts = {
@@ -50,6 +55,7 @@ def plan(config: DictConfig) -> Plan:
     }
     grid = str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
     overrides = expand_sweep(task, config_loader(), most=None) if grid else []
+    refuse_shared_directories(config, overrides if grid else None)
     named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     jobs = [
         {

@@ -33,10 +33,13 @@ class Arguments(TrainingArguments):
             `per_device_train_batch_size` rows (see `sft.data.batches`).
         cpu_parts: parts of a batch that are computed at the same time on the CPU (see `sft.training.side_by_side`);
             `auto` is two where that is faster, 1 is the batch as a whole.
+        resume_schedule: the learning rate's schedule of a run that is resumed with another end: `stretched` over the
+            new length, or `kept` as it was, with its last rate from its end on.
     """
 
     max_tokens_per_batch: int | None = None
     cpu_parts: int | Literal["auto"] = "auto"
+    resume_schedule: Literal["stretched", "kept"] = "stretched"
     fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
 
     def trainer(self) -> type[SftTrainer]:

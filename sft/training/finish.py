@@ -71,6 +71,7 @@ def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapp
     metrics = _metrics(trainer, evaluated, trained.started, Metrics.read(run), peak)
     info.finished = now()
     info.write(run)
+    info.write_beside(weights)
     write_card(config, info, metrics, weights, whole=weights == run.model)
     if not run.metrics_jsonl.exists():
         for line in trainer.state.log_history:
@@ -82,7 +83,9 @@ def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapp
     trained.tracker.log(
         {key: value for key, value in figures.items() if isinstance(value, float)}, trainer.state.global_step
     )
-    trained.tracker.artifact(weights, f"{config['name']}-{weights.name}", "model")
+    kept = [weights, run.merged] if config["save_merged_model"] else [weights]
+    for directory in kept:
+        trained.tracker.artifact(directory, f"{config['name']}-{directory.name}", directory.name)
     metrics.write(run)
     if figures.get(trained.objective) is None:
         log.warning("the run has no figure %s to be judged by", trained.objective)
@@ -154,4 +157,7 @@ def _mean_loss(history: list[dict[str, Any]]) -> float | None:
 def _save_merged(job: Job, inputs: Inputs, info: Any, metrics: Metrics) -> None:
     from sft.training.merged import write_merged
 
-    write_merged(job.run, inputs.model, info, inputs.tokenizer, inputs.template, job.run.merged, job.config, metrics)
+    run = job.run
+    write_merged(
+        run.adapter, inputs.model, info, inputs.tokenizer, inputs.template, run.merged, job.config, metrics, run
+    )

@@ -77,7 +77,7 @@ def refuse_other_inputs(config: Mapping[str, Any], record: Mapping[str, Any], fa
     """Refuse to go on with other rows, another tokenizer or chat template than run.json names.
 
     Raises:
-        UserError: naming each, unless `allow_changes` does.
+        UserError: naming each, unless `allow_changes` does; another tokenizer is never allowed.
     """
     _refuse(changed_inputs(record, facts), config)
 
@@ -97,7 +97,11 @@ def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> 
 
 
 def _refuse(changed: Mapping[str, tuple[Any, Any]], config: Mapping[str, Any]) -> None:
-    for line in refuse(changed, config.get("allow_changes") or [], "allow_changes", _OTHERWISE):
+    """Whoever lets a key of dataset or template change lets the rows differ that it makes."""
+    allowed = [str(name) for name in config.get("allow_changes") or []]
+    groups = {name.partition(".")[0] for name in allowed}
+    allowed += ["data"] * bool(groups & {"dataset", "template"}) + ["template"] * ("template" in groups)
+    for line in refuse(changed, allowed, "allow_changes", _OTHERWISE, fixed=["tokenizer"]):
         log.warning("%s (allowed)", line)
 
 

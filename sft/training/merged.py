@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
-from sft.model.merge import merge
+from sft.model.merge import Merged, merge
 from sft.model.save import decode_greedily
 from sft.model.spec import Model
 from sft.run.directory import RunDirectory
@@ -26,7 +26,7 @@ PROMPTS, LONGEST = 4, 128  # rows of the run, and tokens of each, that adapter a
 
 
 def write_merged(
-    run: RunDirectory,
+    adapter: Path,
     spec: Model,
     info: TrainingInfo,
     tokenizer: Any,
@@ -34,20 +34,19 @@ def write_merged(
     output: Path,
     config: Mapping[str, Any],
     metrics: Metrics,
-) -> float:
-    """Merge a run's adapter into the base's weights in full precision; the directory appears whole or not at all.
+    run: RunDirectory | None = None,
+) -> Merged:
+    """Merge an adapter into the base's weights in full precision; the directory appears whole or not at all.
 
     Args:
-        run: has the adapter, and rows to compare on.
+        adapter: its directory.
         spec: the base.
         info: of the training; a copy goes beside the weights.
         tokenizer, bound: of the training.
         output: where the model goes.
         config: the run's, for the model card.
         metrics: the run's figures, for the model card.
-
-    Returns:
-        The largest difference between the logits of adapter and merged model, as a share of the largest logit.
+        run: the adapter's, which has rows to compare on; None for one that was trained elsewhere.
 
     Raises:
         UserError: the adapter belongs to another base, or the logits differ by more than rounding.
@@ -57,16 +56,16 @@ def write_merged(
 
     def complete(model: Any, directory: Path) -> None:
         decode_greedily(model, tokenizer, info.stop_tokens)
-        whole = asdict(info) | {"extra": {**info.extra, "merged_from": str(run.adapter)}}
+        whole = asdict(info) | {"extra": {**info.extra, "merged_from": str(adapter)}}
         (directory / "training_info.json").write_text(dumps(whole) + "\n", encoding="utf-8")
         (directory / "Modelfile").write_text(modelfile(info, bound), encoding="utf-8")
         (directory / "SERVING.md").write_text(serving_notes(info), encoding="utf-8")
         write_card(config, info, metrics, directory, whole=True)
 
-    rows = [row["input_ids"][:LONGEST] for row in run.read_jsonl("preview.jsonl")[:PROMPTS]]
-    difference = merge(
+    rows = [row["input_ids"][:LONGEST] for row in (run.read_jsonl("preview.jsonl") if run else [])[:PROMPTS]]
+    found = merge(
         spec,
-        run.adapter,
+        adapter,
         output,
         tokenizer=tokenizer,
         chat_template=bound.text,
@@ -74,9 +73,11 @@ def write_merged(
         complete=complete,
     )
     log.info(
-        "merged: on %d rows the logits differ from the adapter's by at most %.1e of the largest", len(rows), difference
+        "merged: the logits differ from the adapter's by at most %.1e of its effect, %.1e as the weights are rounded",
+        found.difference,
+        found.rounding,
     )
-    return difference
+    return found
 
 
 def refuse_to_overwrite(output: Path, base: str, overwrite: bool) -> None:

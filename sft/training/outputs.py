@@ -107,7 +107,7 @@ def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, 
         weights: their directory.
         whole: they are a whole model, and not an adapter.
     """
-    trainer = config["trainer"]
+    trainer = config.get("trainer") or {}
     names = (
         "learning_rate",
         "per_device_train_batch_size",
@@ -115,7 +115,10 @@ def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, 
         "lr_scheduler_type",
         "optim",
     )
-    settings = {"seed": config["seed"], **{name: trainer[name] for name in names if name in trainer}}
+    settings = {
+        **({"seed": config["seed"]} if "seed" in config else {}),
+        **{name: trainer[name] for name in names if name in trainer},
+    }
     library = "transformers" if whole else "peft"
     Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
 

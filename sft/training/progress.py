@@ -35,6 +35,9 @@ class Progress(TrainerCallback, ExportableState):
         skipped_logged: skipped_steps at the last logged loss.
         unlogged_loss: the loss since the last logged one, at the last checkpoint, by rank.
         last_logged: the step that was logged last, at the last checkpoint.
+        epoch_ended: whether the present epoch's end has done what is due then (evaluation, log, checkpoint).
+        schedule_steps: steps that the learning rate's schedule is made for.
+        last_step: gradient norm and rate of the step of the last checkpoint.
         in_evaluation: whether an evaluation is under way (or was left by an error).
 
     Args:
@@ -50,6 +53,9 @@ class Progress(TrainerCallback, ExportableState):
         self.skipped_steps = self.skipped_in_a_row = self.skipped_logged = 0
         self.unlogged_loss: list[float] = []
         self.last_logged: int | None = None
+        self.epoch_ended = False
+        self.schedule_steps: int | None = None
+        self.last_step: list[float | None] | None = None
         self.in_evaluation = False
         self.trainer = trainer
         self._step: list[float] = [0, 0, 0, 0.0]  # tokens, trained, padded and pairs of the step being made, here
@@ -129,6 +135,7 @@ class Progress(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop it, and the loop's: a checkpoint made now has both. The step's tokens are those of all processes."""
+        self.epoch_ended = False
         tokens, trained, padded, compared = self.ranks.total(self._step)
         self.total_tokens += int(tokens)
         self.trained_tokens += int(trained)
@@ -140,6 +147,12 @@ class Progress(TrainerCallback, ExportableState):
             self.step_seconds += now - self._step_began
         self._stop_loop(now)
         self._first_step()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A checkpoint from now on is one behind the epoch's evaluation."""
+        self.epoch_ended = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,4 +176,5 @@ class Progress(TrainerCallback, ExportableState):
         """For checkpoints."""
         names = ["total_tokens", "trained_tokens", "padded_tokens", "pairs", "step_seconds", "train_seconds"]
         names += ["skipped_steps", "skipped_in_a_row", "skipped_logged", "unlogged_loss", "last_logged"]
+        names += ["epoch_ended", "schedule_steps", "last_step"]
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}

@@ -67,6 +67,7 @@ def replay_of(config: DictConfig) -> tuple[RunDirectory, Job]:
     job.config["tracker"] = None
     job.origin = record
     _refuse_changes(origin, job.config)
+    _refuse_changed_underway(record, job.config)
     refuse_other_versions(job.config, record)
     _refuse_other_ranks(record, job.config)
     _report_code(record)
@@ -100,6 +101,19 @@ def _refuse_changes(origin: RunDirectory, config: Mapping[str, Any]) -> None:
         remedy = f"leave {key} out; to see what it changes, 'allow_changes=[{key}]'"
         errors.append(UserError(f"the run to replay had {old}, not {new}", where=key, remedy=remedy))
     raise_all(errors)
+
+
+def _refuse_changed_underway(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """A run whose settings were changed when it was resumed has no one config that replays it."""
+    for session in record.get("sessions") or []:
+        changed = session.get("changed") or {}
+        if changed and not set(changed) <= set(config.get("allow_changes") or []):
+            name, (then, now) = next(iter(changed.items()))
+            raise UserError(
+                f"the run had {name}={then} until {session.get('resumed_from')}, and {name}={now} since",
+                where=name,
+                remedy=f"a replay has one of them; to compare all the same, 'allow_changes=[{','.join(changed)}]'",
+            )
 
 
 def _refuse_other_ranks(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:

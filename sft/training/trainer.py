@@ -24,6 +24,7 @@ from sft.training.loss import summed_loss
 from sft.training.neftune import Noise, noisy
 from sft.training.nonfinite import IN_A_ROW, Guard, NonFinite
 from sft.training.progress import Progress
+from sft.training.restoring import RestoringTrainer
 from sft.training.shrinking import ShrinkingTrainer
 from sft.training.side_by_side import SideBySide, computed_in, parts_for
 from sft.training.work import hardware_rate, work_of
@@ -38,7 +39,7 @@ def _use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-class SftTrainer(BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
+class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
     """A thin Trainer over prepared rows.
 
     Args:
@@ -241,9 +242,9 @@ class SftTrainer(BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
         root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
         self.progress.unlogged_loss = self.ranks.gather(float(self._tr_loss))
         self.progress.last_logged = self._globalstep_last_logged
-        with checkpoint.writing(
-            root, step, main=self.args.should_save, barrier=self.accelerator.wait_for_everyone
-        ) as directory:
+        self._note_checkpoint()
+        main, barrier, needed = self.args.should_save, self.accelerator.wait_for_everyone, self._checkpoint_bytes()
+        with checkpoint.writing(root, step, main=main, barrier=barrier, needed=needed) as directory:
             self.save_model(str(directory), _internal_call=True)
             if state.best_global_step:
                 best = root / checkpoint.name(state.best_global_step)

@@ -79,7 +79,8 @@ def test_tied_embeddings_stay_tied(built, tmp_path):
 def test_a_merged_model_has_the_new_rows(built, tmp_path, architecture, assert_near):
     spec, _, tokenizer, model, _, _, ids = prepared(built, f"model.architecture={architecture}")
     save_adapter(model, tmp_path / "adapter", tokenizer)
-    assert merge(spec, tmp_path / "adapter", tmp_path / "merged", tokenizer=tokenizer, prompts=ids) < 1e-5
+    found = merge(spec, tmp_path / "adapter", tmp_path / "merged", tokenizer=tokenizer, prompts=ids)
+    assert found.difference < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert_near(logits_of(merged, ids), logits_of(model, ids))
     assert is_tied(merged) is (architecture == "llama")

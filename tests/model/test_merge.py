@@ -37,8 +37,8 @@ def adapter(built, path, *overrides):
 @pytest.mark.parametrize("overrides", [("lora=r8",), ("lora=dora",), ("lora=rslora",), ("model.architecture=gpt2",)])
 def test_a_merged_model_gives_the_adapters_logits(built, tmp_path, overrides, assert_near):
     spec, model = adapter(built, tmp_path / "adapter", *overrides)
-    difference = merge(spec, tmp_path / "adapter", tmp_path / "merged", tokenizer=load_tokenizer(spec))
-    assert difference < 1e-5
+    found = merge(spec, tmp_path / "adapter", tmp_path / "merged", tokenizer=load_tokenizer(spec))
+    assert found.difference == found.rounding < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert_near(logits_of(merged, IDS), logits_of(model, IDS))
     assert merged.config.use_cache and is_tied(merged)
@@ -47,15 +47,67 @@ def test_a_merged_model_gives_the_adapters_logits(built, tmp_path, overrides, as
 
 def test_an_adapter_on_a_tied_output_layer_unties_it(built, tmp_path, assert_near):
     spec, model = adapter(built, tmp_path / "adapter", "lora.target_modules=[lm_head,q_proj]")
-    assert merge(spec, tmp_path / "adapter", tmp_path / "merged") < 1e-5
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not is_tied(merged)
     assert_near(logits_of(merged, IDS), logits_of(model, IDS))
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [
+        "lora.target_modules=[embed_tokens,q_proj]",
+        "lora.target_modules=[embed_tokens]",
+        "lora.target_modules=[embed_tokens,lm_head]",
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_a_tied_input_embedding_unties_it(built, tmp_path, targets, dtype, assert_near):
+    spec, model = adapter(built, tmp_path / "adapter", targets, f"model.dtype={dtype}")
+    with torch.no_grad():  # an embedding's adapter starts with its A at 0
+        for name, parameter in model.named_parameters():
+            if "lora_embedding" in name:
+                parameter.normal_(std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    found = merge(spec, tmp_path / "adapter", tmp_path / "merged")
+    assert found.difference < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert str(merged.dtype) == f"torch.{dtype}"
+    assert not is_tied(merged)
+    if dtype == "float32":
+        assert_near(logits_of(merged, IDS), logits_of(model, IDS))
+
+
+def test_what_rounding_takes_of_an_adapter_is_told(built, tmp_path, caplog):
+    spec, model = adapter(built, tmp_path / "adapter", "model.dtype=bfloat16")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(1e-2)
+    save_adapter(model, tmp_path / "adapter")
+    found = merge(spec, tmp_path / "adapter", tmp_path / "merged")
+    assert found.difference < 1e-2 < 0.1 < found.rounding
+    assert "rounding the merged weights to bfloat16 changes the logits by" in caplog.text
+
+
+def test_an_adapter_that_does_nothing_is_merged(built, tmp_path):
+    spec, quant, lora = built("lora=r8")
+    model, _ = attach(load_model(spec, quant), lora, spec, seed=3)
+    save_adapter(model, tmp_path / "adapter")
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-2
+
+
+def test_a_bias_of_the_adapters_own_needs_a_layer_that_has_one(built, tmp_path, assert_near):
+    with pytest.raises(UserError, match=r"lora.lora_bias: the adapter's bias has no place in .*q_proj"):
+        adapter(built, tmp_path / "adapter", "lora.lora_bias=true")
+    spec, model = adapter(built, tmp_path / "adapter", "model.architecture=gpt2", "lora.lora_bias=true")
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-4
+    assert_near(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), IDS), logits_of(model, IDS))
+
+
 def test_an_adapter_trained_over_4_bits_is_merged_into_full_precision(built, tmp_path):
     spec, _ = adapter(built, tmp_path / "adapter", "quant=nf4")
-    assert merge(spec, tmp_path / "adapter", tmp_path / "merged") < 1e-5
+    assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-4
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 

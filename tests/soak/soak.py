@@ -2,10 +2,10 @@
 
     python tests/soak/soak.py --rounds 50 --jobs 2
 
-A round starts `python -m sft.train` in a layout, waits for a checkpoint newer than all before, kills the process with
-SIGKILL a random time after it (every other time while a checkpoint is being written), starts the same command again,
-and so on; the last start is left to finish. Its weights must be those of an uninterrupted run to the byte, and its
-logged losses those to the digit. Prints a table; exits 1 where a round ended otherwise.
+A round starts `python -m sft.train` in a layout and kills the process with SIGKILL at a moment that is drawn: some time
+after a new checkpoint, while one is being written, in an evaluation, after the last step, or while weights are written and
+answers are generated at the end. It starts the same command again, and so on; the last start is left to finish. Its
+weights must be those of an uninterrupted run to the byte, its logged losses and its final figures those to the digit. Prints a table; exits 1 where a round ended otherwise.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600.0  # seconds for one start; beyond it the round has failed
+
+STEPS, EVERY = 60, 20  # of a run, and between its evaluations
+DURING = ("step", "saving", "evaluation")  # moments of a kill, any number of times in a round
+AT_THE_END = ("evaluation", "last step", "end")  # and of its last one
 
 COMMON = [
     "model=tiny",
@@ -41,14 +46,17 @@ COMMON = [
     "dataset.eval_fraction=0.1",
     "dataset.num_proc=0",
     "trainer.per_device_train_batch_size=4",
-    "trainer.max_steps=60",
+    f"trainer.max_steps={STEPS}",
     "trainer.save_strategy=steps",
     "trainer.save_steps=3",
     "trainer.save_total_limit=2",
     "trainer.eval_strategy=steps",
-    "trainer.eval_steps=20",
+    f"trainer.eval_steps={EVERY}",
     "trainer.logging_steps=2",
     "callbacks=quiet",
+    "evaluation=generate",
+    "evaluation.max_samples=4",
+    "evaluation.max_new_tokens=8",
 ]
 ADAPTER = ["lora=r8", "lora.lora_dropout=0.1"]
 SECOND = "+dataset.sources.more={generator: {_target_: sft.data.tickets.generate, part: train, rows: 30, seed: 7}, weight: 0.4}"
@@ -70,6 +78,8 @@ class Tally:
     rounds: int = 0
     kills: int = 0
     saving: int = 0
+    evaluating: int = 0
+    ending: int = 0
     torn: int = 0
     identical: int = 0
     faults: list[str] = field(default_factory=list)
@@ -115,31 +125,48 @@ class Soak:
             self.end(process)
         return None if code == 0 else f"{run}: exit code {code}, see {run.with_suffix('.err')}"
 
-    def kill_once(self, layout: str, run: Path, draw: random.Random) -> bool:
-        """Start, wait for a new checkpoint, kill at a random moment; False where the run ended first."""
-        had, while_saving = newest(run), draw.random() < 0.5
+    def kill_once(self, layout: str, run: Path, draw: random.Random, moment: str) -> bool:
+        """Start, wait for the moment, kill; False where the run ended first."""
+        had = newest(run)
         process = self.start(layout, run)
         until = time.monotonic() + PATIENCE
-        while process.poll() is None and newest(run) <= had and time.monotonic() < until:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0.0, 0.3))
-        while while_saving and process.poll() is None and not half_written(run) and time.monotonic() < until:
-            time.sleep(0.0005)
-        if while_saving:
+
+        def wait(holds: Callable[[], object]) -> None:
+            while process.poll() is None and not holds() and time.monotonic() < until:
+                time.sleep(0.0005)
+
+        if moment in ("step", "saving"):
+            wait(lambda: newest(run) > had or newest(run) >= STEPS)
+            time.sleep(draw.uniform(0.0, 0.3))
+        if moment == "saving":
+            wait(lambda: half_written(run))
             time.sleep(draw.uniform(0.0, 0.01))
+        elif moment == "evaluation":
+            wait(lambda: evaluating(run) or newest(run) >= STEPS)
+            time.sleep(draw.uniform(0.0, 0.05))
+        elif moment == "last step":
+            wait(lambda: newest(run) >= STEPS)
+            time.sleep(draw.uniform(0.0, 0.2))
+        elif moment == "end":
+            wait(lambda: list(run.glob(".adapter.*")) + list(run.glob("*.tmp-*model*")) or weights(run))
+            time.sleep(draw.uniform(0.0, 0.3))
         ended = process.poll() is not None
         self.end(process)
         if not ended:
             with self.lock:
-                self.tallies[layout].kills += 1
-                self.tallies[layout].saving += bool(half_written(run))
+                tally = self.tallies[layout]
+                tally.kills += 1
+                tally.saving += bool(half_written(run))
+                tally.evaluating += moment == "evaluation"
+                tally.ending += moment in ("last step", "end")
         return not ended
 
     def round(self, number: int, layout: str, seed: int) -> None:
         """One round: kills, the end, the comparison."""
         draw, run = random.Random(f"{seed} {number}"), self.home / f"round-{number}"
-        for _ in range(draw.randint(2, 4)):
-            if not self.kill_once(layout, run, draw):
+        moments = [draw.choice(DURING) for _ in range(draw.randint(1, 3))] + [draw.choice(AT_THE_END)]
+        for moment in moments:
+            if not self.kill_once(layout, run, draw, moment):
                 break
         fault = self.finish(layout, run) or difference(self.home / f"whole-{layout}", run)
         tally = self.tallies[layout]
@@ -157,6 +184,15 @@ class Soak:
 def newest(run: Path) -> int:
     """The step of the newest checkpoint that has its name, 0 for none."""
     return max((int(path.name.split("-")[1]) for path in run.glob("checkpoints/checkpoint-*")), default=0)
+
+
+def evaluating(run: Path) -> bool:
+    """Whether the last logged line is of a step that is evaluated next."""
+    try:
+        line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return False
+    return "loss" in line and line.get("step", 1) % EVERY == 0
 
 
 def half_written(run: Path) -> list[Path]:
@@ -183,6 +219,15 @@ def logged(run: Path) -> list[dict[str, float]]:
     return [{name: line[name] for name in names if name in line} for line in lines if "train_runtime" not in line]
 
 
+def figures(run: Path) -> dict[str, float]:
+    """metrics.json."""
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+FIGURES = ("status", "steps", "epochs", "train_loss", "eval_loss", "eval_exact_match", "total_tokens", "trained_tokens")
+
+
 def difference(whole: Path, run: Path) -> str | None:
     """What a resumed run has otherwise than the one left alone, None for nothing."""
     first, second = weights(whole), weights(run)
@@ -194,6 +239,9 @@ def difference(whole: Path, run: Path) -> str | None:
     for one, other in zip(logged(whole), logged(run), strict=False):
         if one != other:
             return f"{run}: logged {other} where {one} was wanted"
+    one, other = ({key: value for key, value in figures(each).items() if key in FIGURES} for each in (whole, run))
+    if one != other:
+        return f"{run}: {other} where {one} was wanted"
     same = len(logged(whole)) == len(logged(run))
     return None if same else f"{run}: {len(logged(run))} lines logged where {len(logged(whole))} were wanted"
 
@@ -201,15 +249,16 @@ def difference(whole: Path, run: Path) -> str | None:
 def table(tallies: dict[str, Tally]) -> str:
     """The counts as Markdown."""
     lines = [
-        "| layout | rounds | kills | of them while saving | torn checkpoints | identical |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| layout | rounds | kills | while saving | in evaluations | after the last step | torn checkpoints | identical |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    counts = ("rounds", "kills", "saving", "evaluating", "ending", "torn", "identical")
     total = Tally()
-    for name, tally in tallies.items():
-        lines.append(f"| {name} | {tally.rounds} | {tally.kills} | {tally.saving} | {tally.torn} | {tally.identical} |")
-        for count in ("rounds", "kills", "saving", "torn", "identical"):
+    for tally in tallies.values():
+        for count in counts:
             setattr(total, count, getattr(total, count) + getattr(tally, count))
-    lines.append(f"| all | {total.rounds} | {total.kills} | {total.saving} | {total.torn} | {total.identical} |")
+    for name, tally in [*tallies.items(), ("all", total)]:
+        lines.append(f"| {name} | " + " | ".join(str(getattr(tally, count)) for count in counts) + " |")
     return "\n".join(lines)
 
 

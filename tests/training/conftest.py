@@ -17,13 +17,23 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Overrides -> a finished run's Result; `to` names its directory."""
+@pytest.fixture(scope="session")
+def run_in():
+    """A directory and overrides -> a finished run's Result."""
     from sft.api import compose, train
 
+    def start(directory, *overrides: str, **kwargs):
+        return train(compose(*TINY, f"hydra.run.dir={directory}", *overrides), **kwargs)
+
+    return start
+
+
+@pytest.fixture
+def run(tmp_path, run_in):
+    """Overrides -> a finished run's Result; `to` names its directory."""
+
     def start(*overrides: str, to: str = "run", **kwargs):
-        return train(compose(*TINY, f"hydra.run.dir={tmp_path / to}", *overrides), **kwargs)
+        return run_in(tmp_path / to, *overrides, **kwargs)
 
     return start
 

@@ -176,6 +176,47 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
     assert (resumed.directory / weights).read_bytes() == (whole.directory / weights).read_bytes()
 
 
+@pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
+def test_a_disk_that_is_too_small_for_a_checkpoint_is_told_its_size_first(run, tmp_path, monkeypatch, lora):
+    from sft.run import errors
+
+    options = (*STEPS, lora)
+    whole = run(*options, to="whole")
+    written = whole.directory / "checkpoints" / "checkpoint-4"
+    tensors = sum((written / name).stat().st_size for name in ("optimizer.pt",))
+    tensors += sum(path.stat().st_size for path in written.glob("*.safetensors"))
+    seen = []
+
+    def usage(path):
+        seen.append(path)
+        return type("Usage", (), {"free": 10_000})()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(errors.shutil, "disk_usage", usage)
+        with pytest.raises(UserError, match=r"checkpoint-2: cannot write: too little space on the disk: ") as refused:
+            run(*options)
+    assert "0.0 MiB free" in str(refused.value)
+    assert "start the same command again: it resumes from its last checkpoint" in str(refused.value)
+    needed = float(str(refused.value).split("disk: ")[1].split(" MiB")[0]) * 2**20
+    assert 0.8 * tensors < needed < 1.05 * tensors + 2**17
+    assert seen
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_disk_that_fills_while_the_adapter_is_written_says_how_much_it_takes(run, monkeypatch):
+    import safetensors.torch
+
+    def full(*arguments, **kwargs):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    options = (*STEPS, "trainer.save_strategy=no")
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.peft_model.safe_save_file", full)
+        with pytest.raises(UserError, match=r"adapter: cannot write: no space is left on the disk: 0\.\d MiB needed, "):
+            run(*options)
+    assert run(*options).metrics["status"] == "finished"
+
+
 def test_no_secret_is_anywhere_in_a_run_directory(run, tmp_path, monkeypatch):
     secret = "hf_" + "Qx7" * 12
     monkeypatch.setenv("HF_TOKEN", secret)
@@ -211,12 +252,15 @@ def test_a_callback_left_out_is_one_line(run):
         run("trainer.max_steps=5")
     lines = [line for line in str(refused.value).splitlines() if line.startswith("callbacks.")]
     assert lines == [
-        f"callbacks.{name}: this run was begun with {kind}, not none"
-        for name, kind in (
-            ("validation", "Validation"),
-            ("checkpoint", "Checkpoint"),
-            ("best_model", "BestModel"),
-            ("early_stopping", "EarlyStopping"),
+        f"callbacks.{name}: this run was begun with {kind}, not none{more}"
+        for name, kind, more in (
+            ("validation", "Validation", ""),
+            ("checkpoint", "Checkpoint", ""),
+            (
+                *("best_model", "BestModel"),
+                ", and it cannot change: the best evaluation so far was chosen without it, or by another figure",
+            ),
+            ("early_stopping", "EarlyStopping", ""),
         )
     ]
 

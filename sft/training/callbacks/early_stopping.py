@@ -50,13 +50,21 @@ class EarlyStopping(RunCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse a run that never evaluates."""
+        """Refuse a run that never evaluates; end one that had stopped at the checkpoint that is resumed."""
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
             raise UserError(
                 "early stopping looks at evaluations, and this run makes none",
                 where="callbacks.early_stopping",
                 remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
             )
+        if self.waited >= self.early_stopping_patience:
+            log.info(
+                "stopped early at step %d: %s was not better for %d evaluations",
+                state.global_step,
+                self._watched(args),
+                self.waited,
+            )
+            control.should_training_stop = True
 
     def on_log(
         self,

@@ -12,6 +12,7 @@ from sft.config.errors import UserError
 from sft.evaluation.generate import generate_answers
 from sft.run.log import FILE_ONLY
 from sft.training.callbacks.base import RunCallback
+from sft.training.callbacks.state import evaluated_at
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class GenerationSamples(RunCallback):
         """Drop samples that an interrupted session made after the checkpoint this one goes on from."""
         self._last_step = -1
         if self.run is not None:
-            self.run.keep_jsonl(self.run.generations_jsonl, lambda line: 0 < state.global_step >= line.get("step", 0))
+            step = state.global_step
+            had = step if evaluated_at(state, step) else step - 1  # the checkpoint's own evaluation may come behind it
+            self.run.keep_jsonl(self.run.generations_jsonl, lambda line: step > 0 and had >= line.get("step", 0))
 
     def on_evaluate(
         self,

@@ -13,7 +13,8 @@ from sft.training.callbacks.base import RunCallback
 class MetricsJsonl(RunCallback):
     """Writes what the trainer logs into the run directory, a line a step, flushed.
 
-    A resumed run drops the lines after the checkpoint it goes on from, so that no step stands there twice.
+    A resumed run drops the lines after its checkpoint, so that no step is there twice; one that resumes the checkpoint
+    of another directory begins with the lines of the steps before.
     """
 
     def on_train_begin(
@@ -22,9 +23,17 @@ class MetricsJsonl(RunCallback):
         """Drop what an interrupted session wrote after the checkpoint, and its summary of itself."""
         if self.run is not None:
             step = state.global_step
-            self.run.keep_jsonl(
-                self.run.metrics_jsonl, lambda line: 0 < step >= _step(line) and "train_runtime" not in line
-            )
+            if step and not self.run.metrics_jsonl.exists():
+                for line in state.log_history:
+                    self.run.append_jsonl(self.run.metrics_jsonl, {"step": line.get("step"), **line})
+            known = {(_step(line), _is_evaluation(line)) for line in state.log_history}
+
+            def stays(line: dict[str, Any]) -> bool:
+                at = _step(line)  # of the checkpoint's own step it has what was logged before it was written
+                made = at < step or (at == step and (at, _is_evaluation(line)) in known)
+                return made and "train_runtime" not in line
+
+            self.run.keep_jsonl(self.run.metrics_jsonl, stays)
 
     def on_log(
         self,
@@ -44,3 +53,7 @@ class MetricsJsonl(RunCallback):
 def _step(line: dict[str, Any]) -> float:
     step = line.get("step")
     return step if isinstance(step, int | float) else float("inf")
+
+
+def _is_evaluation(line: dict[str, Any]) -> bool:
+    return any(key.startswith("eval_") for key in line)

@@ -44,3 +44,8 @@ def restore(callbacks: Iterable[object], stored: Mapping[str, Any]) -> None:
         for target, state in zip(targets, states, strict=False):
             for attribute, value in state.get("attributes", {}).items():
                 setattr(target, attribute, value)
+
+
+def evaluated_at(state: Any, step: int) -> bool:
+    """Whether a trainer's state has the evaluation of a step."""
+    return any(line.get("step") == step and any(key.startswith("eval_") for key in line) for line in state.log_history)

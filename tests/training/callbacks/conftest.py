@@ -75,9 +75,12 @@ def trainer(tmp_path: Path, tiny: Callable[[], GPT2LMHeadModel]) -> Callable[...
 
 @pytest.fixture
 def event() -> Callable[..., TrainerControl]:
-    """Calls one event of a callback by hand: event("on_log", callback, step, logs={...})."""
+    """Calls one event of a callback by hand: event("on_log", callback, step, logs={...}).
 
-    def call(name: str, callback: TrainerCallback, step: int, **more: Any) -> TrainerControl:
+    `history` is what the trainer has logged by then.
+    """
+
+    def call(name: str, callback: TrainerCallback, step: int, history: Any = (), **more: Any) -> TrainerControl:
         control = TrainerControl()
         arguments = SimpleNamespace(
             eval_strategy="steps",
@@ -88,7 +91,8 @@ def event() -> Callable[..., TrainerControl]:
             deepspeed=None,
             fsdp=None,
         )
-        getattr(callback, name)(arguments, TrainerState(global_step=step, max_steps=100), control, **more)
+        state = TrainerState(global_step=step, max_steps=100, log_history=list(history))
+        getattr(callback, name)(arguments, state, control, **more)
         return control
 
     return call

@@ -65,8 +65,10 @@ def test_samples_are_kept_once_a_step(event, tiny, run: RunDirectory) -> None:
         (4, "4", "5"),
     ]
     assert all(len(line["answer"].split()) <= 4 for line in lines)
-    event("on_train_begin", callback, 2)
+    event("on_train_begin", callback, 2, history=[{"step": 2, "eval_loss": 1.0}])
     assert [line["step"] for line in run.read_jsonl(run.generations_jsonl)] == [2, 2]
+    event("on_train_begin", callback, 2, history=[{"step": 2, "loss": 1.0}])  # a checkpoint from before the evaluation
+    assert run.read_jsonl(run.generations_jsonl) == []
 
 
 def test_prompts_of_ones_own_are_rendered_by_the_bound_template(event, tiny, run: RunDirectory, monkeypatch) -> None:

@@ -1,0 +1,64 @@
+"""The directories that a sweep's jobs would write, and the refusal of two jobs in one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sft.config.compose import config_loader
+from sft.config.errors import UserError
+from sft.config.resolvers import RESOLVER
+
+_REMEDY = "leave hydra.sweep.subdir out, or have ${hydra.job.num} in it"
+_NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
+
+
+def refuse_shared_directories(config: DictConfig, overrides: Sequence[Sequence[str]] | None) -> None:
+    """Refuse a sweep of which two jobs would write the same directory: the second would be taken for the first.
+
+    Args:
+        config: of the multirun, Hydra's node included.
+        overrides: of each job; None for a search, which makes its jobs as it goes.
+
+    Raises:
+        UserError: naming the first two such jobs, or a search whose directories do not follow the job's number.
+    """
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    if RESOLVER in subdir:
+        return
+    if overrides is None:
+        if not _NUMBERED.search(subdir):
+            what = f"{subdir} does not have the job's number, and two jobs of a search may have the same settings"
+            raise UserError(what, where="hydra.sweep.subdir", remedy=_REMEDY)
+        return
+    seen: dict[str, int] = {}
+    for number, each in enumerate(overrides):
+        directory = _directory(config, list(each), number)
+        if directory is None:
+            return  # it cannot be resolved, and the first job says why
+        if directory in seen:
+            what = f"jobs {seen[directory]} and {number} would both write {directory}"
+            raise UserError(what, where="hydra.sweep.subdir", remedy=_REMEDY)
+        seen[directory] = number
+
+
+def _directory(config: DictConfig, overrides: list[str], number: int) -> str | None:
+    """The directory of a job as Hydra's launchers make it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    try:
+        job = config_loader().load_sweep_config(config, overrides)
+        with open_dict(job):
+            job.hydra.job.id = job.hydra.job.num = number
+        HydraConfig.instance().set_config(job)
+        return os.path.realpath(os.path.join(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir)))
+    except OmegaConfBaseException:
+        return None
+    finally:
+        holder.cfg = before

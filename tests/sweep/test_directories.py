@@ -1,0 +1,64 @@
+"""Two jobs of a sweep never write the same directory."""
+
+import pytest
+from hydra.types import RunMode
+
+from sft.config.compose import config_loader
+from sft.config.errors import UserError
+from sft.sweep.directories import refuse_shared_directories
+
+
+@pytest.fixture
+def check(tmp_path):
+    """subdir, overrides of each job (None: a search), more of the command line -> the check's answer."""
+
+    def checked(subdir, jobs, *more):
+        overrides = ["model=tiny", f"hydra.sweep.dir={tmp_path}", *more]
+        overrides += [f"hydra.sweep.subdir={subdir}"] if subdir else []
+        config = config_loader().load_configuration("train", overrides, RunMode.MULTIRUN)
+        refuse_shared_directories(config, jobs)
+
+    return checked
+
+
+SEEDS = [["seed=1"], ["seed=2"]]
+
+
+@pytest.mark.parametrize(
+    ("subdir", "jobs"),
+    [
+        (None, SEEDS),
+        (None, [["seed=1"], ["seed=1"]]),
+        ("${hydra.job.num}", SEEDS),
+        ("seed_${seed}", SEEDS),
+        ("${hydra.job.override_dirname}", SEEDS),
+        ("same", [["seed=1"]]),
+        (None, None),
+        ("trial_${hydra.job.num}", None),
+        ("${nothing.of.that.name}", SEEDS),
+    ],
+)
+def test_directories_of_their_own_are_fine(check, subdir, jobs):
+    check(subdir, jobs)
+
+
+@pytest.mark.parametrize(
+    ("subdir", "jobs", "words"),
+    [
+        ("same", SEEDS, "jobs 0 and 1 would both write .*/same"),
+        ("r${lora.r}", [["lora.r=2", "seed=1"], ["lora.r=4", "seed=1"], ["lora.r=2", "seed=2"]], "jobs 0 and 2 .*/r2"),
+        ("${hydra.job.override_dirname}", [["seed=1"], ["seed=1"]], "jobs 0 and 1"),
+        ("x/../${name}", SEEDS, "jobs 0 and 1 would both write .*/sft"),
+        ("same", None, "same does not have the job's number"),
+        ("seed_${seed}", None, ".* does not have the job's number"),
+    ],
+)
+def test_two_jobs_in_one_directory_are_refused(check, subdir, jobs, words):
+    with pytest.raises(UserError, match=f"^hydra.sweep.subdir: {words}"):
+        check(subdir, jobs)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_whatever_launches_them(check, launcher):
+    with pytest.raises(UserError, match="jobs 0 and 1 would both write"):
+        check("same", SEEDS, f"hydra/launcher={launcher}")
