@@ -37,6 +37,7 @@ MISTAKES = {
     "train experiment=smoke trainer.learnig_rate=1e-4 dataset.max_lenght=512": "trainer.learning_rate",
     "train experiment=smok": "did you mean experiment=smoke?",
     "train trainer.seed=3": "this setting belongs to seed",
+    "train trainer.save_steps=50": "it is read where trainer.save_strategy is steps",
     "train experiment=smoke lora=none lora.r=8": "lora is off (lora=none)",
     "train model=tiny quant=nf4 lora=none": "quantized weights cannot be trained in full",
 }
@@ -98,7 +99,7 @@ def faults(loader, name: str, arguments: tuple[str, ...]) -> str:
     """What is wrong with a command, empty where nothing is."""
     line = parse_command_line(list(arguments))
     try:
-        check_command(loader, name, line.overrides, name, line.multirun)
+        check_command(loader, name, line.overrides, name, line.multirun, runs=False)  # extras may be missing
     except Exception as error:
         return str(error) or repr(error)
     return ""
