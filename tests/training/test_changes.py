@@ -391,13 +391,17 @@ def test_rows_are_those_of_now_at_the_present_step(resumed, run):
         ("seed=7", "seed: this run was begun with 42, not 7, and it cannot change: the order of the rows"),
         ("model.dtype=bfloat16", "model.dtype: this run was begun with float32, not bfloat16, and it cannot change"),
         ("trainer.max_tokens_per_batch=64", "trainer.max_tokens_per_batch: this run was begun with None, not 64"),
-        ("callbacks=[quiet,best_model]", "callbacks.best_model: .* cannot change: the best evaluation so far"),
+        (
+            "callbacks=[quiet,best_model] trainer.eval_strategy=steps trainer.eval_steps=2",
+            "callbacks.best_model: .* cannot change: the best evaluation so far",
+        ),
     ],
 )
-def test_what_is_fixed_is_refused_by_name_though_it_is_allowed(resumed, option, words, monkeypatch):
+def test_what_is_fixed_is_refused_by_name_though_it_is_allowed(begun, resumed, option, words, monkeypatch):
+    begun(*PLAIN)
     monkeypatch.setattr("sft.training.inputs.prepare_together", lambda *_: pytest.fail("data was loaded"))
     with pytest.raises(UserError, match=words):
-        resumed(PLAIN, [option], "trainer", "lora", "seed", "model", "callbacks")
+        resumed(PLAIN, option.split(), "trainer", "lora", "seed", "model", "callbacks")
 
 
 def test_a_rate_that_follows_evaluations_cannot_change(resumed):

@@ -180,7 +180,11 @@ ELSEWHERE = {
         *("log_level_replica", "log_on_each_node", "save_on_each_node"),
     },
     "an optimizer that is not installed": {"optim_target_modules"},
-    "a value that another test looks at": {"cpu_parts", "gradient_checkpointing_kwargs"},  # test_switches
+    "a value that another test looks at": {
+        "cpu_parts",  # test_side_by_side
+        "gradient_checkpointing_kwargs",  # test_switches
+        "resume_schedule",  # test_changes
+    },
     "trainer=trl": {"label_smoothing_factor"},  # refused with trainer=default
 }
 
@@ -324,13 +328,13 @@ ADAPTERS: dict[str, Any] = {
     "rank_pattern": {"q_proj": 2},
     "alpha_pattern": {"q_proj": 2},
     "trainable_token_indices": [1, 2],
-    "lora_bias": True,
     "velora_config": {"num_groups": 2},
     "use_bdlora": {"target_modules_bd_a": ["o_proj", "down_proj"], "nblocks": 2, "match_strict": False},
 }
 # Those that need more than the key, with what they are compared with.
 COMPARED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "bias": ({"bias": "all"}, {}, "gpt2"),
+    "lora_bias": ({"lora_bias": True}, {}, "gpt2"),
     "target_parameters": (
         {"target_modules": ["v_proj"], "target_parameters": ["q_proj.weight"]},
         {"target_modules": ["v_proj"]},
