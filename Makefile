@@ -22,8 +22,8 @@ test-all: $(INSTALLED)  ## the slow ones too
 test-cpus: $(INSTALLED)  ## the numeric tests under restricted instruction sets, with one thread and with two
 	$(PY) .ci/test-cpus
 
-test-slow: $(INSTALLED)  ## the slow ones alone
-	$(TEST_ENV) $(PY) -m pytest -n 2 --dist load -m "slow and not browser"
+test-slow: $(INSTALLED)  ## the slow ones alone; TESTS=PATH for some of them
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "slow and not browser" $(TESTS)
 
 test-web: $(INSTALLED) browser  ## the page of sft.webui in a real browser
 	$(TEST_ENV) $(PY) -m pytest -m browser

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 from sft.config.errors import RunFailed, UserError
 from sft.run.changeable import EFFECTS, FACTS, FIXED, effect_of
 
+pytestmark = pytest.mark.slow  # a minute together: each trains twice
+
 WEIGHTS = "adapter/adapter_model.safetensors"
 STEPS = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.eval_strategy=no")
 PLAIN = ("trainer.lr_scheduler_type=constant", "trainer.learning_rate=1e-2", "trainer.optim=adamw_torch")
