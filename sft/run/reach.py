@@ -70,6 +70,7 @@ def _ask(endpoint: str) -> str | None:
     found: list[str | None] = []
 
     def request() -> None:
+        """Ask once, and note why there is no answer; None where there is one."""
         from huggingface_hub.utils import get_session
 
         try:

@@ -39,7 +39,7 @@ SEEDS = [["seed=1"], ["seed=2"]]
     ],
 )
 def test_directories_of_their_own_are_fine(check, subdir, jobs):
-    check(subdir, jobs)
+    assert check(subdir, jobs) is None  # nothing is raised
 
 
 @pytest.mark.parametrize(
