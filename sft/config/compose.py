@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config import schema
-from sft.config.absent import switched_off, unknown_node
 from sft.config.check import check
+from sft.config.composed import Composed, apply, resolved
 from sft.config.errors import UserError, raise_all
 from sft.config.expansion import endless
 from sft.config.overrides import parse_overrides
@@ -32,25 +32,6 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  # a config may be without these
-
-
-@dataclass
-class Composed:
-    """One composed job.
-
-    Attributes:
-        config: the job's config with Hydra's own node under `hydra`.
-        errors: what is wrong with it.
-        added: keys that no YAML names although their target takes them; Hydra wants `++` before these.
-        plain: the config as plain containers; None where it cannot be resolved.
-        hydra: Hydra's own node likewise.
-    """
-
-    config: DictConfig
-    errors: list[UserError] = field(default_factory=list)
-    added: set[str] = field(default_factory=set)
-    plain: dict[str, Any] | None = None
-    hydra: dict[str, Any] = field(default_factory=dict)
 
 
 def config_loader() -> ConfigLoaderImpl:
@@ -102,10 +83,33 @@ def compose_job(
         overlay: keys laid over what the groups give, below the overrides.
         predicts: whether a Python caller may give a `compute_metrics`.
     """
-    from hydra.types import RunMode
+    groups, values, errors = _sorted(loader, overrides, command)
+    config = _load(loader, name, [group.input_line or "" for group in groups], multirun)
+    with open_dict(config):
+        if overlay is not None:
+            config.merge_with(overlay)
+        config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra.")]
+    composed = Composed(config, errors)
+    for override in values:
+        apply(composed, override)
+    if bomb := endless(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
+        composed.errors.append(bomb)
+        return composed
+    found = resolved(composed)
+    composed.hydra = found.pop("hydra", {})
+    composed.plain = found
+    explicit = [key.removeprefix("trainer.") for o in values if (key := o.key_or_group).startswith("trainer.")]
+    composed.errors += _faults(found, composed.hydra, command, explicit, predicts)
+    if not composed.errors:
+        composed.errors += _refused_by_specs(found)
+    return composed
 
-    errors: list[UserError] = []
-    groups, values = [], []
+
+def _sorted(
+    loader: ConfigLoaderImpl, overrides: list[str], command: str
+) -> tuple[list[Override], list[Override], list[UserError]]:
+    """The overrides that Hydra composes with, those of single values, and what is wrong with the former."""
+    groups, values, errors = [], [], []
     for override in parse_overrides(overrides, loader):
         if override.is_delete() and (error := _needed(loader, override, command)):
             errors.append(error)
@@ -116,38 +120,31 @@ def compose_job(
             groups.append(override)
         else:
             values.append(override)
-    lines = [g.input_line or "" for g in groups]
+    return groups, values, errors
+
+
+def _load(loader: ConfigLoaderImpl, name: str, overrides: list[str], multirun: bool) -> DictConfig:
+    """What Hydra composes of the primary config and these overrides. Raises UserError where it fails."""
+    from hydra.types import RunMode
+
     try:
-        config = loader.load_configuration(name, lines, RunMode.MULTIRUN if multirun else RunMode.RUN)
+        return loader.load_configuration(name, overrides, RunMode.MULTIRUN if multirun else RunMode.RUN)
     except OmegaConfBaseException:
         raise
     except RecursionError:
-        raise _not_composed("the defaults of a YAML file lead back to itself", lines) from None
+        raise _not_composed("the defaults of a YAML file lead back to itself", overrides) from None
     except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # what Hydra does not foresee
-        raise _not_composed(" ".join(str(error).split()) or type(error).__name__, lines) from error
-    with open_dict(config):
-        if overlay is not None:
-            config.merge_with(overlay)
-        config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra.")]
-    composed = Composed(config, errors)
-    for override in values:
-        _apply(composed, override)
-    if bomb := endless(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
-        composed.errors.append(bomb)
-        return composed
-    plain = _resolved(composed)
-    if plain is not None:
-        hydra_node = plain.pop("hydra", {})
-        composed.plain, composed.hydra = plain, hydra_node
-        dangers = [error for error in unsafe(plain, hydra_node) if error.where not in OWNED]
-        told = {error.where for error in dangers}
-        composed.errors += [*_hydra_targets(hydra_node), *dangers]
-        explicit = [key.removeprefix("trainer.") for o in values if (key := o.key_or_group).startswith("trainer.")]
-        found = check(plain, command, explicit=explicit, predicts=predicts)
-        composed.errors += [error for error in found if error.where not in told]
-        if not composed.errors:
-            composed.errors += _refused_by_specs(plain)
-    return composed
+        raise _not_composed(" ".join(str(error).split()) or type(error).__name__, overrides) from error
+
+
+def _faults(
+    config: dict[str, Any], hydra: dict[str, Any], command: str, explicit: list[str], predicts: bool
+) -> list[UserError]:
+    """What is wrong with a resolved config; a key that is dangerous is told as that alone."""
+    dangers = [error for error in unsafe(config, hydra) if error.where not in OWNED]
+    told = {error.where for error in dangers}
+    found = check(config, command, explicit=explicit, predicts=predicts)
+    return [*_hydra_targets(hydra), *dangers, *(error for error in found if error.where not in told)]
 
 
 def check_command(
@@ -232,60 +229,6 @@ def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError |
                 remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}",
             )
     return None
-
-
-def _apply(composed: Composed, override: Override) -> None:
-    """Apply one value override as Hydra would, a key that does not fit noted instead of raised."""
-    config, key = composed.config, override.key_or_group
-    if override.is_sweep_override():
-        remedy = f"-m to try each in a run of its own; a value that has commas in it is quoted: \"{key}='a,b'\""
-        composed.errors.append(UserError("several values, and this is one run", where=key, remedy=remedy))
-        return
-    parent, _, last = key.rpartition(".")
-    holder = OmegaConf.select(config, parent) if parent else config
-    if override.is_delete():
-        if OmegaConf.select(config, key, default="???") == "???":
-            composed.errors.append(UserError("there is nothing to delete", where=key, remedy="leave the override out"))
-            return
-        with open_dict(config):
-            holder.pop(last)
-        return
-    if holder is None and not override.is_force_add():
-        top = parent.split(".")[0]
-        if parent and OmegaConf.select(config, top) is None:
-            composed.errors.append(switched_off(config, key, top) if top in config else unknown_node(config, key, top))
-            return
-    exists = (isinstance(holder, DictConfig) and last in holder) or (not parent and key in config)
-    if override.value() is None and not exists and not (override.is_add() or override.is_force_add()):
-        names = [str(k) for k in (holder if isinstance(holder, DictConfig) else config)]
-        if parent in ("callbacks", "dataset.sources", "dataset.eval_sources"):
-            near = nearest(last, names)
-            remedy = f"did you mean {parent}.{near}?" if near else f"there are: {', '.join(names)}"
-            composed.errors.append(UserError("there is nothing to turn off", where=key, remedy=remedy))
-            return
-    if not exists and not override.is_add() and not override.is_force_add():
-        composed.added.add(key)
-    try:
-        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
-    except (OmegaConfBaseException, ValueError, AssertionError) as error:
-        composed.errors.append(UserError(" ".join(str(error).split()), where=key))
-
-
-def _resolved(composed: Composed) -> dict[str, Any] | None:
-    """The config as plain containers; interpolations that lead nowhere become errors. Missing `???` stay."""
-    config = composed.config
-    result: dict[str, Any] = {}
-    for key in list(config):
-        if key == "hydra":
-            result[key] = OmegaConf.to_container(config.hydra, resolve=False)
-            continue
-        try:
-            value = "???" if OmegaConf.is_missing(config, key) else config[key]
-            result[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except OmegaConfBaseException as error:
-            where = getattr(error, "full_key", None) or key
-            composed.errors.append(UserError(" ".join(str(error).split("\n")[0].split()), where=str(where)))
-    return result
 
 
 def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
