@@ -5,8 +5,8 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 INSTALLED := .venv/.installed-dev
 
-# Two threads on busy cores stall small models: each test process computes with one.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Two threads on busy cores stall small models: each test process computes with one. Our own modules are compiled once.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: demo test test-all test-slow test-cpus test-web test-deepeval browser soak lint type format bench docs install clean
 
