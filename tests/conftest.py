@@ -3,6 +3,7 @@
 Two threads on busy cores stall small models, and no test may reach a hub.
 """
 
+import gc
 import json
 import os
 import socket
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.commands import Commands
 
 settings.register_profile("busy", deadline=None)  # a core that others use makes an example slow, not wrong
 settings.load_profile("busy")
@@ -31,6 +34,22 @@ def no_native_bf16():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dtype, "native_bf16", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_are_no_garbage():
+    """What a file has imported is passed over by the collector: each look at torch's objects takes 0.4 s, and every
+    Trainer asks for one before it trains."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def command() -> Iterator[Commands]:
+    """`command("train", "model=tiny", ..., cwd=, env=)`: a command of sft in its own process, see tests/commands.py."""
+    commands = Commands()
+    yield commands
+    commands.close()
 
 
 @pytest.fixture(scope="session")

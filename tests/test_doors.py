@@ -66,13 +66,13 @@ def test_a_users_mistake_exits_2_with_a_few_lines(tmp_path, arguments, says):
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path):
+def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path, command):
     rows = tmp_path / "bad.jsonl"
     rows.write_text(
         '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
         '{"messages": [{"role": "user", "content": "no answer"}]}\n{"messages": 7}\nnot json\n'
     )
-    done = sft("train", "model=tiny", "dataset=local", f"dataset.path={rows}", f"hydra.run.dir={tmp_path}/run")
+    done = command("train", "model=tiny", "dataset=local", f"dataset.path={rows}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
     assert all(f"bad.jsonl row {row}" in done.stderr for row in (2, 3, 4)), done.stderr
     assert "Traceback" not in done.stderr
@@ -107,8 +107,8 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number, code):
     assert '"interrupted"' in (run / "run.json").read_text()
 
 
-def test_preview_shows_rows_without_weights(tmp_path):
-    done = sft("preview", *TINY, "preview.rows=3", f"hydra.run.dir={tmp_path}/p")
+def test_preview_shows_rows_without_weights(tmp_path, command):
+    done = command("preview", *TINY, "preview.rows=3", f"hydra.run.dir={tmp_path}/p")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "p" / "preview.jsonl").read_text().splitlines()) == 3
 

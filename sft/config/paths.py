@@ -1,7 +1,8 @@
-"""Where configs and caches live: the packaged conf/, the user's own, and the cache directory."""
+"""Where configs and caches live: the packaged conf/, the user's own, and the cache directory; paths that lead nowhere."""
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -23,3 +24,13 @@ def user_conf_dirs() -> list[Path]:
 def cache_dir() -> Path:
     """$SFT_CACHE, or ~/.cache/sft."""
     return Path(os.environ.get("SFT_CACHE") or Path.home() / ".cache" / "sft")
+
+
+def nearest_path(path: Path) -> str | None:
+    """The remedy for a path that does not exist: the name beside it that is most like it, if one is."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return f"{path.parent} is no directory"
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"did you mean {path.parent / near[0]}?" if near else None

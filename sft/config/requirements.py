@@ -1,10 +1,11 @@
-"""What a config needs of this machine beside the libraries that sft always has: extras, and keys of services.
+"""What a config needs of this machine beside the libraries that sft always has: extras, keys of services, files.
 
 Looked at before data and model are loaded, and without importing any of it.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import netrc
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sft.config.errors import UserError
+from sft.config.paths import nearest_path
 
 # The module that says whether it is there, and the extra that brings it; None for a package that no extra has.
 _TRACKERS = {
@@ -68,6 +70,8 @@ def missing(
         found += [*_of_training(config), *_of_hydra(hydra or {})]
     if command in ("train", "evaluate"):
         found += _of_evaluation(config)
+    if command in ("train", "prepare", "preview", "estimate") and config.get("resume") in (None, "auto", "never"):
+        found += _of_files(config)
     return found
 
 
@@ -98,6 +102,36 @@ def _of_evaluation(config: Mapping[str, Any]) -> Iterator[UserError]:
         yield from _absent("lm_eval", "eval", where="evaluation", instead="evaluation=default")
     if _node(config, "judge").get("scorer") == "deepeval":
         yield from _absent("deepeval", "judge", where="judge.scorer", instead="judge.scorer=sft")
+
+
+def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
+    """Files and directories that are named and are not there; what lies in them is looked at when they are read."""
+    dataset = _node(config, "dataset")
+    named: dict[str, Any] = {"dataset.path": dataset.get("path")}
+    for kind in ("sources", "eval_sources"):
+        for name, source in _node(dataset, kind).items():
+            where = f"dataset.{kind}.{name}"
+            named |= {f"{where}.path": source.get("path")} if isinstance(source, Mapping) else {where: source}
+    named["template.path"] = _node(config, "template").get("path")
+    model = _node(config, "model")
+    named["model.adapter"] = model.get("adapter")
+    for where, name in {
+        "model.name": model.get("name"),
+        "model.tokenizer.name": _node(model, "tokenizer").get("name"),
+    }.items():
+        if str(name).startswith(("/", "./", "../", "~")):  # otherwise it may be a hub id
+            named[where] = name
+    for where, value in named.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and _is_absent(text):
+                yield UserError(f"{text} does not exist", where=where, remedy=nearest_path(Path(text).expanduser()))
+
+
+def _is_absent(text: str) -> bool:
+    """Whether a path leads to nothing; globs, addresses and what is no path are left to the reader's own words."""
+    if not text or "\0" in text or "://" in text or glob.has_magic(text):
+        return False
+    return not os.path.lexists(Path(text).expanduser())
 
 
 def _of_hydra(hydra: Mapping[str, Any]) -> Iterator[UserError]:

@@ -25,6 +25,9 @@ from sft.training.resuming import HANDED_ON, checkpoint_to_resume, refuse_unusab
 
 log = logging.getLogger(__name__)
 
+# Trainer keys of which the second does nothing where the first is set, as in transformers.
+_OVERRULED = (("max_steps", "num_train_epochs"), ("max_tokens_per_batch", "per_device_train_batch_size"))
+
 
 def begin(job: Job, record: RunRecord) -> str | None:
     """Check that the directory may be written by this config, and begin.
@@ -68,6 +71,7 @@ def begin(job: Job, record: RunRecord) -> str | None:
         _refuse_without_checkpoint(run)
     write_snapshot(run, config, job.unresolved, job.hydra, anew=bool(changed))
     _tell(found, changed)
+    _tell_overruled(config["trainer"], explicit_keys(job))
     resumed_from = None if found is None else found.name if found.parent == run.checkpoints else str(found)
     record.start(seed=config["seed"], resumed_from=resumed_from, changed=changed, name=config["name"])
     return str(found) if found else None
@@ -138,6 +142,13 @@ def _tell(found: Path | None, changed: Mapping[str, tuple[Any, Any]]) -> None:
         log.warning("%s: %s until now, %s from here on (allowed): %s", key, old, new, effect_of(key))
     if (merged := found.parent.parent / "merged").is_dir():
         log.warning("%s is of the weights of before: python -m sft.merge run=%s overwrite=true", merged, merged.parent)
+
+
+def _tell_overruled(trainer: Mapping[str, Any], explicit: list[str]) -> None:
+    """Say which settings of the command line another one overrules."""
+    for first, second in _OVERRULED:
+        if second in explicit and (trainer.get(first) or 0) > 0:
+            log.warning("trainer.%s is not used: trainer.%s=%s decides", second, first, trainer[first])
 
 
 def explicit_keys(job: Job) -> list[str]:

@@ -86,3 +86,35 @@ def test_a_module_is_found_without_importing_it():
     assert requirements._installed("yaml")
     assert not requirements._installed("no_such_module_anywhere")
     assert importlib.util.find_spec("no_such_module_anywhere") is None
+
+
+@pytest.mark.parametrize("command", ["train", "preview", "prepare", "estimate"])
+def test_a_file_that_is_not_there_is_named_before_anything_is_read(bare, lacking, command):
+    (bare / "rows.jsonl").write_text("{}\n")
+    assert lacking("dataset=local", "dataset.path=rows.jsonl", command=command) == {}
+    assert lacking("dataset=local", "dataset.path=row.jsonl", command=command) == {
+        "dataset.path": "row.jsonl does not exist -> did you mean rows.jsonl?"
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["dataset=local", "dataset.path=[rows.jsonl,none/row.jsonl]"], "dataset.path"),
+        (["dataset=local", "dataset.path=rows.jsonl", "+dataset.sources.b={path: none/x}"], "dataset.sources.b.path"),
+        (["dataset=local", "dataset.path=rows.jsonl", "+dataset.eval_sources.b=none/x"], "dataset.eval_sources.b"),
+        (["template=file", "template.path=none/x.jinja"], "template.path"),
+        (["model=hub", "model.name=./none/model"], "model.name"),
+        (["model=hub", "model.name=ORG/model", "model.adapter=none/adapter"], "model.adapter"),
+    ],
+)
+def test_every_key_that_names_a_file_is_looked_at(bare, lacking, overrides, where):
+    (bare / "rows.jsonl").write_text("{}\n")
+    assert list(lacking(*overrides)) == [where]
+
+
+def test_what_may_lead_elsewhere_is_left_to_the_reader(bare, lacking):
+    assert lacking("dataset=local", "dataset.path=data/*.jsonl") == {}
+    assert lacking("dataset=local", "dataset.path=s3://bucket/rows.jsonl") == {}
+    assert lacking("model=hub", "model.name=ORG/model") == {}
+    assert lacking("dataset=local", "dataset.path=moved.jsonl", "resume=RUN") == {}

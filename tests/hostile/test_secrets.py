@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,25 +46,16 @@ class Telltale(RunCallback):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, command):
     """Overrides -> the finished process of a run in a directory with a .env, and that directory."""
     place = tmp_path_factory.mktemp("secrets")
     (place / "telltale.py").write_text(TELLTALE)
     (place / ".env").write_text("".join(f'{name}="{value}"\n' for name, value in IN_FILE.items()))
-    environment = {
-        **os.environ,
-        **KEYS,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{place}",
-    }
-    environment.pop("WANDB_DIR", None)
+    environment = {**KEYS, "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
 
     def start(name: str, *overrides: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         directory = place / name
-        command = [sys.executable, "-m", "sft.train", *SMALL, f"hydra.run.dir={directory}", *overrides]
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
-        return done, directory
+        return command("train", *SMALL, f"hydra.run.dir={directory}", *overrides, cwd=place, env=environment), directory
 
     return start
 

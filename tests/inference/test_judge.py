@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,10 +24,11 @@ def ask(service, tmp_path):
     return lambda *more: (*SMALL, "judge=gemini", f"judge.base_url={service.url}", metrics, cache, *more)
 
 
-def door(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "GEMINI_API_KEY": KEY, "GOOGLE_API_KEY": "", **environment}
-    command = [sys.executable, "-m", "sft.evaluate", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+@pytest.fixture
+def door(command):
+    """Arguments and variables -> the ended process of an evaluation."""
+    keys = {"GEMINI_API_KEY": KEY, "GOOGLE_API_KEY": ""}
+    return lambda *arguments, **environment: command("evaluate", *arguments, env={**keys, **environment})
 
 
 def files_of(*directories: Path) -> str:
@@ -62,7 +60,7 @@ def test_verdicts_of_base_and_fine_tuned_are_in_every_file(trained, service, ask
 
 
 @pytest.mark.slow
-def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again(trained, service, ask, tmp_path):
+def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again(trained, service, ask, tmp_path, door):
     service.say = lambda prompt: "no idea" if "hallucination" in prompt else '{"reason": "r", "score": 5}'
     out = tmp_path / "out"
     settings = (*ask("evaluation.before=false", "judge.retries=0", "judge.concurrency=1"), f"hydra.run.dir={out}")
@@ -76,7 +74,7 @@ def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again
     assert KEY not in done.stderr + done.stdout + files_of(out)
 
 
-def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path):
+def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path, door):
     from omegaconf import OmegaConf
 
     from sft.config.compose import plain  # the config of a run that has no weights, nor ever had a judge

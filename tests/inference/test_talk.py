@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -179,14 +176,8 @@ def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
     assert _question(None) is None
 
 
-def test_the_door_prints_the_answer_alone_and_leaves_nothing(opened, trained, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "sft.chat", f"run={trained()}", "max_new_tokens=12", f"prompt={ASKED}"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
+def test_the_door_prints_the_answer_alone_and_leaves_nothing(opened, trained, tmp_path, command):
+    done = command("chat", f"run={trained()}", "max_new_tokens=12", f"prompt={ASKED}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == opened().ask(ASKED) + "\n"
     assert "Loading weights" not in done.stderr

@@ -28,9 +28,12 @@ BASE = [
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def sweep(directory, *overrides, **kwargs):
-    line = [sys.executable, "-m", "sft.train", "-m", *BASE, *overrides, f"hydra.sweep.dir={directory}"]
-    return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, **kwargs)
+@pytest.fixture(scope="session")
+def sweep(command):
+    """A directory and overrides -> the sweep's ended process."""
+    return lambda directory, *overrides, **kwargs: command(
+        "train", "-m", *BASE, *overrides, f"hydra.sweep.dir={directory}", **kwargs
+    )
 
 
 def record(directory: Path) -> dict:
@@ -46,7 +49,7 @@ def alone(directory, *overrides) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
+def mixed(tmp_path_factory, sweep):
     """Jobs that share a base, jobs that must not, a job that fails; (directory, process)."""
     directory = tmp_path_factory.mktemp("sweeps") / "mixed"
     # dropout is drawn in each; PiSSA writes into the base, full fine-tuning trains it
@@ -54,7 +57,7 @@ def mixed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory):
+def quantized(tmp_path_factory, sweep):
     directory = tmp_path_factory.mktemp("sweeps") / "quantized"
     return directory, sweep(directory, "quant=nf4", "lora=r8,loftq", "seed=1,2")
 
@@ -118,7 +121,7 @@ def test_the_sweep_is_recorded_and_ranked(quantized):
     assert "sft.chat run=" in done.stdout
 
 
-def test_the_same_command_again_trains_nothing_and_another_is_refused(quantized):
+def test_the_same_command_again_trains_nothing_and_another_is_refused(quantized, sweep):
     directory, _ = quantized
     stamps = {path: path.stat().st_mtime_ns for path in directory.glob("*/adapter/*.safetensors")}
     again = sweep(directory, "quant=nf4", "lora=r8,loftq", "seed=1,2")
@@ -131,7 +134,7 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(quantized)
 
 
 @pytest.mark.slow
-def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job(tmp_path):
+def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job(tmp_path, sweep):
     conf = tmp_path / "conf/lora"
     conf.mkdir(parents=True)
     text = "_target_: peft.LoraConfig\nr: {}\ntarget_modules: [q_proj]\n"
@@ -146,7 +149,7 @@ def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path):
+def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path, sweep):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("lora=r8", "lora.r=4,8", "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=3")
     assert sweep(whole, *options).returncode == 0
@@ -188,7 +191,7 @@ def test_an_interrupted_sweep_writes_its_state(tmp_path):
 
 
 @pytest.mark.slow
-def test_failed_jobs_are_tried_again_or_left(tmp_path):
+def test_failed_jobs_are_tried_again_or_left(tmp_path, sweep):
     directory = tmp_path / "sweep"
     options = ("lora=r8", "trainer.learning_rate=1e38", "seed=1,2", "sweep.retry_failed=false")
     assert sweep(directory, *options).returncode == 1

@@ -1,8 +1,6 @@
 """Runs replayed from their directories."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,10 +31,9 @@ def reproduce(tmp_path):
     return start
 
 
-def test_the_command_takes_the_runs_config(run):
+def test_the_command_takes_the_runs_config(run, command):
     result = run(DROPOUT, "lora.r=5")
-    command = [sys.executable, "-m", "sft.reproduce", f"run={result.directory}", "--cfg", "job", "--package", "lora"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = command("reproduce", f"run={result.directory}", "--cfg", "job", "--package", "lora")
     assert done.returncode == 0, done.stderr
     assert "r: 5" in done.stdout and "lora_dropout: 0.1" in done.stdout
 

@@ -180,3 +180,26 @@ def test_a_profile_is_written_and_changes_nothing(run):
     table = (profiled.directory / "profile/table.txt").read_text()
     assert "aten::mm" in table
     assert not (plain.directory / "profile").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (
+            ["trainer.max_steps=1", "trainer.num_train_epochs=2"],
+            ["trainer.num_train_epochs is not used: trainer.max_steps=1 decides"],
+        ),
+        (
+            ["trainer.max_tokens_per_batch=400", "trainer.per_device_train_batch_size=2"],
+            ["trainer.per_device_train_batch_size is not used: trainer.max_tokens_per_batch=400 decides"],
+        ),
+        (["trainer.max_steps=-1", "trainer.num_train_epochs=1"], []),
+    ],
+)
+def test_a_setting_that_another_overrules_is_told(typed, told, caplog):
+    from sft.api import compose
+    from sft.training.start import _tell_overruled
+
+    trainer = compose("model=tiny", "dataset=tickets", *typed).trainer
+    _tell_overruled(trainer, [key.partition("=")[0].removeprefix("trainer.") for key in typed])
+    assert caplog.messages == told

@@ -159,6 +159,18 @@ def test_artifacts_are_kept_when_asked_for(run: RunDirectory, wandb_offline: Non
     assert names == ["demo-adapter-1"]
 
 
+def test_a_training_keeps_its_adapter_and_its_merged_model(run_in: Any, run: RunDirectory, wandb_offline: None) -> None:
+    """The merged model is written last, when the tracker was once closed already."""
+    tracker = ("tracker=wandb", "tracker.mode=offline", "tracker.log_adapter=true", "tracker.log_merged=true")
+    run_in(run.path, *tracker, "save_merged_model=true", "trainer.max_steps=1")
+    found = [record.artifact for record in events(run.path) if record.HasField("artifact")]
+    found += [r.request.log_artifact.artifact for r in events(run.path) if r.request.HasField("log_artifact")]
+    kept = {artifact.name: {Path(entry.path).name for entry in artifact.manifest.contents} for artifact in found}
+    assert sorted(kept) == ["sft-adapter", "sft-merged"]
+    assert "adapter_model.safetensors" in kept["sft-adapter"]
+    assert "model.safetensors" in kept["sft-merged"]
+
+
 @pytest.mark.parametrize("how", ["mode", "key"])
 def test_disabled_does_nothing_at_all(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would fail

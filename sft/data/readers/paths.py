@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import logging
 import os
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.config.errors import UserError
+from sft.config.paths import nearest_path
 from sft.data.spec import Source
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
         return matches if split is None else _by_split(path, matches, split, where)
     if path.is_symlink():
         raise UserError(f"{pattern} is a link that leads nowhere", where=where)
-    raise UserError(f"{pattern} does not exist", where=where, remedy=_nearest(path))
+    raise UserError(f"{pattern} does not exist", where=where, remedy=nearest_path(path))
 
 
 def is_saved(path: Path) -> bool:
@@ -183,12 +183,3 @@ def _labels(paths: list[Path]) -> list[str]:
         return [path.name for path in paths]
     common = os.path.commonpath([path.absolute() for path in paths])
     return [str(path.absolute().relative_to(common)) for path in paths]
-
-
-def _nearest(path: Path) -> str | None:
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return f"{path.parent} is no directory"
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"did you mean {path.parent / near[0]}?" if near else None

@@ -124,7 +124,7 @@ def test_stop_keeps_what_there_is_and_it_is_not_trained_on(page, run_name):
 
 
 @pytest.mark.slow
-def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_name):
+def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_name, command):
     with serve(tmp_path) as address:
         tab = client(address)
         assert tab.predict(SYSTEM, run_name, api_name="/save")[0] == "nothing has been said yet"
@@ -146,12 +146,7 @@ def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_na
         assert (system, note) == (SYSTEM, f"opened {file.name}")
         assert other.predict("../said/x.json", api_name="/open")[3].startswith("there is no such conversation")
     preview = ["model=tiny", "dataset=local", f"dataset.path={file.parent}", "dataset.eval_fraction=0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sft.preview", *preview, f"hydra.run.dir={tmp_path}/p"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = command("preview", *preview, f"hydra.run.dir={tmp_path}/p")
     assert done.returncode == 0 and "more" in done.stdout, done.stderr
 
 
