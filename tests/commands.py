@@ -6,6 +6,7 @@ code when it has ended. What is tested is the command as a user runs it, from it
 `python -m` starts it, and what it imports, is for tests/test_doors.py.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -63,6 +64,7 @@ def _serve() -> dict[str, Any] | None:
 
     import sft.training.trainer  # noqa: F401
 
+    gc.freeze()  # what is imported is no garbage: each command asks the collector
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if child == 0:

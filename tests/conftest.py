@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,12 +37,17 @@ def no_native_bf16():
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_are_no_garbage():
-    """What a file has imported is passed over by the collector: each look at torch's objects takes 0.4 s, and every
-    Trainer asks for one before it trains."""
-    gc.collect()
-    gc.freeze()
+_frozen = 0  # modules that were imported when the collector was last told to pass over what there is
+
+
+@pytest.fixture(autouse=True)
+def modules_are_no_garbage() -> None:
+    """The garbage collector passes over imported modules: torch's objects take it 0.4 s, once for every Trainer."""
+    global _frozen
+    if len(sys.modules) > _frozen + 200:
+        _frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,9 @@ def test_train_prints_its_directory_and_nothing_else(tmp_path):
     done = sft("train", *TINY, "hydra.run.dir=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "here")) and done.stdout.count("\n") == 1
+    for picture in ("curves.png", "lengths.png"):
+        content = (tmp_path / "here" / picture).read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 5_000
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--help"], ["--cfg", "job", "lora.r=8"]])

@@ -192,7 +192,7 @@ def _needed(loader: ConfigLoaderImpl, override: Override, command: str) -> UserE
     top, _, rest = key.partition(".")
     types = {field.name: str(field.type) for field in fields(schema.COMMANDS[command])}
     section = hasattr(schema, types.get(top, ""))  # its keys are read as they stand
-    options = loader.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
+    options = loader.repository.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
     if key.endswith("_target_") or (section if rest else top in types and top not in OPTIONAL):
         off = f"{top}=none" if "none" in options else f"another value: {key}=..."
         return UserError("cannot be taken away: nothing can be built without it", where=f"~{key}", remedy=off)
@@ -214,7 +214,7 @@ def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError |
         return UserError(f"cannot be taken away: {value!r} is no option", where=group, remedy=f"~{group}")
     if override.is_delete():
         return None
-    options = loader.get_group_options(group)
+    options = loader.repository.get_group_options(group)
     if value is None:
         off = f"{group}=none" if "none" in options else "leave it out"
         return UserError("null is no option", where=group, remedy=f"{off}. There are: {', '.join(options)}")

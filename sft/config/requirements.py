@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from sft.config.errors import UserError
 from sft.config.paths import nearest_path
+from sft.config.secrets import holds_secret
 
 # The module that says whether it is there, and the extra that brings it; None for a package that no extra has.
 _TRACKERS = {
@@ -123,7 +124,7 @@ def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
             named[where] = name
     for where, value in named.items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and _is_absent(text):
+            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # which is refused, unshown
                 yield UserError(f"{text} does not exist", where=where, remedy=nearest_path(Path(text).expanduser()))
 
 

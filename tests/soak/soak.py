@@ -61,7 +61,7 @@ COMMON = [
 ADAPTER = ["lora=r8", "lora.lora_dropout=0.1"]
 SECOND = "+dataset.sources.more={generator: {_target_: sft.data.tickets.generate, part: train, rows: 30, seed: 7}, weight: 0.4}"
 LAYOUTS = {
-    "end to end": ADAPTER,
+    "padding-free": ADAPTER,
     "padded": [*ADAPTER, "model.attn_implementation=sdpa"],
     "packed": [*ADAPTER, "dataset.packing=true", "dataset.max_length=512", "trainer.per_device_train_batch_size=2"],
     "accumulated": [*ADAPTER, "trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=3"],

@@ -1,5 +1,7 @@
 """Runs of a tiny model on a few tickets: a second or two each."""
 
+from pathlib import Path
+
 import pytest
 
 TINY = [
@@ -15,6 +17,22 @@ TINY = [
     "trainer.max_steps=4",
     "callbacks=quiet",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def empty_pictures():
+    """curves.png and lengths.png are empty files: drawing them takes as long as the few steps of a run here.
+
+    What is in them is for tests/run/test_plots.py and tests/data/test_length.py, that a run draws them for
+    tests/test_doors.py.
+    """
+    from sft.data import length
+    from sft.run import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_draw", lambda history, title, path: Path(path).write_bytes(b""))
+        patch.setattr(length, "_picture", lambda *_: b"")
+        yield
 
 
 @pytest.fixture(scope="session")

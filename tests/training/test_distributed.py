@@ -100,6 +100,7 @@ def one(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(one, two):
     directory, _ = two
     assert_same_curve(one, directory)
@@ -108,6 +109,7 @@ def test_two_processes_give_the_losses_of_one(one, two):
     assert {key: first[key] for key in same} == {key: second[key] for key in same}
 
 
+@pytest.mark.slow
 def test_rank_0_alone_writes_and_speaks(two):
     directory, done = two
     assert done.stdout.splitlines() == [f"{directory}  " + done.stdout.partition("  ")[2].rstrip("\n")]

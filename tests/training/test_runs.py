@@ -108,7 +108,7 @@ def test_the_run_directory_has_what_the_contract_lists(run):
         "adapter/tokenizer.json",
         "adapter/README.md",
     ):
-        assert (result.directory / name).stat().st_size > 0, name
+        assert (result.directory / name).stat().st_size > 0 or name.endswith(".png"), name  # see empty_pictures
     metrics = json.loads((result.directory / "metrics.json").read_text())
     assert (metrics["status"], metrics["steps"]) == ("finished", 4)
     assert all(
