@@ -80,7 +80,7 @@ def ours(rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
     """Prepare with sft; seconds, and what came out."""
     from transformers import AutoTokenizer
 
-    from sft.data.labels import Encoder
+    from sft.data.labels.encoder import Encoder
     from sft.data.pipeline import prepare
     from sft.data.spec import Dataset
     from sft.template.bind import bind
@@ -212,7 +212,7 @@ def main() -> None:
 def _embedded() -> str:
     """The directory of the model that comes with the project."""
     sys.path.insert(0, str(ROOT))
-    from sft.model.offline import locate_embedded
+    from sft.model.sources.offline import locate_embedded
 
     return str(locate_embedded())
 

@@ -136,10 +136,10 @@ def ours(
     model: Any, rows: list[dict[str, Any]], batch: int, device: str, padded: bool
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of the steps with sft's batches, attention and loss."""
-    from sft.data.collate import FlatCollator, PaddedCollator, split_batch
+    from sft.data.batches.collate import FlatCollator, PaddedCollator, split_batch
+    from sft.kernels.attention import VARLEN, register
+    from sft.kernels.cross_entropy import summed_loss
     from sft.model.head import chooses_positions, output_layer
-    from sft.training.attention import VARLEN, register
-    from sft.training.loss import summed_loss
 
     register()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -157,7 +157,7 @@ def ours(
 
 def plain(model: Any, rows: list[dict[str, Any]], batch: int, device: str) -> tuple[list[float], list[float]]:
     """transformers' own loss over padded batches."""
-    from sft.data.collate import PaddedCollator, split_batch
+    from sft.data.batches.collate import PaddedCollator, split_batch
 
     loop, collate = Loop(model, device), PaddedCollator(0)
     parts = [split_batch(collate(rows[at : at + batch]))[0] for at in range(0, len(rows), batch)]

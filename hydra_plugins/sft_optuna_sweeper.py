@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: a search over a space in Hydra's own grammar. The work is done in sft.sweep.search."""
+"""`hydra/sweeper=optuna`: a search over a space in Hydra's own grammar. The work is done in sft.sweep.search.search."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`; they are documented at sft.sweep.study.SearchOptions."""
+    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`; they are documented at sft.sweep.search.study.SearchOptions."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -24,7 +24,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Search. Returns what is written to optimization_results.json."""
         from sft.config.errors import PastHydra, UserError
-        from sft.sweep.hydra_search import search
+        from sft.sweep.search.hydra import search
 
         assert self.config is not None
 

@@ -33,8 +33,8 @@ def merge(config: Mapping[str, Any]) -> str:
         UserError: nothing to merge, another base, a merge that changes the logits, or a push that cannot be.
     """
     from sft.config.errors import UserError
+    from sft.hub.push import Push
     from sft.inference.subject import find_subject
-    from sft.run.hub import Push
 
     subject = find_subject(config)
     push = Push.of(config)
@@ -60,12 +60,12 @@ def merge(config: Mapping[str, Any]) -> str:
 
 
 def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
+    from sft.export.merged import refuse_to_overwrite, write_merged
     from sft.inference.subject import described
     from sft.inference.talk import bind_subject
     from sft.run.lock import RunLock
     from sft.run.log import adopt
     from sft.run.metrics import Metrics
-    from sft.training.merged import refuse_to_overwrite, write_merged
 
     adopt()
     refuse_to_overwrite(output, subject.spec.locate(), bool(config.get("overwrite")))

@@ -12,10 +12,10 @@ def main(config: DictConfig) -> None:
     """Show rows as coloured tokens, and write preview.html, preview.jsonl and data_report.json into the run directory."""
     from rich.console import Console
 
-    from sft.data.account import account
-    from sft.data.length import plot_lengths
     from sft.data.preview import preview_rows, show, to_html, to_jsonl
-    from sft.data.report import show_report
+    from sft.data.report.account import account
+    from sft.data.report.length import plot_lengths
+    from sft.data.report.report import show_report
     from sft.run.session import holding
     from sft.training.inputs import prepare_inputs
     from sft.training.job import Job

@@ -7,14 +7,14 @@ from omegaconf import DictConfig
 from sft.config.app import command, logs_to_stderr
 from sft.config.errors import RunFailed
 from sft.config.rank import is_main
+from sft.distributed.coordinated_exit import leave_together
 from sft.run.directory import RunDirectory
-from sft.run.ending import leave_together
 
 
 @command("reproduce", together=leave_together)
 def main(config: DictConfig) -> None:
     """Replay a run into a directory of its own and print both runs' figures side by side; 1 where they differ."""
-    from sft.run.ranks import joined
+    from sft.distributed.ranks import joined
     from sft.train import train_job
     from sft.training.reproduce import compare, replay_of, table
 

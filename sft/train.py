@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
 from sft.config.rank import is_main
-from sft.run.ending import leave_together
+from sft.distributed.coordinated_exit import leave_together
 from sft.run.phases import begin as begin_phases
 from sft.run.phases import mark
 
 if TYPE_CHECKING:
-    from sft.run.ranks import Ranks
+    from sft.distributed.ranks import Ranks
     from sft.run.record import RunRecord
     from sft.run.trackers.base import Tracker
     from sft.training.job import Job
@@ -49,7 +49,7 @@ def train(
         RunFailed: the run started and failed; what it wrote is kept.
         Interrupted: stopped by a signal with its checkpoint written.
     """
-    from sft.run.ranks import joined
+    from sft.distributed.ranks import joined
     from sft.training.job import Job
 
     with joined(config.trainer.get("ddp_timeout") or 1800).agreeing():
@@ -61,16 +61,16 @@ def train_job(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable
     """As `train`, of a job that is made already. Of several processes each calls it; rank 0 decides and writes."""
     started = time.time()
     begin_phases()
-    from sft.run.ending import Ending
-    from sft.run.hub import Push
+    from sft.distributed.coordinated_exit import Ending
+    from sft.distributed.ranks import joined
+    from sft.distributed.sharding import refuse_unspreadable
+    from sft.hub.push import Push
     from sft.run.log import alike
-    from sft.run.ranks import joined
     from sft.run.record import RunRecord
     from sft.run.session import ended, holding, recording
-    from sft.training.earlier import earlier_result, push_weights
     from sft.training.memory import answering
-    from sft.training.spread import refuse_unspreadable
-    from sft.training.start import begin, refuse_unmeasured
+    from sft.training.resume.finished import earlier_result, push_weights
+    from sft.training.resume.start import begin, refuse_unmeasured
 
     ranks = joined()
     job = job.agreed(ranks)
@@ -123,10 +123,10 @@ def _run(course: _Course) -> Result:
     from sft.run import memory
     from sft.training.build import build_model, built_early
     from sft.training.estimate.start import with_memory
-    from sft.training.identity import input_facts, refuse_other_inputs, with_recorded_day
     from sft.training.inputs import prepare_together
     from sft.training.outputs import write_data
-    from sft.training.start import explicit_keys, refuse_unmeasured, seed_everything
+    from sft.training.resume.identity import input_facts, refuse_other_inputs, with_recorded_day
+    from sft.training.resume.start import explicit_keys, refuse_unmeasured, seed_everything
     from sft.training.stopping import Stopping
 
     job, record, ranks = course.job, course.record, course.ranks
@@ -160,7 +160,7 @@ def _fit(course: _Course, inputs: Any, model: Any, callbacks: Any, stopping: Any
     from sft.run.log import apart
     from sft.training.answers import Examination
     from sft.training.finish import Trained, finish
-    from sft.training.layout import lay_out
+    from sft.training.layout.layout import lay_out
     from sft.training.outputs import settle_steps, training_info
 
     job, ranks = course.job, course.ranks
@@ -194,14 +194,14 @@ def _trainer(
     course: _Course, inputs: Any, model: Any, callbacks: Any, stopping: Any, stack: ExitStack
 ) -> tuple[Any, Tracker, str]:
     """The trainer with its callbacks bound, the tracker, and the run's objective; `stack` closes what wants closing."""
-    from sft.config.figures import objective_of
+    from sft.config.checks.figures import objective_of
     from sft.run.trackers.base import tracking
     from sft.training.answers import few_examples
     from sft.training.build import build_trainer
     from sft.training.callbacks.base import bind_all, closing
     from sft.training.callbacks.pruning import pruning_callbacks
     from sft.training.profiling import profiling_callbacks
-    from sft.training.start import explicit_keys
+    from sft.training.resume.start import explicit_keys
 
     job = course.job
     config, run = job.config, job.run

@@ -62,7 +62,7 @@ def _serve() -> dict[str, Any] | None:
     import torch  # noqa: F401
     import transformers.trainer  # noqa: F401
 
-    import sft.training.trainer  # noqa: F401
+    import sft.training.trainer.trainer  # noqa: F401
 
     gc.freeze()  # what is imported is no garbage: each command asks the collector
     for line in iter(sys.stdin.readline, ""):

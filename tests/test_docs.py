@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import pytest
 
+from sft.config.command_line.overrides import parse_command_line
 from sft.config.compose import check_command, config_loader
-from sft.config.overrides import parse_command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("[!_]*.md"))]

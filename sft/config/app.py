@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from sft.config.errors import Interrupted, PastHydra, Pruned, RunFailed, UserError
 from sft.config.rank import is_main, local_world_size, world_size
-from sft.config.secrets import redact
 from sft.config.text import harmless
+from sft.safety.secrets import redact
 
 Task = Callable[[DictConfig], Any]
 Together = Callable[[BaseException, Callable[[], NoReturn]], NoReturn]
@@ -57,8 +57,8 @@ def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
     import hydra
     from omegaconf.errors import OmegaConfBaseException
 
+    from sft.config.command_line.overrides import parse_command_line, swept_values
     from sft.config.compose import check_command, config_loader
-    from sft.config.overrides import parse_command_line, swept_values
     from sft.config.paths import conf_dir, user_conf_dirs
     from sft.config.resolvers import register, set_swept
 
@@ -169,9 +169,9 @@ def over_base(loader: Any, config_name: str, command_name: str, overrides: list[
 
     DIR may be the adapter in it; one that was trained elsewhere becomes `model.adapter`.
     """
-    from sft.config.bare_adapter import COMMANDS, as_model, run_around
-    from sft.config.base import BASE_NAME, read_run, register_base
-    from sft.config.overrides import quoted
+    from sft.config.command_line.bare_adapter import COMMANDS, as_model, run_around
+    from sft.config.command_line.base import BASE_NAME, read_run, register_base
+    from sft.config.command_line.overrides import quoted
 
     given = [o for o in overrides if o.partition("=")[0] == "run"]
     if not given:
@@ -192,7 +192,7 @@ def _with_environment(command_name: str, overrides: list[str]) -> list[str]:
     """MODEL_ID is for the commands that have a model."""
     from dataclasses import fields
 
-    from sft.config.overrides import with_environment
+    from sft.config.command_line.overrides import with_environment
     from sft.config.schema import COMMANDS
 
     has_model = any(field.name == "model" for field in fields(COMMANDS[command_name]))
@@ -210,7 +210,7 @@ def read_dotenv() -> None:
     if path.is_file():
         from dotenv import dotenv_values, load_dotenv
 
-        from sft.config.expansion import endless
+        from sft.safety.expansion import endless
 
         try:
             if endless(dotenv_values(path, interpolate=False)):

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
-from sft.config.targets import check_target
+from sft.safety.targets import check_target
 
 
 def build(node: Any, *, where: str = "", allowed: Iterable[str] = (), **extra: Any) -> Any:

@@ -12,20 +12,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config import schema
-from sft.config.check import check
+from sft.config.checks.check import check
+from sft.config.checks.owners import OWNED
+from sft.config.checks.requirements import missing
+from sft.config.checks.suggest import nearest
+from sft.config.command_line.overrides import parse_overrides
+from sft.config.command_line.sweeps import expand_sweep
 from sft.config.composed import Composed, apply, resolved
 from sft.config.errors import UserError, raise_all
-from sft.config.expansion import endless
-from sft.config.overrides import parse_overrides
-from sft.config.owners import OWNED
 from sft.config.paths import conf_dir, user_conf_dirs
-from sft.config.requirements import missing
 from sft.config.resolvers import register
-from sft.config.safety import LONGEST_NAME, unsafe
-from sft.config.secrets import redact_command
-from sft.config.suggest import nearest
-from sft.config.sweeps import expand_sweep
-from sft.config.yaml_files import check_yaml
+from sft.safety.configs import LONGEST_NAME, unsafe
+from sft.safety.expansion import endless
+from sft.safety.secrets import redact_command
+from sft.safety.yaml_files import check_yaml
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -249,6 +249,6 @@ def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
 def _hydra_targets(node: dict[str, Any]) -> list[UserError]:
     """Hydra builds its own nodes (launchers, sweepers, callbacks) while it starts: the allow-list holds there as well."""
     from sft.config.build import targets_of
-    from sft.config.targets import check_target
+    from sft.safety.targets import check_target
 
     return [error for key, target in targets_of(node, "hydra") if (error := check_target(target, key))]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.config.absent import switched_off, unknown_node
+from sft.config.checks.absent import switched_off, unknown_node
+from sft.config.checks.suggest import nearest
 from sft.config.errors import UserError
-from sft.config.suggest import nearest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

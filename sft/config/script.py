@@ -7,10 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sft.config.app import over_base, read_dotenv
-from sft.config.base import BASE_NAME, is_snapshot, read_yaml, register_base
+from sft.config.command_line.base import BASE_NAME, is_snapshot, read_yaml, register_base
+from sft.config.command_line.overrides import quote_literal, with_environment
 from sft.config.compose import compose_job, config_loader
 from sft.config.errors import raise_all
-from sft.config.overrides import quote_literal, with_environment
 from sft.config.resolvers import evaluations_directory
 
 

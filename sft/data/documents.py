@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sft.data.packing import Packs
+from sft.data.batches.packing import Packs
 
 IGNORE = -100  # the label of a token that is not trained, torch's ignore_index
 

@@ -20,14 +20,14 @@ import numpy as np
 from sft.config.errors import UserError
 from sft.data.documents import IGNORE
 from sft.data.formats.errors import RowError
-from sft.data.notes import Notes, collected
+from sft.data.report.notes import Notes, collected
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from sft.data.formats.converter import Converter
-    from sft.data.labels import Encoder
-    from sft.data.labels import Row as LabelledRow
+    from sft.data.labels.encoder import Encoder
+    from sft.data.labels.encoder import Row as LabelledRow
     from sft.data.readers.rows import Where
 
 CHUNK = 250  # conversations encoded at once
@@ -110,7 +110,7 @@ class Work:
             raise item
         conversation = item if self.converter is None else self.converter.to_conversation(item)
         if self.as_text and "messages" in conversation:
-            from sft.template.render import RenderError
+            from sft.template.rendering.render import RenderError
 
             try:
                 return {"text": self.encoder.as_text(conversation)}

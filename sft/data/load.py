@@ -19,12 +19,12 @@ from sft.data.content import Options, content_of, facts_of
 from sft.data.documents import Documents, Tokens
 from sft.data.encode import COLUMNS, Work, encode_rows
 from sft.data.formats import Converter, RowError, recognise
-from sft.data.notes import Notes, collected, reported
 from sft.data.readers import read_source
+from sft.data.report.notes import Notes, collected, reported
 from sft.data.spec import Source
 
 if TYPE_CHECKING:
-    from sft.data.labels import Encoder
+    from sft.data.labels.encoder import Encoder
     from sft.data.readers.rows import Where
 
 log = logging.getLogger(__name__)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft.data.batches.packing import pack
 from sft.data.cache import Cache, key_of
 from sft.data.content import Options
 from sft.data.documents import Documents, Rows
-from sft.data.length import Fitted, fit
 from sft.data.load import Loaded, load
-from sft.data.losses import refuse_empty, refuse_losses
 from sft.data.mixture import Mixture, mix
-from sft.data.packing import pack
-from sft.data.report import build_report
+from sft.data.report.dropped import refuse_empty, refuse_losses
+from sft.data.report.length import Fitted, fit
+from sft.data.report.report import build_report
 from sft.data.sample import sample
 from sft.data.spec import Dataset, Source
 from sft.data.split import combined, held_out
 
 if TYPE_CHECKING:
-    from sft.data.labels import Encoder
+    from sft.data.labels.encoder import Encoder
 
 log = logging.getLogger(__name__)
 

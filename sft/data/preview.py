@@ -72,7 +72,7 @@ def to_html(previews: Sequence[PreviewRow], title: str = "preview", account: Seq
     """The text of preview.html: one page, no scripts, nothing loaded from elsewhere.
 
     Args:
-        account: lines on what was read of the sources, above the rows (see sft.data.account).
+        account: lines on what was read of the sources, above the rows (see sft.data.report.account).
     """
     told = "".join(f"{html.escape(visible(line))}\n" for line in account)
     told = f"<pre>{told}</pre>\n" if told else ""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.collate import FlatCollator, PaddedCollator, reads_borders, split_batch
+from sft.data.batches.collate import FlatCollator, PaddedCollator, reads_borders, split_batch
 from sft.data.documents import IGNORE
+from sft.distributed.ranks import Ranks
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
 from sft.model.head import chooses_positions, left_out
-from sft.run.ranks import Ranks
 
 
 @dataclass(frozen=True)

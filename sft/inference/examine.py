@@ -98,7 +98,7 @@ def examine_before(
 def _as_in_training(model: Any, rows: EvaluationRows) -> Any:
     """Lay batches out as training does, whose rounding is then the same; gives the output layer to apply by chunks."""
     from sft.model.head import output_layer
-    from sft.training.layout import lay_out
+    from sft.training.layout.layout import lay_out
 
     attention = rows.reading.model.attn_implementation
     return output_layer(model) if lay_out(model, list(rows.rows.values()), attention).chunked else None

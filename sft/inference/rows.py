@@ -12,8 +12,8 @@ from sft.data.documents import Rows
 from sft.data.pipeline import prepare_evaluation
 from sft.inference.subject import Subject, has_tokenizer, unchanged
 from sft.run.record import read_record
-from sft.training.identity import with_recorded_day
 from sft.training.inputs import Reading, prepare_reading
+from sft.training.resume.identity import with_recorded_day
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from sft.config.errors import UserError
 from sft.model.spec import Model, Tokenizer
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
-from sft.run.resume import read_snapshot
+from sft.training.resume.config_changes import read_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ class Subject:
         Raises:
             UserError: weights that cannot be found or read, or an adapter over another base than it was trained on.
         """
-        from sft.model import lowrank
+        from sft.kernels import lowrank
+        from sft.model.adapters.existing import load_adapter
         from sft.model.embeddings import fit_embeddings
-        from sft.model.existing import load_adapter
 
         if self.adapter is not None:
             self.check_base()
@@ -128,7 +128,7 @@ def find_subject(config: Mapping[str, Any]) -> Subject:
 
 def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
     """An adapter over the base that the config names; what is known of its training lies beside it, if anything."""
-    from sft.model.existing import check_adapter
+    from sft.model.adapters.existing import check_adapter
 
     path = check_adapter(str(spec.adapter))
     info = _info_beside(path)
@@ -139,7 +139,7 @@ def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> S
 
 def described(subject: Subject, tokenizer: Any, bound: Any) -> TrainingInfo:
     """What can be said of an adapter whose training left no training_info.json."""
-    from sft.model.existing import read_adapter_config
+    from sft.model.adapters.existing import read_adapter_config
     from sft.model.facts import family_of
     from sft.model.load import load_config
 

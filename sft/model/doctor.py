@@ -138,7 +138,7 @@ def _space() -> dict[str, Any]:
 
 
 def _keys() -> list[str]:
-    from sft.config.secrets import is_secret_variable
+    from sft.safety.secrets import is_secret_variable
 
     return [*KEYS, *sorted(name for name in os.environ if is_secret_variable(name) and name not in KEYS)]
 

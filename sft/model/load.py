@@ -10,13 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft.config.errors import UserError
+from sft.hub.errors import loading
 from sft.model.dtype import resolve_dtype
 from sft.model.facts import family_of
-from sft.model.hub import loading
 from sft.model.quant import prepare_quantized, quantized_modules
-from sft.model.sizes import check_sizes
 from sft.model.spec import Model
 from sft.model.tokens import set_pad_token, set_special_tokens
+from sft.safety.model_files import check_sizes
 
 SMALLEST_VOCABULARY = 100
 

@@ -141,7 +141,7 @@ def save_adapter(
         tokenizer: saved with it, with `chat_template` where given.
         weights: all of the model's, where it has only a share of them.
     """
-    from sft.model.initial import convert_saved
+    from sft.model.adapters.initial import convert_saved
 
     size = stored_bytes(each for each in adapted.parameters() if each.requires_grad)
     with _written_whole(Path(directory), size) as beside:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config.errors import Pruned
-from sft.model.adapter import detach
+from sft.model.adapters.attach import detach
 from sft.model.base import base_of
 
 log = logging.getLogger(__name__)

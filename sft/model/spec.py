@@ -80,7 +80,7 @@ class Model:
             raise UserError(
                 "no model is named", where="model.name", remedy="model.name=HUB_ID_OR_DIRECTORY, or another model="
             )
-        from sft.model.locate import locate_name
+        from sft.model.sources.locate import locate_name
 
         return locate_name(self.name)
 
@@ -93,7 +93,7 @@ class OfflineModel(Model):
         """The cached directory of the embedded model, written on the first call (tens of seconds)."""
         if self.name:
             return super().locate()
-        from sft.model.offline import locate_embedded
+        from sft.model.sources.offline import locate_embedded
 
         return str(locate_embedded())
 
@@ -112,6 +112,6 @@ class TinyModel(Model):
         """The cached directory of the tiny model, built on the first call (a second or two)."""
         if self.name:
             return super().locate()
-        from sft.model.tiny import locate_tiny
+        from sft.model.sources.tiny import locate_tiny
 
         return str(locate_tiny(self.architecture))

@@ -11,10 +11,10 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.rank import is_main
-from sft.config.secrets import redact
 from sft.run import atomic
 from sft.run.errors import storage
 from sft.run.jsonable import dumps
+from sft.safety.secrets import redact
 
 
 class _Name:

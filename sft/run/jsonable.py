@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.secrets import redact_tree
+from sft.safety.secrets import redact_tree
 
 
 def plain(value: Any) -> Any:

@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from sft.config.rank import is_main, rank
-from sft.config.secrets import redact
 from sft.config.text import harmless
+from sft.safety.secrets import redact
 
 _LONGEST = 300
 _WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")

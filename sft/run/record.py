@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from sft.config.rank import world_size
-from sft.config.secrets import redact_command, typed_command
 from sft.run import environment
 from sft.run.directory import RunDirectory
+from sft.safety.secrets import redact_command, typed_command
 
 Status = Literal["running", "finished", "interrupted", "failed", "pruned"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sft.config.secrets import redact_tree
 from sft.run.directory import RunDirectory
+from sft.safety.secrets import redact_tree
 
 
 def write_snapshot(

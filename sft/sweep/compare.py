@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.config.base import read_run
+from sft.config.command_line.base import read_run
 from sft.config.errors import UserError
+from sft.drawing.canvas import draw_curves, new_figure, printable, save
+from sft.drawing.curves import Curve, curves
 from sft.run.atomic import replacing
 from sft.run.directory import RunDirectory
-from sft.run.plots import Curve, curves
 from sft.run.record import read_record
-from sft.run.resume import flat, read_snapshot
-from sft.sweep.canvas import draw_curves, new_figure, printable, save
 from sft.sweep.ranking import finite
 from sft.sweep.text import clean, plain, print_table
+from sft.training.resume.config_changes import flat, read_snapshot
 
 PICTURES = (".png", ".svg", ".pdf")
 _CURVES = {
@@ -41,7 +41,7 @@ class Run:
         config: its resolved config, dotted keys.
         facts: what run.json says it was made of, dotted keys.
         figures: metrics.json, its status too.
-        curves: as `sft.run.plots.curves` gives them.
+        curves: as `sft.drawing.curves.curves` gives them.
     """
 
     letter: str

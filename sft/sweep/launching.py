@@ -51,8 +51,8 @@ class Sweep:
         from omegaconf import OmegaConf, open_dict
 
         from sft.config.resolvers import register
-        from sft.sweep.pruning import reporting
-        from sft.sweep.study import trial_reporter
+        from sft.sweep.search.pruning import reporting
+        from sft.sweep.search.study import trial_reporter
 
         Singleton.set_state(self.state)
         setup_globals()
@@ -99,10 +99,10 @@ def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> 
     """
     import sys
 
-    from sft.config.secrets import redact
     from sft.config.text import harmless
     from sft.run.directory import RunDirectory
     from sft.run.record import RunRecord
+    from sft.safety.secrets import redact
     from sft.sweep.record import SweepRecord
 
     record = SweepRecord(directory(config))

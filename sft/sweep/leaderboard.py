@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.config.secrets import redact
 from sft.run.directory import RunDirectory
 from sft.run.jsonable import plain as as_json
+from sft.safety.secrets import redact
 from sft.sweep.ranking import Leaderboard, Point, finite, point_keys, rank
 from sft.sweep.results import JobResult, read_sweep
 from sft.sweep.text import as_text, clean, markdown_cell, markdown_table, plain, print_table, short, short_keys

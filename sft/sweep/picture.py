@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.sweep.canvas import colours, draw_curves, empty, new_figure, printable, save, spread_out
-from sft.sweep.heatmap import draw_heatmap
+from sft.drawing.canvas import colours, draw_curves, empty, new_figure, printable, save, spread_out
+from sft.drawing.heatmap import draw_heatmap
+from sft.drawing.scale import Scale, scale_of
 from sft.sweep.ranking import Leaderboard, as_number, point_keys
 from sft.sweep.results import JobResult
-from sft.sweep.scale import Scale, scale_of
 from sft.sweep.text import short, short_keys
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sft.config.command_line.overrides import swept_values
+from sft.config.command_line.sweeps import expand_sweep
 from sft.config.compose import compose_job, config_loader, plain
 from sft.config.errors import UserError, UserErrors
-from sft.config.overrides import swept_values
 from sft.config.resolvers import RESOLVER, as_typed, job_name
-from sft.config.secrets import redact_command, typed_command
-from sft.config.sweeps import expand_sweep
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
-from sft.run.resume import HARMLESS, refuse_changes
+from sft.safety.secrets import redact_command, typed_command
 from sft.sweep.directories import refuse_shared_directories
 from sft.sweep.record import SweepRecord
+from sft.training.resume.config_changes import HARMLESS, refuse_changes
 
 
 @dataclass

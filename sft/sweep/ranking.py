@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.config.checks.suggest import nearest
 from sft.config.errors import UserError
-from sft.config.suggest import nearest
 from sft.sweep.results import JobResult, SweepResults
 
 _SEED = re.compile(r"(.*[._])?seed")

@@ -9,14 +9,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.drawing.curves import Curve, curves
 from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
 from sft.run.metrics import last_values
-from sft.run.plots import Curve, curves
 from sft.run.record import read_record
-from sft.run.resume import HARMLESS, flat, read_snapshot
 from sft.sweep.record import NAME
+from sft.training.resume.config_changes import HARMLESS, flat, read_snapshot
 
 _NUMBERED = re.compile(r"(\d+)(?:_|$)")
 
@@ -35,7 +35,7 @@ class JobResult:
         error: why it failed, None where it did not.
         figures: those of metrics.json; of a job that is not finished also the last ones it logged.
         config: its resolved config, {} where there is none.
-        curves: its curves by name, as `sft.run.plots.curves` gives them.
+        curves: its curves by name, as `sft.drawing.curves.curves` gives them.
     """
 
     number: int

@@ -11,9 +11,9 @@ from sft.template.bound import BoundTemplate
 from sft.template.candidates import Candidate, candidates, packaged_templates
 from sft.template.defaults import write_defaults
 from sft.template.families import GENERIC, Family
-from sft.template.messages import reasoning_of
 from sft.template.probe import features, find_stop, find_style, renderer
-from sft.template.render import RenderError, compiled
+from sft.template.rendering.messages import reasoning_of
+from sft.template.rendering.render import RenderError, compiled
 from sft.template.spec import Template
 from sft.template.tokens import control_tokens, is_single, special_variables
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sft.template.messages import Style, plain_messages
-from sft.template.render import RenderError, day, render, template_errors, variables_of
-from sft.template.stepwise import Stepwise, stepwise
+from sft.template.rendering.messages import Style, plain_messages
+from sft.template.rendering.render import RenderError, day, render, template_errors, variables_of
+from sft.template.rendering.stepwise import Stepwise, stepwise
 
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # by whoever renders
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.template.families import Family, by_template
-from sft.template.render import LONGEST
+from sft.template.rendering.render import LONGEST
 from sft.template.spec import Template
 
 FILES = Path(__file__).parent / "files"

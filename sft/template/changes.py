@@ -7,8 +7,8 @@ from typing import Any
 
 from sft.template.bound import BoundTemplate
 from sft.template.contents import think_block
-from sft.template.render import RenderError
-from sft.template.spans import Rendered
+from sft.template.rendering.render import RenderError
+from sft.template.rendering.spans import Rendered
 
 _WHAT = {"user": "users' messages", "system": "system messages", "tool": "tools' results", "assistant": "answers"}
 _EDGE = "\n\n \t"

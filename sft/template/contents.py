@@ -8,11 +8,11 @@ from typing import Any
 
 from sft.template.bound import BoundTemplate
 from sft.template.control import HIDE, TokenFinder, hidden, in_texts
-from sft.template.messages import REASONING, parsed
-from sft.template.render import RenderError
-from sft.template.turns import THINK_CLOSE, THINK_OPEN, Unlabelable, opens_thinking
+from sft.template.rendering.messages import REASONING, parsed
+from sft.template.rendering.render import RenderError
+from sft.template.rendering.turns import THINK_CLOSE, THINK_OPEN, Unlabelable, opens_thinking
 
-Note = tuple[str, str]  # kind and detail, see sft.data.notes
+Note = tuple[str, str]  # kind and detail, see sft.data.report.notes
 _THINK = (THINK_OPEN, THINK_CLOSE)
 
 

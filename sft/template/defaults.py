@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
-from sft.template.render import RenderError
+from sft.template.rendering.render import RenderError
 from sft.template.tokens import adds_bos
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.template.render import RenderError
+from sft.template.rendering.render import RenderError
 
 Render = Callable[[Mapping[str, Any], bool], str]
 _SYSTEM, _USER, _ANSWER, _SECOND = "zqsystem", "zquser", "zqanswer", "zqsecond"

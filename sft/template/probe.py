@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from sft.template.messages import Style, plain_messages
-from sft.template.render import RenderError, day, render
+from sft.template.rendering.messages import Style, plain_messages
+from sft.template.rendering.render import RenderError, day, render
 
 # What a conversation may ask of a template beyond user and assistant turns, with how a sentence names it.
 FEATURES = {

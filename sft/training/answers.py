@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.data.conversations import evaluation_conversations
+from sft.distributed.ranks import Ranks
 from sft.evaluation.answers import Answers, evaluate_generation
 from sft.evaluation.benchmarks import Benchmarks, benchmark_files, benchmark_table, run_benchmarks
 from sft.evaluation.compare import sample_table, score_table
 from sft.evaluation.samples import samples_html, samples_jsonl
 from sft.evaluation.spec import Evaluation
 from sft.run.directory import RunDirectory
-from sft.run.ranks import Ranks
 from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ from transformers import TrainingArguments
 
 from sft.config.build import build
 from sft.config.rank import world_size
+from sft.distributed.sharding import with_own_checkpointing
 from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
-from sft.training.spread import with_own_checkpointing
 from sft.training.supported import supported
 
 if TYPE_CHECKING:
-    from sft.training.trainer import SftTrainer
+    from sft.training.trainer.trainer import SftTrainer
 
 
 # Of several processes: no search for weights that a step did not use, which costs a pass over the graph each step and
@@ -30,8 +30,8 @@ class Arguments(TrainingArguments):
 
     Attributes:
         max_tokens_per_batch: batches of whole rows with at most so many tokens, in place of
-            `per_device_train_batch_size` rows (see `sft.data.batches`).
-        cpu_parts: parts of a batch that are computed at the same time on the CPU (see `sft.training.side_by_side`);
+            `per_device_train_batch_size` rows (see `sft.data.batches.by_tokens`).
+        cpu_parts: parts of a batch that are computed at the same time on the CPU (see `sft.training.layout.microbatches`);
             `auto` is two where that is faster, 1 is the batch as a whole.
         resume_schedule: the learning rate's schedule of a run that is resumed with another end: `stretched` over the
             new length, or `kept` as it was, with its last rate from its end on.
@@ -44,7 +44,7 @@ class Arguments(TrainingArguments):
 
     def trainer(self) -> type[SftTrainer]:
         """What trains with them."""
-        from sft.training.trainer import SftTrainer
+        from sft.training.trainer.trainer import SftTrainer
 
         return SftTrainer
 

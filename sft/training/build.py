@@ -10,22 +10,23 @@ from functools import partial
 from typing import Any
 
 from sft.config.build import build
+from sft.config.checks.figures import evaluated_sources, objective_of
 from sft.config.errors import UserError
-from sft.config.figures import evaluated_sources, objective_of
-from sft.model import elementwise, lowrank, shared
-from sft.model.adapter import attach, changes_base, refuse_names
+from sft.distributed.ranks import joined
+from sft.kernels import elementwise, lowrank
+from sft.model import shared
+from sft.model.adapters.attach import attach, changes_base, refuse_names
 from sft.model.embeddings import fit_embeddings
 from sft.model.facts import empty_model, family_of
 from sft.model.load import load_config, load_model
 from sft.run.directory import RunDirectory
 from sft.run.phases import mark
-from sft.run.ranks import joined
 from sft.run.trackers.base import Tracker
 from sft.training.arguments import build_arguments
 from sft.training.callbacks.base import bind_all, trainer_arguments
 from sft.training.callbacks.tracker import TrackerCallback
 from sft.training.inputs import Inputs
-from sft.training.nonfinite import Guard
+from sft.training.trainer.nonfinite import Guard
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.distributed.sharding import whole_weights
+from sft.drawing.curves import write_curves
 from sft.run.metrics import Metrics
 from sft.run.phases import current
-from sft.run.plots import write_curves
 from sft.run.record import now
 from sft.run.trackers.base import Tracker
 from sft.training.answers import Examination
@@ -18,7 +19,6 @@ from sft.training.inputs import Inputs
 from sft.training.job import Job
 from sft.training.outputs import write_card, write_weights
 from sft.training.result import Result
-from sft.training.spread import whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _mean_loss(history: list[dict[str, Any]]) -> float | None:
 
 
 def _save_merged(job: Job, inputs: Inputs, info: Any, metrics: Metrics) -> None:
-    from sft.training.merged import write_merged
+    from sft.export.merged import write_merged
 
     run = job.run
     write_merged(

@@ -14,19 +14,19 @@ from typing import Any
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.rank import local_rank, world_size
-from sft.data.batches import TokenBatches
+from sft.data.batches.by_tokens import TokenBatches
 from sft.data.cache import Cache
-from sft.data.labels import Encoder
-from sft.data.markers import refuse_unmatched
+from sft.data.labels.encoder import Encoder
+from sft.data.labels.markers import refuse_unmatched
 from sft.data.pipeline import Prepared, prepare, sample_conversations
-from sft.data.report import with_steps
+from sft.data.report.report import with_steps
 from sft.data.spec import Dataset
+from sft.distributed.ranks import Ranks
 from sft.model.facts import family_of
 from sft.model.load import load_config, load_tokenizer
 from sft.model.spec import Model
 from sft.model.tokens import add_control_tokens
 from sft.run.phases import mark
-from sft.run.ranks import Ranks
 from sft.template.bind import BoundTemplate, bind
 from sft.template.families import Family
 from sft.template.tokens import check_sentencepiece, check_tokenizer

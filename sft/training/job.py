@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
+from sft.distributed.ranks import Ranks
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
-from sft.run.ranks import Ranks
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Job:
         """
         if not ranks.many:
             return self
-        from sft.run.resume import changes
+        from sft.training.resume.config_changes import changes
 
         config, path, unresolved, hydra, origin = ranks.agree(
             (self.config, self.run.path, self.unresolved, self.hydra, self.origin)

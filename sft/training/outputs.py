@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sft import __version__
-from sft.data.account import account, summary
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
-from sft.data.report import total
+from sft.data.report.account import account, summary
+from sft.data.report.report import total
+from sft.hub.card import Card
 from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint
 from sft.model.save import decode_greedily, save_adapter, save_model
-from sft.run.card import Card
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
@@ -30,7 +30,7 @@ def write_data(run: RunDirectory, inputs: Inputs) -> None:
     """data_report.json, preview.html, preview.jsonl and the picture of the lengths; what was lost, in the log."""
     if not run.main:
         return
-    from sft.data.length import plot_lengths
+    from sft.data.report.length import plot_lengths
 
     for line in summary(inputs.data.report):
         log.warning("%s", line)

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from sft.data.batches.rank_shards import STAND_IN
 from sft.data.documents import IGNORE
-from sft.data.shares import STAND_IN
+from sft.distributed.ranks import Ranks
 from sft.run.phases import current
-from sft.run.ranks import Ranks
 from sft.training.work import Work, pairs
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from sft.config.rank import world_size
 from sft.run.directory import RunDirectory
 from sft.run.environment import git_state
 from sft.run.record import read_record
-from sft.run.resume import changes, read_snapshot
-from sft.training.identity import refuse_other_versions
 from sft.training.job import Job
+from sft.training.resume.config_changes import changes, read_snapshot
+from sft.training.resume.identity import refuse_other_versions
 
 log = logging.getLogger(__name__)
 

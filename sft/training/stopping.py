@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.config.errors import Interrupted
-from sft.run.ranks import Ranks
+from sft.distributed.ranks import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config.errors import UserError
-from sft.data.collate import split_batch
+from sft.data.batches.collate import split_batch
 from sft.data.documents import Rows
 from sft.model.base import base_of
 from sft.training.arguments import Arguments
-from sft.training.layout import Layout
-from sft.training.trainer import SftTrainer
+from sft.training.layout.layout import Layout
+from sft.training.trainer.trainer import SftTrainer
 
 try:
     from trl.trainer.sft_config import SFTConfig

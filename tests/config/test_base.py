@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sft.api import compose
-from sft.config.base import read_run
+from sft.config.command_line.base import read_run
 from sft.config.compose import plain
 from sft.config.errors import UserError
 

@@ -174,8 +174,8 @@ def test_every_meaning_leads_somewhere(compose):
     """What the table says is a key of ours, or an override that composes."""
     import yaml
 
-    from sft.config.check import check
-    from sft.config.suggest import MEANINGS, _keys
+    from sft.config.checks.check import check
+    from sft.config.checks.suggest import MEANINGS, _keys
 
     plain = compose().plain
     wandb = compose("tracker=wandb", "quant=nf4").plain

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from sft.config.command_line.overrides import parse_command_line, quote_literal, with_environment
+from sft.config.command_line.sweeps import expand_sweep
 from sft.config.compose import check_command, config_loader
 from sft.config.errors import UserError
-from sft.config.overrides import parse_command_line, quote_literal, with_environment
 from sft.config.resolvers import plain_name
-from sft.config.sweeps import expand_sweep
 
 ODD = st.text(st.sampled_from("'\"\\${},=:#%?!()[]\n\t ab") | st.characters(exclude_categories=["Cs"]), max_size=20)
 

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from sft.config import requirements
-from sft.config.requirements import missing
+from sft.config.checks import requirements
+from sft.config.checks.requirements import missing
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.config.secrets import HIDDEN, is_secret_key, is_secret_variable, redact, redact_command, redact_tree
 from sft.run.directory import RunDirectory
+from sft.safety.secrets import HIDDEN, is_secret_key, is_secret_variable, redact, redact_command, redact_tree
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_short12345",

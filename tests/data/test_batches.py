@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.config.errors import UserError
-from sft.data.batches import TokenBatches
+from sft.data.batches.by_tokens import TokenBatches
 
 CASES = st.tuples(
     st.lists(st.integers(1, 60), min_size=1, max_size=80),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.collate import FlatCollator, PaddedCollator, positions, shifted, split_batch
+from sft.data.batches.collate import FlatCollator, PaddedCollator, positions, shifted, split_batch
 
 PAD = 999
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.length import cut_at, plot_lengths, statistics
+from sft.data.report.length import cut_at, plot_lengths, statistics
 
 
 @given(st.lists(st.booleans(), min_size=3, max_size=40), st.integers(1, 39))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sft.data.account import summary
-from sft.data.notes import MOST, OTHERS, Notes, collected, lines, note
 from sft.data.pipeline import prepare
+from sft.data.report.account import summary
+from sft.data.report.notes import MOST, OTHERS, Notes, collected, lines, note
 
 
 def test_notes_are_collected_within_a_block_alone():

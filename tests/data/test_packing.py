@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.packing import pack
+from sft.data.batches.packing import pack
 
 CAPACITY = st.integers(1, 64)
 

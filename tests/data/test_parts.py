@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.collate import FlatCollator
-from sft.data.parts import UNEVEN, split_documents
-from sft.data.sharing import SharingCollator
+from sft.data.batches.collate import FlatCollator
+from sft.data.batches.parts import UNEVEN, split_documents
+from sft.data.batches.prefix import SharingCollator
 
 X = -100
 

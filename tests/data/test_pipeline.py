@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sft.config.errors import UserError
 from sft.data.pipeline import prepare, sample_conversations
-from sft.data.report import unaccounted
+from sft.data.report.report import unaccounted
 from sft.data.spec import Dataset
 
 WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), min_size=1, max_size=9).map(" ".join)
@@ -181,7 +181,7 @@ def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write
 
 
 def test_a_long_list_of_reasons_is_cut_and_counted(word_encoder, settings, write, chat, monkeypatch):
-    monkeypatch.setattr("sft.data.losses.LINES", 2)
+    monkeypatch.setattr("sft.data.report.dropped.LINES", 2)
     rows = [*["{"] * 4, chat("q", "unlabelled"), {"messages": []}, {"messages": 1}, chat("q", "a")]
     with pytest.raises(UserError) as caught:
         prepare(settings({"a": {"path": write("bad.jsonl", rows)}}), word_encoder(), seed=0)

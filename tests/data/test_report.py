@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sft.data.account import account, summary
 from sft.data.pipeline import prepare
-from sft.data.report import named, ranges, show_report, unaccounted, with_steps
+from sft.data.report.account import account, summary
+from sft.data.report.report import named, ranges, show_report, unaccounted, with_steps
 
 
 @given(st.lists(st.integers(1, 200), max_size=60))

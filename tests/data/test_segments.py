@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sft.data.segments import Segments, cutting_tokens
+from sft.data.labels.segments import Segments, cutting_tokens
 
 STOP, OPEN = "<|end|>", "<|start|>"
 CORPUS = ["the end of the start", "one two three, four! <|en", "  spaces\n\nand\tlines 12 345", "é ü 日本語 🙂"]

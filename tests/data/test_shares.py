@@ -2,8 +2,8 @@
 
 import pytest
 
+from sft.data.batches.rank_shards import STAND_IN, Shares, WithStandIn, share
 from sft.data.documents import IGNORE
-from sft.data.shares import STAND_IN, Shares, WithStandIn, share
 
 
 class Sampler:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.collate import FlatCollator
-from sft.data.sharing import LEAST, SharingCollator, common_beginning
+from sft.data.batches.collate import FlatCollator
+from sft.data.batches.prefix import LEAST, SharingCollator, common_beginning
 
 X = -100
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sft.config.errors import UserError
-from sft.data.verbatim import Verbatim
+from sft.data.labels.verbatim import Verbatim
 from sft.template.control import HIDE, TokenFinder, hidden, in_texts, revealed, shifts
 
 SPECIAL = ["<s>", "</s>", "<|end|>", "[INST]", "<unk>"]

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The directory of the tiny model."""
-    from sft.model.tiny import locate_tiny
+    from sft.model.sources.tiny import locate_tiny
 
     return Path(locate_tiny("llama"))
 

@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.config.command_line.overrides import parse_command_line
 from sft.config.compose import check_command, config_loader
 from sft.config.errors import UserError
-from sft.config.overrides import parse_command_line
 
 KEYS = st.sampled_from(
     [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sft.config.command_line.overrides import parse_command_line
 from sft.config.compose import check_command, config_loader
-from sft.config.overrides import parse_command_line
 
 TOKEN = "hf_" + "s3cr3tT0k3n" * 2
 NOT_LISTED = "is not on the list of what a config may build, and was not run"

@@ -261,7 +261,7 @@ def adapter(tiny, tmp_path_factory):
 def test_an_adapter_is_refused_with_its_reason_and_not_run(name, adapter, tiny, tmp_path, monkeypatch):
     import shutil
 
-    from sft.model.existing import check_adapter, load_adapter
+    from sft.model.adapters.existing import check_adapter, load_adapter
     from sft.model.load import load_model
     from sft.model.spec import Model
 

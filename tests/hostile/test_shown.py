@@ -129,7 +129,7 @@ def spreadsheet(place: Path) -> str:
 
 
 def card(place: Path) -> str:
-    from sft.run.card import Card
+    from sft.hub.card import Card
     from sft.run.info import TrainingInfo
     from sft.run.metrics import Metrics
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.config.errors import UserError
-from sft.template import limits
+from sft.safety import limits
+from sft.safety.limits import EndlessTemplate
 from sft.template.bind import bind
-from sft.template.limits import EndlessTemplate
-from sft.template.render import RenderError, render
+from sft.template.rendering.render import RenderError, render
 from sft.template.spec import Template
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

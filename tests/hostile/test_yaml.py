@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sft.config.app import over_base
+from sft.config.command_line.overrides import parse_command_line
 from sft.config.compose import check_command, config_loader
 from sft.config.errors import UserError
-from sft.config.overrides import parse_command_line
-from sft.config.yaml_files import MOST_NODES, check_yaml
+from sft.safety.yaml_files import MOST_NODES, check_yaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -63,7 +63,7 @@ def test_a_bare_adapter_answers_over_the_base_it_names(trained, bare, settings, 
 def test_a_bare_adapter_is_merged_where_it_is_told(trained, bare, settings, tmp_path, assert_near):
     import torch
 
-    from sft.model.reload import logits_of
+    from sft.export.reload import logits_of
 
     adapter = bare(*WITH_TOKENIZER)
     with pytest.raises(UserError, match=r"output: an adapter without its run does not say where to"):

@@ -89,7 +89,7 @@ def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path, door):
 
 def test_no_judge_is_an_option_that_composes_and_sweeps(settings, monkeypatch):
     monkeypatch.setattr(
-        "sft.config.requirements._installed", lambda module: True
+        "sft.config.checks.requirements._installed", lambda module: True
     )  # DeepEval has an environment of its own
     assert settings("evaluate", "judge=none")["judge"] is None and settings("evaluate")["judge"] is None
     from sft.config.compose import check_command, config_loader

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft.config.errors import UserError
+from sft.export import merge as merging
 from sft.inference.talk import open_talk
 from sft.merge import merge
-from sft.model import merge as merging
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_training_merges_the_same_way(trained):
 @pytest.fixture
 def pushed(monkeypatch):
     """(repository, directory) of each push; nothing is sent."""
-    from sft.run.hub import Push
+    from sft.hub.push import Push
 
     sent: list[tuple[str, str]] = []
 

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.config.errors import UserError
-from sft.model.adapter import attach, changes_base, detach
-from sft.model.existing import check_adapter
+from sft.export.reload import logits_of, verify_reload
+from sft.model.adapters.attach import attach, changes_base, detach
+from sft.model.adapters.existing import check_adapter
 from sft.model.load import load_model, load_tokenizer
-from sft.model.reload import logits_of, verify_reload
 from sft.model.save import save_adapter
 
 IDS = torch.arange(40).reshape(2, 20) * 7 + 300

@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from sft.model import elementwise
+from sft.kernels import elementwise
 
 pytestmark = pytest.mark.numeric
 

@@ -8,11 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.config.errors import UserError
-from sft.model.adapter import attach
+from sft.export.merge import merge
+from sft.export.reload import logits_of, verify_reload
+from sft.model.adapters.attach import attach
 from sft.model.embeddings import embedding_names, fit_embeddings, is_tied
 from sft.model.load import load_model, load_tokenizer
-from sft.model.merge import merge
-from sft.model.reload import logits_of, verify_reload
 from sft.model.save import save_adapter
 from sft.model.tokens import add_control_tokens, added_rows, is_single, needed_rows, set_special_tokens
 

@@ -16,14 +16,14 @@ import torch
 from huggingface_hub import errors as hub_errors
 
 from sft.config.errors import UserError
+from sft.export.reload import logits_of
+from sft.hub.errors import explain, loading
 from sft.model import dtype as dtypes
-from sft.model.cache import cached_model
 from sft.model.facts import family_of
-from sft.model.hub import explain, loading
 from sft.model.load import load_config, load_model, load_tokenizer
-from sft.model.locate import locate_name
 from sft.model.quant import quantized_modules
-from sft.model.reload import logits_of
+from sft.model.sources.cache import cached_model
+from sft.model.sources.locate import locate_name
 from sft.model.spec import Model, OfflineModel, TinyModel, Tokenizer
 
 IDS = torch.arange(24).reshape(1, 24) + 300
@@ -300,7 +300,7 @@ def test_the_cache_builds_once_and_leaves_no_half(tmp_path, monkeypatch):
 
 
 def test_two_processes_building_at_once_agree(tmp_path):
-    code = "from sft.model.cache import cached_model as c; import time; "
+    code = "from sft.model.sources.cache import cached_model as c; import time; "
     code += "print(c('m', lambda d: (time.sleep(0.5), (d / 'x').write_text('whole'))))"
     env = {"SFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     both = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sft.model import adapted, lowrank
+from sft.kernels import adapted, lowrank
 
 pytestmark = pytest.mark.numeric
 

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft.config.errors import UserError
-from sft.model import merge as merging
-from sft.model.adapter import attach
+from sft.export import merge as merging
+from sft.export.merge import merge
+from sft.export.reload import logits_of
+from sft.model.adapters.attach import attach
 from sft.model.embeddings import is_tied
 from sft.model.load import load_model, load_tokenizer
-from sft.model.merge import merge
-from sft.model.reload import logits_of
 from sft.model.save import save_adapter, save_model, save_tokenizer, stop_at
 
 pytestmark = pytest.mark.numeric

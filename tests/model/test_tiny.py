@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 from sft.config.errors import UserError
 from sft.model.facts import count_parameters, empty_model, family_of
 from sft.model.load import load_config, load_tokenizer
+from sft.model.sources.tiny import ARCHITECTURES, VOCABULARY, build_tiny, locate_tiny
 from sft.model.spec import TinyModel
-from sft.model.tiny import ARCHITECTURES, VOCABULARY, build_tiny, locate_tiny
 from sft.model.tokens import is_single
 
 FAMILIES = {

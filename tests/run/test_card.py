@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from sft.run.card import Card
+from sft.hub.card import Card
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.config.errors import UserError
-from sft.run.hub import Push
+from sft.hub.push import Push
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
 

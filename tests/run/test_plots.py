@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sft.drawing.curves import curves, write_curves
 from sft.run.directory import RunDirectory
-from sft.run.plots import curves, write_curves
 
 NAN = float("nan")
 

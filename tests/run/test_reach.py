@@ -5,7 +5,7 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from sft.run import reach
+from sft.hub import reach
 
 
 @pytest.fixture(autouse=True)

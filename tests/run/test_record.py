@@ -109,8 +109,8 @@ def test_git_state_names_commit_and_changes(tmp_path: Path) -> None:
 
 def test_looking_at_the_environment_imports_nothing_heavy() -> None:
     code = (
-        "import sys; import sft.run.record, sft.run.info, sft.run.log, sft.run.lock, sft.run.checkpoint, sft.run.card,"
-        " sft.run.plots, sft.run.trackers.wandb, sft.run.trackers.mlflow, sft.run.trackers.trackio,"
+        "import sys; import sft.run.record, sft.run.info, sft.run.log, sft.run.lock, sft.run.checkpoint, sft.hub.card,"
+        " sft.drawing.curves, sft.run.trackers.wandb, sft.run.trackers.mlflow, sft.run.trackers.trackio,"
         " sft.run.trackers.tensorboard, sft.training.callbacks; from sft.run import environment; environment.versions();"
         " print([m for m in ('torch', 'transformers', 'datasets', 'peft', 'matplotlib', 'wandb') if m in sys.modules])"
     )

@@ -6,8 +6,8 @@ import pytest
 
 from sft.config.errors import UserError
 from sft.run.environment import versions
-from sft.run.resume import changes
-from sft.run.sameness import changed_inputs, changed_versions, refuse
+from sft.training.resume.config_changes import changes
+from sft.training.resume.sameness import changed_inputs, changed_versions, refuse
 
 STOPPING = {"_target_": "sft.training.callbacks.early_stopping.EarlyStopping", "patience": 2, "threshold": 0.0}
 NF4 = {"_target_": "transformers.BitsAndBytesConfig", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sft.config.command_line.overrides import quote_literal
 from sft.config.errors import UserError
-from sft.config.overrides import quote_literal
 from sft.sweep.compare import check_picture, differing, distinct_names, figures_table, read_runs, show, write_picture
 from sft.sweep.leaderboard import write_leaderboard
 

@@ -30,7 +30,7 @@ def main(config):
     from hydra.core.hydra_config import HydraConfig
 
     from sft.config.errors import Pruned, UserError
-    from sft.sweep.pruning import current
+    from sft.sweep.search.pruning import current
 
     directory = Path(HydraConfig.get().runtime.output_dir)
     seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}

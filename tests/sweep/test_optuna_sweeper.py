@@ -9,10 +9,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from sft.config.errors import Pruned, UserError
 from sft.run.directory import RunDirectory
 from sft.run.record import read_record
-from sft.sweep.pruning import current, reporting
-from sft.sweep.search import Search
-from sft.sweep.space import grid, parse_space
-from sft.sweep.study import SearchOptions, open_study
+from sft.sweep.search.pruning import current, reporting
+from sft.sweep.search.search import Search
+from sft.sweep.search.space import grid, parse_space
+from sft.sweep.search.study import SearchOptions, open_study
 
 SPACE = ["lora=r8", "lora.r=choice(4,8,16,32)", "trainer.learning_rate=tag(log, interval(1e-5,1e-2))"]
 

@@ -7,10 +7,10 @@ import pytest
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates, packaged_text
 from sft.template.families import by_template
-from sft.template.messages import Style
 from sft.template.probe import renderer
-from sft.template.render import RenderError
-from sft.template.spans import render_rows
+from sft.template.rendering.messages import Style
+from sft.template.rendering.render import RenderError
+from sft.template.rendering.spans import render_rows
 from sft.template.spec import Template
 
 # ours -> the family's own, as TRL keeps it. Not faithful on purpose: Phi 3's extra end token after the last turn.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.template.messages import Marked, Style, holds_marks, plain_messages, read_marks, reasoning_of
+from sft.template.rendering.messages import Marked, Style, holds_marks, plain_messages, read_marks, reasoning_of
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs", "Co")), max_size=30)
 

@@ -10,7 +10,7 @@ import pytest
 
 from sft.template.candidates import packaged_text
 from sft.template.ollama import find_pieces
-from sft.template.render import render
+from sft.template.rendering.render import render
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 CHAT = [
@@ -77,8 +77,8 @@ def test_a_template_of_another_kind_is_left_out():
 
 
 def test_the_modelfile_has_prompt_and_stops():
+    from sft.export.serving import modelfile
     from sft.run.info import TrainingInfo
-    from sft.training.serving import modelfile
 
     info = TrainingInfo(system="Answer in JSON.", stop_tokens=['<|"end"|>'])
     text = packaged_text("chatml")

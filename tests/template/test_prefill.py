@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sft.template.prefill import Unlabelable, trained_from
+from sft.template.rendering.prefill import Unlabelable, trained_from
 
 
 def begins(text: str, content: str, prefill: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sft.template.messages import plain_messages
-from sft.template.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError, day, render
+from sft.template.rendering.messages import plain_messages
+from sft.template.rendering.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError, day, render
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

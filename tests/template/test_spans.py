@@ -7,9 +7,9 @@ import pytest
 from sft.config.errors import UserError
 from sft.template.bind import bind
 from sft.template.families import GENERIC, detect
-from sft.template.spans import Unlabelable, render_rows, trained_turns
+from sft.template.rendering.spans import Unlabelable, render_rows, trained_turns
+from sft.template.rendering.turns import common_header
 from sft.template.spec import Template
-from sft.template.turns import common_header
 
 IM = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 

@@ -8,9 +8,9 @@ from sft.template import bound as bound_module
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates, packaged_text
 from sft.template.families import by_template
-from sft.template.spans import Unlabelable, render_rows
+from sft.template.rendering.spans import Unlabelable, render_rows
+from sft.template.rendering.stepwise import stepwise
 from sft.template.spec import Template
-from sft.template.stepwise import stepwise
 
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"

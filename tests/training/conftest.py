@@ -26,8 +26,8 @@ def empty_pictures():
     What is in them is for tests/run/test_plots.py and tests/data/test_length.py, that a run draws them for
     tests/test_doors.py.
     """
-    from sft.data import length
-    from sft.run import plots
+    from sft.data.report import length
+    from sft.drawing import curves as plots
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "_draw", lambda history, title, path: Path(path).write_bytes(b""))

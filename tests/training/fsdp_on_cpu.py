@@ -10,8 +10,8 @@ os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
+from sft.distributed import sharding as spread
 from sft.train import main
-from sft.training import spread
 
 PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
 spread.has_gpu = lambda: True

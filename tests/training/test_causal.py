@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sft.training import causal
-from sft.training.attention import varlen_attention
+from sft.kernels import causal
+from sft.kernels.attention import varlen_attention
 
 pytestmark = pytest.mark.numeric
 

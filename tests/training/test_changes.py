@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from sft.config.errors import RunFailed, UserError
-from sft.run.changeable import EFFECTS, FACTS, FIXED, effect_of
+from sft.training.resume.changeable import EFFECTS, FACTS, FIXED, effect_of
 
 pytestmark = pytest.mark.slow  # a minute together: each trains twice
 
@@ -327,7 +327,7 @@ def test_switches_of_how_a_step_is_computed_are_those_of_now(resumed):
 
 
 def test_noise_and_attention_are_those_of_now(resumed, monkeypatch):
-    from sft.training.trainer import SftTrainer
+    from sft.training.trainer.trainer import SftTrainer
 
     seen = []
     lay_out = SftTrainer.lay_out

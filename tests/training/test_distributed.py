@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sft.config import app
 from sft.config.errors import UserError
-from sft.training.spread import refuse_unspreadable, with_own_checkpointing
+from sft.distributed.sharding import refuse_unspreadable, with_own_checkpointing
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -352,7 +352,7 @@ def test_shares_need_a_gpu(monkeypatch):
     from sft.api import compose
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("sft.training.spread.has_gpu", lambda: False)
+    monkeypatch.setattr("sft.distributed.sharding.has_gpu", lambda: False)
     with pytest.raises(UserError, match=r"trainer\.fsdp: it is for GPUs"):
         refuse_unspreadable(compose("model=tiny", "trainer=fsdp"))
 

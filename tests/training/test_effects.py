@@ -17,18 +17,18 @@ import transformers.trainer_optimizer
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 
+import sft.distributed.sharding
 import sft.training.arguments
-import sft.training.evaluating
-import sft.training.shrinking
-import sft.training.spread
-import sft.training.trainer
+import sft.training.trainer.evaluating
+import sft.training.trainer.shrinking
+import sft.training.trainer.trainer
 from sft.config.build import build
-from sft.config.effects import without_effect
+from sft.config.checks.effects import without_effect
+from sft.config.checks.needs import NEEDS
+from sft.config.checks.no_effect import NO_EFFECT, PREDICTIONS
+from sft.config.checks.owners import OWNED
+from sft.config.checks.signature import read_signature
 from sft.config.errors import UserError
-from sft.config.needs import NEEDS
-from sft.config.no_effect import NO_EFFECT, PREDICTIONS
-from sft.config.owners import OWNED
-from sft.config.signature import read_signature
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_trainer, built_early
@@ -165,11 +165,11 @@ READ_BY: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "full_determinism": ("true", transformers.trainer, ()),
     "debug": ("underflow_overflow", transformers.trainer, ()),
     "logging_first_step": ("true", transformers.trainer_callback, ("trainer.logging_steps=5",)),
-    "auto_find_batch_size": ("true", sft.training.shrinking, ()),
-    "per_device_eval_batch_size": ("3", sft.training.evaluating, ()),
-    "save_only_model": ("true", sft.training.trainer, ()),
-    "save_total_limit": ("1", sft.training.trainer, ()),
-    "gradient_checkpointing": ("true", sft.training.trainer, ()),
+    "auto_find_batch_size": ("true", sft.training.trainer.shrinking, ()),
+    "per_device_eval_batch_size": ("3", sft.training.trainer.evaluating, ()),
+    "save_only_model": ("true", sft.training.trainer.trainer, ()),
+    "save_total_limit": ("1", sft.training.trainer.trainer, ()),
+    "gradient_checkpointing": ("true", sft.training.trainer.trainer, ()),
 }
 # Keys that change nothing on one CPU, by what they are for.
 ELSEWHERE = {
@@ -356,7 +356,7 @@ def test_every_argument_of_the_adapter_is_looked_at():
 @pytest.fixture(scope="module")
 def adapted():
     """LoRA's arguments -> what of the model trains, and how."""
-    from sft.model.adapter import attach
+    from sft.model.adapters.attach import attach
     from sft.model.load import load_config, load_model
     from sft.model.spec import TinyModel
 
@@ -432,7 +432,7 @@ def test_an_argument_of_quantization_reaches_the_library(key):
 
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 def _callbacks() -> list[str]:
-    from sft.config.targets import packaged_targets
+    from sft.safety.targets import packaged_targets
 
     return sorted(target for target in packaged_targets() if target.startswith("sft.training.callbacks."))
 

@@ -10,13 +10,14 @@ from transformers import LlamaConfig
 
 from sft.api import compose
 from sft.config.errors import UserError
+from sft.kernels.cross_entropy import summed_loss
+from sft.kernels.lowrank import install
 from sft.model import load as loading
-from sft.model.adapter import attach
+from sft.model.adapters.attach import attach
 from sft.model.facts import count_parameters
 from sft.model.footprint import Parameter, footprint
 from sft.model.head import output_layer
 from sft.model.load import load_config, load_model
-from sft.model.lowrank import install
 from sft.model.quant import bits_and_bytes
 from sft.model.spec import Model, TinyModel
 from sft.run.available import Place
@@ -28,7 +29,6 @@ from sft.training.estimate.optimizer import state_bytes
 from sft.training.estimate.step import Batch, Machine, simulate
 from sft.training.estimate.tracker import Tracker
 from sft.training.job import Job
-from sft.training.loss import summed_loss
 
 pytestmark = pytest.mark.numeric
 

@@ -6,13 +6,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sft.config.errors import UserError
+from sft.data.batches.packing import pack
 from sft.data.documents import Documents, Rows, Tokens
-from sft.data.packing import pack
-from sft.model.tiny import ARCHITECTURES, locate_tiny
-from sft.training.attention import register
-from sft.training.isolation import alone, compare, few_documents
-from sft.training.layout import Layout, lay_out
-from sft.training.trainer import SftTrainer
+from sft.kernels.attention import register
+from sft.model.sources.tiny import ARCHITECTURES, locate_tiny
+from sft.training.layout.isolation import alone, compare, few_documents
+from sft.training.layout.layout import Layout, lay_out
+from sft.training.trainer.trainer import SftTrainer
 
 pytestmark = pytest.mark.numeric
 
@@ -206,7 +206,7 @@ def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it
     dropping = load("llama")
     dropping.model.layers[0].mlp.dropout = torch.nn.Dropout(0.1)
     assert not lay_out(dropping, [rows_of()], None).shared
-    monkeypatch.setattr("sft.training.layout.register", lambda: None)
+    monkeypatch.setattr("sft.training.layout.layout.register", lambda: None)
     from transformers import AttentionInterface
 
     model = load("llama")
@@ -259,7 +259,7 @@ def test_a_job_with_dropout_shares_nothing_on_a_base_that_one_without_found_alik
 
 def attention_blind_to(names: tuple[str, ...]):
     """varlen attention of a model that does not tell it these facts."""
-    from sft.training.attention import varlen_attention
+    from sft.kernels.attention import varlen_attention
 
     def blind(*args, **kwargs):
         return varlen_attention(*args, **{key: value for key, value in kwargs.items() if key not in names})
@@ -269,7 +269,7 @@ def attention_blind_to(names: tuple[str, ...]):
 
 @pytest.mark.parametrize(("architecture", "hidden"), [("llama", "scaling"), ("gemma3", "sliding_window")])
 def test_an_attention_that_differs_from_the_models_own_is_not_taken(architecture, hidden, monkeypatch, caplog):
-    monkeypatch.setattr("sft.training.layout.register", lambda: None)
+    monkeypatch.setattr("sft.training.layout.layout.register", lambda: None)
     model = load(architecture)
     if hidden == "scaling":  # which is the default's where it is the square root; make it another
         for layer in model.model.layers:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sft.training import loss as losses
-from sft.training.loss import _loss_and_slope, chunked_cross_entropy_sum
+from sft.kernels import cross_entropy as losses
+from sft.kernels.cross_entropy import _loss_and_slope, chunked_cross_entropy_sum
 
 pytestmark = pytest.mark.numeric
 

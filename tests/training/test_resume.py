@@ -100,7 +100,9 @@ def test_other_versions_are_refused_by_name(run, monkeypatch, finished):
     else:
         with pytest.raises(RunFailed, match="power cut"):
             run(*STEPS, callbacks=[_break()])
-    monkeypatch.setattr("sft.run.sameness.versions", lambda: {**versions(), "torch": "99.0", "numpy": "99.0"})
+    monkeypatch.setattr(
+        "sft.training.resume.sameness.versions", lambda: {**versions(), "torch": "99.0", "numpy": "99.0"}
+    )
     options = () if finished else STEPS
     with pytest.raises(UserError, match=r"versions.torch: this run was begun with torch .*, not 99.0"):
         run(*options)

@@ -135,7 +135,7 @@ def test_the_run_directory_has_what_the_contract_lists(run):
 
 def test_the_config_snapshot_composes_to_the_same_run(run):
     from sft.api import compose
-    from sft.config.base import read_run
+    from sft.config.command_line.base import read_run
     from sft.config.compose import plain
 
     result = run("lora.lora_dropout=0.1")

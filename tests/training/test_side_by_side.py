@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sft.config.errors import UserError
-from sft.training.reentrant import notes_of, rotations_change, wrote_notes
-from sft.training.side_by_side import SideBySide, parts_for
+from sft.training.layout.microbatches import SideBySide, parts_for
+from sft.training.layout.reentrant import notes_of, rotations_change, wrote_notes
 
 pytestmark = pytest.mark.numeric
 
@@ -139,7 +139,7 @@ def test_threads_that_cannot_all_begin_leave_none_waiting(monkeypatch):
 
 
 def test_weights_that_lie_in_shares_are_computed_whole(run, caplog, monkeypatch):
-    monkeypatch.setattr("sft.training.trainer.SftTrainer._gathers_within_forward", lambda self: True)
+    monkeypatch.setattr("sft.training.trainer.trainer.SftTrainer._gathers_within_forward", lambda self: True)
     with caplog.at_level("INFO"):
         run(*FLAT, "trainer.max_steps=1")
     assert "trainer.cpu_parts=2: batches are computed whole" in caplog.text

@@ -8,8 +8,8 @@ import torch
 from transformers import TrainerCallback
 
 from sft.config.errors import Interrupted, UserError
-from sft.training.neftune import Noise, document_lengths
 from sft.training.supported import supported
+from sft.training.trainer.neftune import Noise, document_lengths
 
 LIMIT = "trainer.max_tokens_per_batch=400"
 PADDED = "model.attn_implementation=sdpa"
@@ -198,7 +198,7 @@ def test_a_profile_is_written_and_changes_nothing(run):
 )
 def test_a_setting_that_another_overrules_is_told(typed, told, caplog):
     from sft.api import compose
-    from sft.training.start import _tell_overruled
+    from sft.training.resume.start import _tell_overruled
 
     trainer = compose("model=tiny", "dataset=tickets", *typed).trainer
     _tell_overruled(trainer, [key.partition("=")[0].removeprefix("trainer.") for key in typed])

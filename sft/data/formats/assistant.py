@@ -8,7 +8,7 @@ from sft.data.formats.calls import ARGUMENTS, calls_of, is_call
 from sft.data.formats.errors import RowError
 from sft.data.formats.parts import reasoning_text, text_and_reasoning
 from sft.data.formats.values import EMPTY, list_of, parsed
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 CALLS = ("tool_calls", "function_call", "function_calls")
 REASONING = ("reasoning_content", "reasoning", "thinking")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.data.formats.errors import RowError
 from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 _NAMES = ("name", "tool", "tool_name")
 ARGUMENTS = ("arguments", "parameters", "args", "tool_input", "input")

@@ -17,8 +17,8 @@ from sft.data.formats.function import code_of, function_of
 from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
 from sft.data.formats.turns import Consecutive
 from sft.data.formats.values import EMPTY, kind_of
-from sft.data.notes import collected, note
 from sft.data.readers.rows import Broken, Row
+from sft.data.report.notes import collected, note
 from sft.data.spec import Source
 
 

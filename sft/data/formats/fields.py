@@ -10,7 +10,7 @@ from sft.data.formats.errors import RowError
 from sft.data.formats.messages import TOOLS, Message, messages_of
 from sft.data.formats.parts import text_of
 from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 SYSTEM = ("system", "system_prompt")
 VARIABLES = "chat_template_kwargs"  # of the chat template, for this row

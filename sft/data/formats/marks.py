@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.data.formats.errors import RowError
 from sft.data.formats.values import EMPTY
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 SWITCHES = ("train", "trainable", "training", "loss", "loss_mask", "output_with_loss")
 WEIGHTS = ("weight", "loss_weight", "loss_scale")

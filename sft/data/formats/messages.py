@@ -10,7 +10,7 @@ from sft.data.formats.errors import RowError
 from sft.data.formats.marks import MARKS, is_trained, message_marks
 from sft.data.formats.parts import is_text_parts, text_of
 from sft.data.formats.values import EMPTY, as_json, is_blank, is_unicode, kind_of, list_of, refuse_media
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 ROLES = {
     "user": "user",

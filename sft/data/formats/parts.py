@@ -7,7 +7,7 @@ from typing import Any
 
 from sft.data.formats.errors import RowError
 from sft.data.formats.values import EMPTY, check_text, kind_of
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 _TEXT = {"text": ("text", "value", "content")}
 _TEXT |= {"input_text": _TEXT["text"], "output_text": _TEXT["text"]}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sft.data.formats.errors import RowError
 from sft.data.formats.marks import is_trained
 from sft.data.formats.values import is_blank
-from sft.data.notes import note
+from sft.data.report.notes import note
 
 Consecutive = Literal["refuse", "merge"]  # `dataset.consecutive`
 BETWEEN = "\n"  # what two merged texts have between them

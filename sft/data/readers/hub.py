@@ -10,7 +10,7 @@ from sft.config.errors import UserError
 from sft.data.readers.rows import Rows, Where
 from sft.data.readers.tables import from_dataset
 from sft.data.spec import Source
-from sft.run.reach import cached_files_if_unreachable
+from sft.hub.reach import cached_files_if_unreachable
 
 
 def read_hub(source: Source, split: str | None, where: str) -> Rows:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from sft.config.secrets import HIDDEN, redact
 from sft.evaluation.judges.base import CallFailed
+from sft.safety.secrets import HIDDEN, redact
 
 _SHORT = 300  # characters of what a service says that are passed on
 _LATER = {408, 409, 425, 429}  # refused for the moment; 5xx too

@@ -16,8 +16,8 @@ from typing import Any
 
 from sft.config.paths import cache_dir
 from sft.config.resolvers import plain_name
-from sft.config.secrets import redact
 from sft.run.errors import storage
+from sft.safety.secrets import redact
 
 
 def digest(*parts: Any) -> str:

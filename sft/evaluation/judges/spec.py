@@ -85,7 +85,7 @@ class JudgeSpec(ABC):
         """The judge itself; nothing is called or loaded yet."""
 
     def _metric_faults(self) -> list[UserError]:
-        from sft.config.suggest import nearest
+        from sft.config.checks.suggest import nearest
 
         where = "judge.metrics"
         if not self.metrics:

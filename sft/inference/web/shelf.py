@@ -182,7 +182,7 @@ def in_four_bits(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same config with its base in nf4; one that is in 4 bits already stays as it was trained."""
     from omegaconf import OmegaConf
 
-    from sft.config.base import read_yaml
+    from sft.config.command_line.base import read_yaml
     from sft.config.paths import conf_dir
 
     if (settings.get("quant") or {}).get("load_in_4bit"):

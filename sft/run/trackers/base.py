@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
-from sft.config.secrets import redact_tree
 from sft.run.directory import RunDirectory
 from sft.run.jsonable import plain
+from sft.safety.secrets import redact_tree
 
 log = logging.getLogger(__name__)
 

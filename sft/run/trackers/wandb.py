@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft.config.errors import UserError
-from sft.config.secrets import redact_command
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
+from sft.safety.secrets import redact_command
 
 
 class WandbTracker(Tracker):

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sft.config.schedules import together
+from sft.config.checks.schedules import together
 from sft.run import log as run_log
 from sft.run.directory import RunDirectory
 
@@ -81,7 +81,7 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """What the callbacks ask of TrainingArguments, to be laid over the config's `trainer` node.
 
-    See `sft.config.schedules.together`.
+    See `sft.config.checks.schedules.together`.
     """
     asked = {name: each.arguments() for name, each in callbacks.items() if isinstance(each, RunCallback)}
     return together(asked, trainer, explicit)

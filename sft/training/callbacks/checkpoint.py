@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.config.schedules import best_model, checkpoint
+from sft.config.checks.schedules import best_model, checkpoint
 from sft.training.callbacks.base import RunCallback
 
 

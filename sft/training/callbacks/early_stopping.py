@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from sft.config.checks.figures import greater_is_better
 from sft.config.errors import UserError
-from sft.config.figures import greater_is_better
 from sft.training.callbacks.base import RunCallback
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sft.config.errors import Pruned
-from sft.sweep.pruning import Reporter
+from sft.sweep.search.pruning import Reporter
 from sft.training.callbacks.base import RunCallback
 
 
@@ -57,7 +57,7 @@ class Pruning(RunCallback):
 
 def pruning_callbacks() -> list[RunCallback]:
     """The callback of a search's job; [] for any other run."""
-    from sft.sweep.pruning import current
+    from sft.sweep.search.pruning import current
 
     reporter = current()
     return [Pruning(reporter)] if reporter is not None else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.config.schedules import validation
+from sft.config.checks.schedules import validation
 from sft.training.callbacks.base import RunCallback
 
 

@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from sft.model import elementwise, lowrank
-from sft.model.adapter import attach
+from sft.kernels import elementwise, lowrank
+from sft.model.adapters.attach import attach
+from sft.model.adapters.existing import check_adapter, read_adapter_config
 from sft.model.dtype import resolve_dtype
-from sft.model.existing import check_adapter, read_adapter_config
 from sft.model.facts import empty_model
 from sft.model.footprint import Footprint, footprint
 from sft.model.spec import Model

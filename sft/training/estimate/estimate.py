@@ -20,7 +20,7 @@ from sft.run.available import Place
 from sft.training.estimate.blueprint import Blueprint, draw
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
-from sft.training.side_by_side import parts_for
+from sft.training.layout.microbatches import parts_for
 
 LIBRARIES = 650 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
 # What the C library's heap cannot use again of the tensors that the forward pass lets go of: torch asks for aligned

@@ -15,8 +15,8 @@ from sft.run.trackers.base import Tracker
 from sft.training.build import build_model, build_trainer
 from sft.training.estimate.step import Batch
 from sft.training.inputs import Inputs, prepare_reading
-from sft.training.layout import lay_out
-from sft.training.start import seed_everything
+from sft.training.layout.layout import lay_out
+from sft.training.resume.start import seed_everything
 
 STEPS = 2  # the second has the optimizer's states
 

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sft.model import elementwise, lowrank
-from sft.training import loss
-from sft.training.causal import kept_probabilities
+from sft.kernels import cross_entropy as loss
+from sft.kernels import elementwise, lowrank
+from sft.kernels.causal import kept_probabilities
 
 _PRODUCTS = {
     functional.linear,
@@ -120,7 +120,7 @@ class _Attention(torch.autograd.Function):
         """What comes out; kept is what the kernels keep."""
         batch, heads, length, _ = query.shape
         out = torch.empty((batch, length, heads, value.shape[-1]), dtype=query.dtype, device="meta").transpose(1, 2)
-        if device == "cpu" and query.dtype.itemsize == 2:  # see `sft.training.causal`
+        if device == "cpu" and query.dtype.itemsize == 2:  # see `sft.kernels.causal`
             sums = torch.empty((batch, heads, kept_probabilities(length)), dtype=query.dtype, device="meta")
         else:
             sums = torch.empty((batch, heads, length), dtype=torch.float32, device="meta")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sft.config.conflicts import spreads
+from sft.config.checks.conflicts import spreads
 from sft.config.errors import UserError
 from sft.model.tokens import added_rows
 from sft.run.available import Place, places

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.kernels.cross_entropy import IGNORE, summed_loss
 from sft.model.head import chooses_positions, left_out, output_layer
 from sft.training.estimate.blueprint import Blueprint
 from sft.training.estimate.standins import OnMeta, computing_on, quantized_layers
 from sft.training.estimate.tracker import Region, Tracker
-from sft.training.loss import IGNORE, summed_loss
 
 EVALUATION_CHUNK = 1024  # of `sft.evaluation.loss`
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.data.labels import Encoder
+from sft.data.labels.encoder import Encoder
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates
 from sft.template.families import by_template

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sft.config.errors import UserError
-from sft.data import twoway
-from sft.data.gate import Gate, span_ends
-from sft.data.labels import IGNORE, Encoder
+from sft.data.labels import cross_check as twoway
+from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.labels.gate import Gate, span_ends
 from sft.template.bind import bind
 from sft.template.families import GENERIC
 from sft.template.spec import Template

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from sft.config.errors import UserError
-from sft.data.labels import IGNORE, Encoder
+from sft.data.labels.encoder import IGNORE, Encoder
 from sft.template.bind import bind
 from sft.template.spec import Template
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sft.data.labels import IGNORE, Encoder
-from sft.data.markers import Markers, find_all
+from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.labels.markers import Markers, find_all
 from sft.template.bind import bind
 from sft.template.spec import Template
 

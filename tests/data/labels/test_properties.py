@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.data.labels import IGNORE, Encoder
+from sft.data.labels.encoder import IGNORE, Encoder
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates
 from sft.template.families import by_template, detect
-from sft.template.spans import trained_turns
+from sft.template.rendering.spans import trained_turns
 from sft.template.spec import Template
 
 OWN = {

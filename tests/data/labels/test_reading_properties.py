@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sft.data.encode import Work
 from sft.data.formats import recognise
 from sft.data.formats.marks import SWITCHES, WEIGHTS
-from sft.data.labels import Encoder
+from sft.data.labels.encoder import Encoder
 from sft.data.spec import Source
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sft.data.formats import RowError, recognise
-from sft.data.labels import Encoder
-from sft.data.notes import collected
+from sft.data.labels.encoder import Encoder
+from sft.data.report.notes import collected
 from sft.data.spec import Source
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.labels import IGNORE, Encoder
+from sft.data.labels.encoder import IGNORE, Encoder
 from sft.template.bind import bind
 from sft.template.families import detect
 from sft.template.spec import Template

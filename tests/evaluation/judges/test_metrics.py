@@ -170,7 +170,7 @@ def test_a_local_score_is_the_one_that_the_model_would_write(tokenizer, score):
 
 
 def test_a_local_judge_always_gives_a_verdict(tmp_path):
-    from sft.model.tiny import locate_tiny
+    from sft.model.sources.tiny import locate_tiny
 
     spec = LocalJudge(
         model=str(locate_tiny("llama")), metrics=["coherence"], max_tokens=8, cache=str(tmp_path), retries=0

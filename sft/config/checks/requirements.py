@@ -1,0 +1,202 @@
+"""What a config needs of this machine beside the libraries that sft always has: extras, keys of services, files.
+
+Looked at before data and model are loaded, and without importing any of it.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import netrc
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sft.config.errors import UserError
+from sft.config.paths import nearest_path
+from sft.safety.secrets import holds_secret
+
+# The module that says whether it is there, and the extra that brings it; None for a package that no extra has.
+_TRACKERS = {
+    "MlflowTracker": ("mlflow", "trackers"),
+    "TensorboardTracker": ("tensorboard", "trackers"),
+    "TrackioTracker": ("trackio", "trackers"),
+    "WandbTracker": ("wandb", None),
+}
+_HYDRA = {
+    "optuna": ("optuna", "optuna"),
+    "joblib": ("joblib", "joblib"),
+    "submitit": ("submitit", "submitit"),
+}
+_OPTIMIZERS = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "adalomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu": "torch_npu",
+}
+_PACKAGES = {  # what pip calls them, where it is not the module's name with dashes
+    "galore_torch": "galore-torch",
+    "apollo_torch": "apollo-torch",
+    "lomo_optim": "lomo-optim",
+    "optimi": "torch-optimi",
+    "lm_eval": "lm-eval",
+    "liger_kernel": "liger-kernel",
+}
+_WANDB = "https://api.wandb.ai"
+
+
+def missing(
+    config: Mapping[str, Any], hydra: Mapping[str, Any] | None = None, command: str = "train"
+) -> list[UserError]:
+    """What a command would need and not find, an error each.
+
+    Args:
+        config: resolved, plain.
+        hydra: Hydra's own node, whose sweeper and launcher are looked at.
+        command: which command it is for: a chat with a run needs none of what its training needed.
+    """
+    found: list[UserError] = []
+    if command in ("train", "reproduce"):
+        found += [*_of_training(config), *_of_hydra(hydra or {})]
+    if command in ("train", "evaluate"):
+        found += _of_evaluation(config)
+    if command in ("train", "prepare", "preview", "estimate") and config.get("resume") in (None, "auto", "never"):
+        found += _of_files(config)
+    return found
+
+
+def _of_training(config: Mapping[str, Any]) -> Iterator[UserError]:
+    trainer, lora = _node(config, "trainer"), _node(config, "lora")
+    tracker = str(_node(config, "tracker").get("_target_", "")).rpartition(".")[2]
+    if tracker in _TRACKERS:
+        yield from _absent(*_TRACKERS[tracker], where="tracker", instead="tracker=none")
+    if tracker == "WandbTracker":
+        yield from _wandb_key(_node(config, "tracker"))
+    if str(trainer.get("_target_", "")).endswith("TrlArguments"):
+        yield from _absent("trl", "trl", where="trainer", instead="trainer=default")
+    if trainer.get("deepspeed"):
+        yield from _absent("deepspeed", "deepspeed", where="trainer.deepspeed", instead="trainer=default")
+    if trainer.get("use_liger_kernel"):
+        where = "trainer.use_liger_kernel"
+        yield from _absent("liger_kernel", "liger", where=where, instead=f"{where}=false")
+    if lora.get("init_lora_weights") == "loftq":
+        yield from _absent("scipy", "loftq", where="lora.init_lora_weights", instead="lora=r16")
+    optimizer = str(trainer.get("optim") or "")
+    for beginning, module in _OPTIMIZERS.items():
+        if optimizer.startswith(beginning):
+            yield from _absent(module, None, where="trainer.optim", instead="trainer.optim=adamw_torch_fused")
+
+
+def _of_evaluation(config: Mapping[str, Any]) -> Iterator[UserError]:
+    if "tasks" in _node(config, "evaluation"):
+        yield from _absent("lm_eval", "eval", where="evaluation", instead="evaluation=default")
+    if _node(config, "judge").get("scorer") == "deepeval":
+        yield from _absent("deepeval", "judge", where="judge.scorer", instead="judge.scorer=sft")
+
+
+def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
+    """Files and directories that are named and are not there; what lies in them is looked at when they are read."""
+    dataset = _node(config, "dataset")
+    named: dict[str, Any] = {"dataset.path": dataset.get("path")}
+    for kind in ("sources", "eval_sources"):
+        for name, source in _node(dataset, kind).items():
+            where = f"dataset.{kind}.{name}"
+            named |= {f"{where}.path": source.get("path")} if isinstance(source, Mapping) else {where: source}
+    named["template.path"] = _node(config, "template").get("path")
+    model = _node(config, "model")
+    named["model.adapter"] = model.get("adapter")
+    for where, name in {
+        "model.name": model.get("name"),
+        "model.tokenizer.name": _node(model, "tokenizer").get("name"),
+    }.items():
+        if str(name).startswith(("/", "./", "../", "~")):  # otherwise it may be a hub id
+            named[where] = name
+    for where, value in named.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # which is refused, unshown
+                yield UserError(f"{text} does not exist", where=where, remedy=nearest_path(Path(text).expanduser()))
+
+
+def _is_absent(text: str) -> bool:
+    """Whether a path leads to nothing; globs, addresses and what is no path are left to the reader's own words."""
+    if not text or "\0" in text or "://" in text or glob.has_magic(text):
+        return False
+    return not os.path.lexists(Path(text).expanduser())
+
+
+def _of_hydra(hydra: Mapping[str, Any]) -> Iterator[UserError]:
+    for node in ("sweeper", "launcher"):
+        target = str(_node(hydra, node).get("_target_", "")).lower()
+        for name, (module, extra) in _HYDRA.items():
+            if name in target:
+                yield from _absent(module, extra, where=f"hydra/{node}", instead=f"hydra/{node}=basic")
+
+
+def _absent(module: str, extra: str | None, *, where: str, instead: str) -> Iterator[UserError]:
+    """The error for a module that is not installed."""
+    if not _installed(module):
+        package = _PACKAGES.get(module, module)
+        install = f"pip install 'sft[{extra}]'" if extra else f"pip install {package}"
+        yield UserError(f"it needs {package}, which is not installed", where=where, remedy=f"{install}, or {instead}")
+
+
+def _installed(module: str) -> bool:
+    """Whether a top-level module is there; it is not imported."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def _wandb_key(tracker: Mapping[str, Any]) -> Iterator[UserError]:
+    """wandb wants a key where it sends to its service; it would ask for it on the terminal, or fail."""
+    if tracker.get("mode", "online") != "online" or os.environ.get("RANK", "0") != "0":
+        return
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return
+    if _in_netrc() or _in_settings():
+        return
+    yield UserError(
+        "wandb has no key: WANDB_API_KEY is not set, and `wandb login` has stored none",
+        where="tracker",
+        remedy="WANDB_API_KEY=... in the environment or .env, tracker.mode=offline, or tracker=none",
+    )
+
+
+def _in_netrc() -> bool:
+    """Whether `wandb login` has left a key for its service."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _WANDB).hostname
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and host and netrc.netrc(str(Path(path).expanduser())).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _in_settings() -> bool:
+    """Whether a settings file of wandb's has a key."""
+    home = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    for path in (Path(home).expanduser() / "settings", Path("wandb/settings")):
+        try:
+            if "api_key" in path.read_text(encoding="utf-8", errors="replace"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _node(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,1 @@
+"""The command line before Hydra sees it."""

@@ -1,0 +1,1 @@
+"""From rows to batches: packed, collated, by tokens, for one of several processes."""

@@ -1,0 +1,1 @@
+"""From conversations to input_ids and labels, and the checks that they are right."""

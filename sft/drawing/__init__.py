@@ -1,0 +1,1 @@
+"""Pictures: the style, the axes, heat maps, and a run's curves."""

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: whether it can be reached, what its errors mean, what is pushed there."""

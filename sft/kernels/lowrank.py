@@ -1,0 +1,125 @@
+"""LoRA's low-rank branch in as few passes as it needs.
+
+peft computes `base(x) + B(A(dropout(x))) * scaling`: under autocast it widens x to fp32 for autocast to narrow it again,
+and the scaling and the sum each go over the layer's whole output, forward and backward. Here the scaled product is added
+by the product itself, and the scaling taken where there are r columns alone (Zhu et al. 2025, "LoRAFusion", for GPUs).
+The same mathematics, with fewer roundings in between. Where the layer below is a frozen linear one in the precision that
+is computed in, both are computed whole (see `adapted`).
+
+The layer's own forward is kept for whatever this does not know: variants (DoRA), several adapters, biases, merged or
+disabled adapters, precisions that differ, sharded or hooked weights, and torch.compile, which fuses by itself.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft.kernels import adapted
+from sft.kernels.adapted import Adapted
+
+
+def install(model: nn.Module) -> int:
+    """Let a model's LoRA layers compute so wherever it is the same; gives their number."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_linear(module, Linear)]
+    for layer, together in adapted.group(model, layers).items():
+        layer.of_one_input = together  # type: ignore[assignment]
+        layer.forward = MethodType(_forward, layer)
+    return len(layers)
+
+
+def _is_linear(layer: nn.Module, plain: type) -> bool:
+    """peft's layer over a linear one, plain or of bitsandbytes; subclasses compute something else."""
+    module = type(layer).__module__
+    return type(layer) is plain or (module == "peft.tuners.lora.bnb" and type(layer).__name__.startswith("Linear"))
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    name = None if args or kwargs else _only_adapter(layer)
+    if name is None or torch.compiler.is_compiling():
+        return type(layer).forward(layer, x, *args, **kwargs)
+    cast = autocast_dtype(x.device.type)
+    found = partial(_adapted, dtype=cast or x.dtype, autocast=cast is not None)
+    plain = found(layer)
+    if plain is not None:
+        return adapted.output(layer, x, plain, found)
+    base, dropout, scaling = layer.base_layer(x), layer.lora_dropout[name], float(layer.scaling[name])
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    if base.dtype is not (cast or x.dtype) or (cast is None and down.weight.dtype is not x.dtype):
+        x = layer._cast_input_dtype(x, down.weight.dtype)
+        return (base + up(down(dropout(x))) * scaling).to(base.dtype)
+    own = type(layer.base_layer) is nn.Linear  # its output is nobody else's
+    return _LowRank.apply(base, dropout(x), down.weight, up.weight, scaling, own)  # type: ignore[no-any-return]
+
+
+def _adapted(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
+    """The layer's matrices, where it is a frozen linear one in `dtype` with a plain adapter that sees the same input."""
+    name, base = _only_adapter(layer), layer.base_layer
+    if name is None or type(base) is not nn.Linear or not _is_plain(base, bias=True):
+        return None
+    dropout, down, up = layer.lora_dropout[name], layer.lora_A[name].weight, layer.lora_B[name].weight
+    seen = isinstance(dropout, nn.Identity) or not dropout.training
+    frozen = not any(each.requires_grad for each in base.parameters())
+    same = base.weight.dtype is dtype and (autocast or down.dtype is up.dtype is dtype)
+    return Adapted(base.weight, base.bias, down, up, float(layer.scaling[name])) if seen and frozen and same else None
+
+
+def _only_adapter(layer: Any) -> str | None:
+    """The adapter that alone is active, where it is a plain one."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1:
+        return None
+    (name,) = names
+    if name in layer.lora_variant or not (_is_plain(layer.lora_A[name]) and _is_plain(layer.lora_B[name])):
+        return None
+    return str(name)
+
+
+def _is_plain(linear: nn.Linear, bias: bool = False) -> bool:
+    """Whether a linear layer is its matrix and nothing else, a `bias` perhaps."""
+    hooked = linear._forward_pre_hooks or linear._forward_hooks or "forward" in linear.__dict__
+    matrix = type(linear.weight.data) is torch.Tensor and linear.weight.ndim == 2
+    return not hooked and matrix and (bias or linear.bias is None)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What products on a device are cast to at the moment; None for no autocast."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+class _LowRank(torch.autograd.Function):
+    """`base + x A' B' scaling`."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Any, x: Any, down: Any, up: Any, scaling: float, own: bool) -> torch.Tensor:
+        """The sum [..., columns of `up`], in place of `base` where that is the layer's `own`."""
+        flat = x.reshape(-1, x.shape[-1]).to(base.dtype)
+        a, b = down.to(flat.dtype), up.to(flat.dtype)
+        inner = torch.mm(flat, a.t())
+        ctx.save_for_backward(flat, a, b, inner)
+        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, down.dtype, up.dtype)
+        wide = base.reshape(-1, base.shape[-1])
+        if not own:
+            out = base.new_empty(base.shape)  # no view: the model may write into it
+            torch.addmm(wide, inner, b.t(), alpha=scaling, out=out.view(wide.shape))
+            return out
+        ctx.mark_dirty(base)
+        wide.addmm_(inner, b.t(), alpha=scaling)
+        return base
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """Gradients of base, x, down and up, each in its own precision."""
+        flat, a, b, inner = ctx.saved_tensors
+        wide = grad.reshape(-1, grad.shape[-1])
+        narrow = torch.mm(wide, b).mul_(ctx.scaling)
+        to_x = torch.mm(narrow, a).view(ctx.shape).to(ctx.dtypes[0]) if ctx.needs_input_grad[1] else None
+        to_down = torch.mm(narrow.t(), flat).to(ctx.dtypes[1]) if ctx.needs_input_grad[2] else None
+        to_up = torch.mm(wide.t(), inner).mul_(ctx.scaling).to(ctx.dtypes[2]) if ctx.needs_input_grad[3] else None
+        return grad, to_x, to_down, to_up, None, None

@@ -1,0 +1,1 @@
+"""Adapters: attached, found, started from the base's weights, and what they cover."""

@@ -1,0 +1,261 @@
+"""Names of modules in an adapter's config, held against a model: each must match something, and so change something.
+
+peft is content when one of several targets is found, and passes over all others that match nothing; they would stand in
+adapter_config.json, where what serves the adapter stumbles over them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sft.config.errors import UserError, raise_all
+from sft.model.adapters.coverage import adaptable_modules, candidates
+from sft.safety.regexes import wrong_pattern
+
+log = logging.getLogger(__name__)
+_SHOWN = 12  # names that an error lists
+
+
+def refuse_unmatched(config: Any, model: Any) -> None:
+    """Refuse names and patterns of an adapter's config that match nothing in a model.
+
+    Args:
+        config: a peft.LoraConfig with its targets filled in.
+        model: the base, with or without weights.
+
+    Raises:
+        UserError: all of them at once.
+    """
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if faults := list(_patterns(config)):
+        raise_all(faults)
+    faults = list(_unmatched_targets(config, model, modules))
+    raise_all(faults or list(_layers(config, model, modules)))
+    adapted = [*_adapted(config, model, modules), *_matching(parameters, config.target_parameters or ())]
+    faults = [
+        *_unmatched("exclude_modules", _listed(config.exclude_modules), modules),
+        *_unmatched("modules_to_save", config.modules_to_save or (), modules),
+        *_unmatched_parameters(config.target_parameters or (), parameters),
+        *_unmatched_keys("rank_pattern", config.rank_pattern or {}, adapted),
+        *_unmatched_keys("alpha_pattern", config.alpha_pattern or {}, adapted),
+        *_token_indices(config.trainable_token_indices, model, modules),
+        *_biases(config, adapted, parameters),
+    ]
+    if isinstance(config.exclude_modules, str) and not _fullmatch(config.exclude_modules, modules):
+        faults.append(_no_match("exclude_modules", [config.exclude_modules], _last(modules)))
+    raise_all(faults)
+    _tell_saved(config.modules_to_save or (), modules)
+
+
+def refuse_unskipped(quant: Any, model: Any) -> None:
+    """Refuse names in `quant.llm_int8_skip_modules` that no module of a model has. Raises UserError."""
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    names = [str(name) for name in getattr(quant, "llm_int8_skip_modules", None) or ()]
+    unmatched = [name for name in names if not any(name in module for module in modules)]
+    if unmatched:
+        raise UserError(
+            f"no module of {type(model).__name__} is called {', '.join(unmatched)}",
+            where="quant.llm_int8_skip_modules",
+            remedy=f"some of {_some(_last(modules))}",
+        )
+
+
+def no_match(targets: Sequence[str], model: Any) -> UserError:
+    """The error for target modules that the model does not have, naming those it has."""
+    return UserError(
+        f"no module of {type(model).__name__} is called {', '.join(targets)}",
+        where="lora.target_modules",
+        remedy=f"lora.target_modules=[{','.join(candidates(model))}], or some of these, or all-linear",
+    )
+
+
+def _patterns(config: Any) -> Iterator[UserError]:
+    """Errors for expressions that Python cannot read, or that may take years to match."""
+    given = [("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules)]
+    given += [(key, pattern) for key in ("rank_pattern", "alpha_pattern") for pattern in getattr(config, key) or {}]
+    given += [("layers_pattern", pattern) for pattern in _layer_lists(config)]
+    for key, pattern in given:
+        if isinstance(pattern, str) and (wrong := wrong_pattern(pattern)):
+            yield UserError(
+                f"{pattern!r} {wrong}", where=f"lora.{key}", remedy="a module's name, or a shorter expression"
+            )
+
+
+def _unmatched_targets(config: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
+    targets = config.target_modules
+    if targets is None or isinstance(targets, str):
+        return
+    unmatched = sorted(target for target in targets if not _matching(modules, [target]))
+    if unmatched:
+        yield no_match(unmatched, model)
+
+
+def _layers(config: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
+    """Errors for layers that the model does not have, and for what does not lie in those that are asked for."""
+    asked = config.layers_to_transform
+    if asked is None or isinstance(config.target_modules, str | None):
+        return
+    asked = [asked] if isinstance(asked, int) else list(asked)
+    patterns = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in _layer_lists(config)]
+    for name, pattern in zip(_layer_lists(config), patterns, strict=True):
+        if not any(re.match(pattern, module) for module in modules):
+            yield _no_match("layers_pattern", [name], _lists_of_layers(modules))
+            return
+    found: dict[str, set[int]] = {
+        target: {
+            int(match.group(1))
+            for module in _matching(modules, [target])
+            for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]
+            if (match := re.match(pattern, module))
+        }
+        for target in config.target_modules
+    }
+    there = sorted(set().union(*found.values()))
+    if missing := [layer for layer in asked if layer not in there]:
+        span = f"{there[0]} to {there[-1]}" if there else "not numbered"
+        yield UserError(
+            f"there is no layer {', '.join(map(str, missing))}: those of {type(model).__name__} are {span}",
+            where="lora.layers_to_transform",
+            remedy=f"lora.layers_to_transform=[{','.join(map(str, there[:4]))}]" if there else "leave it out",
+        )
+    elif outside := sorted(target for target, layers in found.items() if not layers & set(asked)):
+        yield UserError(
+            f"{', '.join(outside)} does not lie in layer {', '.join(map(str, asked))}",
+            where="lora.target_modules",
+            remedy=f"lora.layers_to_transform=[{','.join(map(str, sorted(found[outside[0]])[:4]))}], or without {outside[0]}",
+        )
+
+
+def _adapted(config: Any, model: Any, modules: list[str]) -> list[str]:
+    """The modules that get an adapter."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if isinstance(config.target_modules, str) and config.target_modules.replace("_", "-") == "all-linear":
+        linear, excluded = [name for name, _ in adaptable_modules(model)], config.exclude_modules
+        if isinstance(excluded, str):
+            return [name for name in linear if not re.fullmatch(excluded, name)]
+        return [name for name in linear if name not in _matching(linear, excluded or ())]
+    return [name for name in modules if check_target_module_exists(config, name)]
+
+
+def _unmatched(key: str, names: Iterable[str], modules: list[str]) -> Iterator[UserError]:
+    unmatched = sorted(name for name in names if not _matching(modules, [name]))
+    if unmatched:
+        yield _no_match(key, unmatched, _last(modules))
+
+
+def _unmatched_parameters(names: Iterable[str], parameters: list[str]) -> Iterator[UserError]:
+    unmatched = sorted(name for name in names if not _matching(parameters, [name]))
+    if unmatched:
+        ends = {".".join(name.split(".")[-2:]) for name in parameters}
+        yield UserError(
+            f"no parameter is called {', '.join(unmatched)}",
+            where="lora.target_parameters",
+            remedy=f"some of {_some(ends)}",
+        )
+
+
+def _unmatched_keys(key: str, patterns: dict[str, Any], adapted: list[str]) -> Iterator[UserError]:
+    """Errors for keys that match no adapted module, or only ones that an earlier key has taken."""
+    from peft.utils.other import get_pattern_key
+
+    takes = {get_pattern_key(list(patterns), name) for name in adapted}
+    for pattern in patterns:
+        if pattern in takes:
+            continue
+        earlier = {
+            get_pattern_key(list(patterns), name) for name in adapted if get_pattern_key([pattern], name) == pattern
+        }
+        if earlier - {pattern}:
+            yield UserError(
+                f"{pattern!r} comes after {', '.join(sorted(earlier))}, which takes all that it matches",
+                where=f"lora.{key}",
+                remedy="the narrower key first",
+            )
+        else:
+            yield _no_match(key, [pattern], _last(adapted), "no adapted module matches")
+
+
+def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
+    """Errors for embeddings that are not there, and for tokens beyond them."""
+    if not indices:
+        return
+    where = "lora.trainable_token_indices"
+    weight = model.get_input_embeddings().weight
+    rows = weight.shape[0]
+    named = indices if isinstance(indices, dict) else {None: indices}
+    for name, tokens in named.items():
+        if name is not None and not _matching(modules, [name]):
+            embeddings = [each for each in _last(modules) if each in ("embed_tokens", "wte", "lm_head")]
+            yield _no_match("trainable_token_indices", [name], embeddings or _last(modules))
+        beyond = [token for token in tokens if not 0 <= token < rows]
+        if beyond and not weight.is_meta:  # rows for new tokens are added to a model that has weights
+            yield UserError(
+                f"there is no token {', '.join(map(str, beyond[:5]))}: the embeddings have {rows:,} rows",
+                where=where,
+                remedy=f"ids between 0 and {rows - 1}",
+            )
+
+
+def _biases(config: Any, adapted: list[str], parameters: list[str]) -> Iterator[UserError]:
+    """The error for biases that are to train and are not there."""
+    there = {name.removesuffix(".bias") for name in parameters if name.endswith(".bias")}
+    if config.bias == "none" or there & (set(adapted) if config.bias == "lora_only" else there):
+        return
+    where = "adapted layer" if config.bias == "lora_only" else "layer"
+    yield UserError(f"no {where} has a bias", where="lora.bias", remedy="lora.bias=none")
+
+
+def _no_match(key: str, names: Sequence[str], there: Iterable[str], what: str = "no module is called") -> UserError:
+    return UserError(f"{what} {', '.join(names)}", where=f"lora.{key}", remedy=f"some of {_some(there)}")
+
+
+def _tell_saved(names: Iterable[str], modules: list[str]) -> None:
+    """Say where peft trains more than the modules of a name: it takes all whose names end so."""
+    for name in names:
+        more = sorted({m.rpartition(".")[2] for m in modules if m.endswith(name)} - {name.rpartition(".")[2]})
+        if more:
+            log.warning(
+                "lora.modules_to_save: %s trains and saves %s as well, whose names end so; the whole path "
+                "(%s) means that one alone",
+                name,
+                ", ".join(more),
+                min(_matching(modules, [name]), key=len),
+            )
+
+
+def _matching(names: Iterable[str], ends: Iterable[str]) -> list[str]:
+    """Names that are one of `ends`, or end in one after a dot."""
+    ends = list(ends)
+    return [name for name in names if any(name == end or name.endswith(f".{end}") for end in ends)]
+
+
+def _fullmatch(pattern: str, modules: list[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for name in modules)
+
+
+def _listed(value: Any) -> list[str]:
+    """A list of names; none of a single expression, which is matched otherwise."""
+    return list(value) if isinstance(value, list | tuple | set) else []
+
+
+def _layer_lists(config: Any) -> list[str]:
+    pattern = config.layers_pattern
+    return [pattern] if isinstance(pattern, str) and pattern else _listed(pattern)
+
+
+def _last(modules: Iterable[str]) -> set[str]:
+    return {last for name in modules if not (last := name.rpartition(".")[2]).isdigit()}
+
+
+def _lists_of_layers(modules: list[str]) -> set[str]:
+    return {match.group(1) for name in modules if (match := re.search(r"([^.]+)\.\d+\.", name))}
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")

@@ -1,0 +1,1 @@
+"""Where models come from: a directory, the hub, the embedded one, and tiny ones made here."""

@@ -1,0 +1,1 @@
+"""A conversation rendered to text, with which characters the model has to produce."""

@@ -1,0 +1,143 @@
+"""Which checkpoint a start resumes: of its own run directory, or of the one that `resume` names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.config.checks.conflicts import spreads
+from sft.config.errors import UserError
+from sft.run import checkpoint
+from sft.run.directory import RunDirectory
+
+HANDED_ON = ("template_date", "data", "tokenizer", "template", "gradient_checkpointing")  # of run.json
+
+
+@dataclass(frozen=True)
+class Source:
+    """The run that is resumed.
+
+    Attributes:
+        run: its directory.
+        chosen: the checkpoint that `resume` names; None for the newest whole one.
+    """
+
+    run: RunDirectory
+    chosen: Path | None = None
+
+
+def source_of(resume: str) -> Source | None:
+    """What `resume` names: a run directory, its checkpoints/, or one of its checkpoints. None for auto and never.
+
+    Raises:
+        UserError: it is none of these, or not known what it was trained with.
+    """
+    if resume in ("auto", "never"):
+        return None
+    path, where = Path(resume).expanduser().absolute(), f"resume={resume}"
+    if not path.is_dir():
+        raise UserError(
+            "no such directory", where=where, remedy="auto, never, a run directory, or one of its checkpoints"
+        )
+    chosen = path if checkpoint.step_of(path) is not None else None
+    root = path.parent if chosen else path if checkpoint.listed(path) else path / "checkpoints"
+    run = RunDirectory(root.parent)
+    if not run.config.is_file():
+        what = "is not in a run directory: it is not known what it was trained with (no config.resolved.yaml)"
+        raise UserError(what, where=where, remedy="resume=RUN or resume=RUN/checkpoints/checkpoint-<step>")
+    if chosen and (reason := checkpoint.problem(chosen)):
+        raise UserError(f"is not whole: {reason}", where=where, remedy=f"resume={run.path} takes the newest whole one")
+    return Source(run, chosen)
+
+
+def checkpoint_to_resume(run: RunDirectory, source: Source | None, begun: bool) -> Path | None:
+    """The checkpoint that a start resumes; None to begin at the first step.
+
+    Args:
+        run: the directory that is written.
+        source: what `resume` names.
+        begun: whether the directory's own run made steps before; then its own checkpoints come first.
+
+    Raises:
+        UserError: the source has no whole checkpoint, or an older one of this very run is asked for.
+    """
+    found = None
+    if begun:
+        checkpoint.recover(run.checkpoints)
+        found = checkpoint.latest_good(run.checkpoints)
+    if source is None:
+        return found
+    if source.run.path.resolve() == run.path.resolve():
+        if source.chosen is not None and (found is None or found.name != source.chosen.name):
+            newest = found.name if found else "none"
+            what = f"{run.path.name} has newer checkpoints than {source.chosen.name} (the newest is {newest})"
+            raise UserError(what, where="resume", remedy=f"hydra.run.dir=ANOTHER, with resume={source.chosen}")
+        return found
+    if found is not None:  # this run was resumed from the source before, and has come further
+        return found
+    found = source.chosen or checkpoint.latest_good(source.run.checkpoints)
+    if found is None:
+        what = f"{source.run.path} has no whole checkpoint"
+        raise UserError(what, where="resume", remedy="resume=auto to begin at the first step")
+    return found
+
+
+def refuse_unusable(found: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what the checkpoint's state tells is not to be resumed under this config.
+
+    Raises:
+        UserError: it holds the weights alone, lies behind the end of training, or the schedule that is kept is at 0.
+    """
+    if not (found / "scheduler.pt").is_file() and not spreads(config):
+        raise UserError(
+            f"{found.name} holds weights alone (trainer.save_only_model=true): no optimizer to resume",
+            where=str(found),
+            remedy="resume=never to train again from the first step, or a new run from the weights: "
+            f"hydra.run.dir=ANOTHER model.adapter={found}",
+        )
+    state, trainer = _state(found), config["trainer"]
+    limit, epochs = int(trainer.get("max_steps") or -1), float(trainer.get("num_train_epochs") or 3)
+    step, epoch = int(state.get("global_step") or 0), float(state.get("epoch") or 0.0)
+    behind = step > limit if limit > 0 else epoch > epochs + 1e-6
+    if behind:
+        key, end, at = ("max_steps", limit, step) if limit > 0 else ("num_train_epochs", epochs, round(epoch, 2))
+        raise UserError(
+            f"{found.name} is at {at}, behind the end of training at {end}",
+            where=f"trainer.{key}",
+            remedy=f"a larger trainer.{key}, or an earlier checkpoint: hydra.run.dir=ANOTHER "
+            f"resume={found.parent}/checkpoint-<step>",
+        )
+    _refuse_a_rate_of_0(state, trainer, limit, epochs)
+
+
+def _refuse_a_rate_of_0(state: Mapping[str, Any], trainer: Mapping[str, Any], limit: int, epochs: float) -> None:
+    """A schedule that is kept has its last rate from its end on; where that is 0 nothing more would be trained."""
+    if trainer.get("resume_schedule", "stretched") != "kept":
+        return
+    progress = (state.get("stateful_callbacks") or {}).get("Progress") or {}
+    steps = (progress.get("attributes") or {}).get("schedule_steps") or state.get("max_steps")
+    made_for = float(state.get("num_train_epochs") or 0)
+    longer = limit > (steps or 0) if limit > 0 else epochs > made_for
+    if not steps or not longer:
+        return
+    from sft.training.trainer.schedule import last_rate
+
+    if last_rate(trainer, int(steps)) > 0:
+        return
+    raise UserError(
+        f"the schedule that is kept ends at step {steps} with a rate of 0: nothing more would be trained",
+        where="trainer.resume_schedule",
+        remedy="trainer.resume_schedule=stretched, or a schedule that does not end at 0: "
+        "trainer.lr_scheduler_type=constant 'allow_changes=[trainer.lr_scheduler_type]'",
+    )
+
+
+def _state(found: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}

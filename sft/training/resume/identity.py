@@ -1,0 +1,115 @@
+"""The fingerprints of a run's inputs, kept in run.json: a start that would go on with others is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sft.config.build import build
+from sft.data.cache import Cache, key_of
+from sft.data.content import content_of
+from sft.data.spec import Dataset
+from sft.training.resume.sameness import changed_inputs, changed_versions, refuse
+
+if TYPE_CHECKING:
+    from sft.training.inputs import Inputs
+
+log = logging.getLogger(__name__)
+
+_OTHERWISE = "give it what the run had, or take another hydra.run.dir for a new run"
+
+
+def input_facts(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """Digests of the rows (all together, in their order, and by source), of the tokenizer and of the chat template.
+
+    Returns:
+        What run.json keeps: `data`, `tokenizer`, `template`, and `template_date`, the day that a chat template which
+        prints one was rendered with.
+    """
+    report = inputs.data.report
+    parts = {kind: {name: part["fingerprint"] for name, part in report[kind].items()} for kind in _KINDS}
+    return {
+        "data": {"rows": inputs.data.fingerprint, **parts, "files": file_digests(config)},
+        "tokenizer": _tokenizer_digest(inputs.tokenizer),
+        "template": key_of({"text": inputs.template.text, "system": inputs.template.system})[:32],
+        "template_date": inputs.template.date,
+    }
+
+
+def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files that the local sources read, by "<kind>.<source>": they cost a read and no tokenizer.
+
+    Raises:
+        UserError: a path that does not exist.
+    """
+    dataset: Dataset = build(
+        config["dataset"], where="dataset", allowed=config.get("allow_targets") or [], _recursive_=False
+    )
+    cache, found = Cache(enabled=dataset.cache), {}
+    for kind in _KINDS:
+        for name, source in getattr(dataset, kind).items():
+            if source.path and (content := content_of(source, cache, f"dataset.{kind}.{name}")) is not None:
+                found[f"{kind}:{name}"] = key_of({"files": content})[:32]
+    return found
+
+
+def with_recorded_day(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the day that the run's chat template printed when it was begun, unless the config says one."""
+    day, template = record.get("template_date"), config.get("template")
+    if not day or not isinstance(template, Mapping) or template.get("date"):
+        return dict(config)
+    return {**config, "template": {**template, "date": day}}
+
+
+def refuse_other_versions(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse to go on with other libraries than run.json names.
+
+    Raises:
+        UserError: naming each, unless `allow_changes` does.
+    """
+    _refuse(changed_versions(record, config), config)
+
+
+def refuse_other_inputs(config: Mapping[str, Any], record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other rows, another tokenizer or chat template than run.json names.
+
+    Raises:
+        UserError: naming each, unless `allow_changes` does; another tokenizer is never allowed.
+    """
+    _refuse(changed_inputs(record, facts), config)
+
+
+def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """The quick form for a run that is finished: only where local files are others are their rows made and compared.
+
+    Raises:
+        UserError: naming each source whose rows are others, unless `allow_changes` does.
+    """
+    kept = (record.get("data") or {}).get("files")
+    if kept and kept != file_digests(config):
+        from sft.training.inputs import prepare_inputs  # heavy, and needed only here
+
+        config = with_recorded_day(config, record)
+        refuse_other_inputs(config, record, input_facts(config, prepare_inputs(config)))
+
+
+def _refuse(changed: Mapping[str, tuple[Any, Any]], config: Mapping[str, Any]) -> None:
+    """Whoever lets a key of dataset or template change lets the rows differ that it makes."""
+    allowed = [str(name) for name in config.get("allow_changes") or []]
+    groups = {name.partition(".")[0] for name in allowed}
+    allowed += ["data"] * bool(groups & {"dataset", "template"}) + ["template"] * ("template" in groups)
+    for line in refuse(changed, allowed, "allow_changes", _OTHERWISE, fixed=["tokenizer"]):
+        log.warning("%s (allowed)", line)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps([str(token) for token in tokenizer.all_special_tokens])
+    return hashlib.sha256(f"{vocabulary}\0{special}".encode()).hexdigest()[:32]
+
+
+_KINDS = ("sources", "eval_sources")

@@ -1,0 +1,199 @@
+"""The start of a run: whether it goes on from a checkpoint, its snapshot, its record, its seeds."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.config.checks.effects import unread_without_predictions
+from sft.config.checks.figures import unknown_figures
+from sft.config.checks.requirements import missing
+from sft.config.errors import RunFailed, UserError, raise_all
+from sft.config.rank import world_size
+from sft.run.directory import RunDirectory
+from sft.run.metrics import Metrics
+from sft.run.record import RunRecord, begun, read_record
+from sft.run.snapshot import write_snapshot
+from sft.training.job import Job
+from sft.training.resume.changeable import batch_of_a_step, effect_of
+from sft.training.resume.checkpoints import HANDED_ON, checkpoint_to_resume, refuse_unusable, source_of
+from sft.training.resume.config_changes import refuse_changes
+from sft.training.resume.identity import refuse_other_files, refuse_other_versions
+
+log = logging.getLogger(__name__)
+
+# Trainer keys of which the second does nothing where the first is set, as in transformers.
+_OVERRULED = (("max_steps", "num_train_epochs"), ("max_tokens_per_batch", "per_device_train_batch_size"))
+
+
+def begin(job: Job, record: RunRecord) -> str | None:
+    """Check that the directory may be written by this config, and begin.
+
+    Returns:
+        The checkpoint to resume; None to start at the first step. A finished run is left as it is.
+
+    Raises:
+        UserError: the run to resume has another config, other library versions or (a finished one) other files, has
+            nothing left to train, or `resume` names no run.
+        RunFailed: it failed before, in a sweep that leaves such jobs.
+    """
+    run, config = job.run, job.config
+    if record.content.get("status") == "failed" and not job.retries:
+        raise RunFailed(f"{record.content.get('error')}\n  left as it failed before (sweep.retry_failed=false)")
+    source, own = source_of(str(config["resume"])), config["resume"] != "never" and begun(run)
+    if not own:
+        _start_over(job)
+        record.content.clear()
+    changed = {}
+    if own or source is not None:
+        resumed = run if own or source is None else source.run
+        before = read_record(resumed)
+        processes = int(before.get("world_size") or 1), world_size()
+        changed = refuse_changes(resumed, config, config.get("allow_changes") or [], processes)
+        refuse_other_versions(config, before)
+        _refuse_other_ranks(config, before)
+        if own and before.get("status") == "finished" and not _is_extended(run, config, changed):
+            if source is not None and source.chosen is not None:
+                checkpoint_to_resume(run, source, own)  # refuses an older one of this run
+            _refuse_without_effect(run, changed)
+            refuse_other_files(config, before)
+            return None
+        for key in HANDED_ON:
+            if before.get(key) is not None:
+                record.content.setdefault(key, before[key])
+    found = checkpoint_to_resume(run, source, own) if own or source is not None else None
+    if found is not None:
+        refuse_unusable(found, config)
+    elif own and before.get("status") == "finished":
+        _refuse_without_checkpoint(run)
+    write_snapshot(run, config, job.unresolved, job.hydra, anew=bool(changed))
+    _tell(found, changed)
+    _tell_overruled(config["trainer"], explicit_keys(job))
+    resumed_from = None if found is None else found.name if found.parent == run.checkpoints else str(found)
+    record.start(seed=config["seed"], resumed_from=resumed_from, changed=changed, name=config["name"])
+    return str(found) if found else None
+
+
+def refuse_unmeasured(config: Mapping[str, Any], predicts: bool, sources: list[str] | None = None) -> None:
+    """Refuse what this machine cannot do, and figures that no evaluation gives.
+
+    Args:
+        predicts: whether there is a `compute_metrics`, which gives figures of its own.
+        sources: those with evaluation rows, once the data is read; None before.
+
+    Raises:
+        UserError: all such faults.
+    """
+    found = missing(config) if sources is None else []
+    if not predicts:
+        found += [*unknown_figures(config, sources), *unread_without_predictions(config)]
+    raise_all(found)
+
+
+def _is_extended(run: RunDirectory, config: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Whether a finished run is to train further: its end has changed, and lies behind what it has made."""
+    metrics, trainer = Metrics.read(run), config["trainer"]
+    if metrics is None or not {"trainer.max_steps", "trainer.num_train_epochs"} & set(changed):
+        return False
+    limit = int(trainer.get("max_steps") or -1)
+    if limit > 0:
+        return limit > (metrics.steps or 0)
+    return float(trainer.get("num_train_epochs") or 3) > (metrics.epochs or 0.0) + 1e-6
+
+
+def _refuse_without_effect(run: RunDirectory, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """A change of a finished run that trains no further would do nothing.
+
+    Raises:
+        UserError: naming what has changed.
+    """
+    metrics = Metrics.read(run)
+    raise_all(
+        [
+            UserError(
+                f"the run is finished after {metrics.steps if metrics else '?'} steps: none is left that this would change",
+                where=key,
+                remedy=f"{key}={old} to have its result, a larger trainer.max_steps to train it further "
+                f"('allow_changes=[trainer.max_steps,{key}]'), or another hydra.run.dir for a new run",
+            )
+            for key, (old, _) in changed.items()
+        ]
+    )
+
+
+def _refuse_without_checkpoint(run: RunDirectory) -> None:
+    weights = run.adapter if run.adapter.is_dir() else run.model
+    key = "model.adapter" if weights == run.adapter else "model.name"
+    raise UserError(
+        "the run is finished and has no whole checkpoint to train it further from",
+        where=str(run.checkpoints),
+        remedy=f"a new run from its weights: hydra.run.dir=ANOTHER {key}={weights}",
+    )
+
+
+def _tell(found: Path | None, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    if found is None:
+        return
+    log.info("resuming from %s", found)
+    for key, (old, new) in changed.items():
+        log.warning("%s: %s until now, %s from here on (allowed): %s", key, old, new, effect_of(key))
+    if (merged := found.parent.parent / "merged").is_dir():
+        log.warning("%s is of the weights of before: python -m sft.merge run=%s overwrite=true", merged, merged.parent)
+
+
+def _tell_overruled(trainer: Mapping[str, Any], explicit: list[str]) -> None:
+    """Say which settings of the command line another one overrules."""
+    for first, second in _OVERRULED:
+        if second in explicit and (trainer.get(first) or 0) > 0:
+            log.warning("trainer.%s is not used: trainer.%s=%s decides", second, first, trainer[first])
+
+
+def explicit_keys(job: Job) -> list[str]:
+    """The trainer keys that the command line gave itself."""
+    overrides = (job.hydra.get("overrides") or {}).get("task") or []
+    keys = [str(o).lstrip("+").partition("=")[0] for o in overrides]
+    return [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch; the hub's libraries draw from these."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def _start_over(job: Job) -> None:
+    """With resume=never what an earlier run left in the directory is removed, but for the user's own files."""
+    run = job.run
+    for path in (run.checkpoints, run.adapter, run.model, run.merged, run.path / ".hydra"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run.config, run.metrics_jsonl, run.metrics_json, run.run_json, run.training_info, run.tracker_json):
+        path.unlink(missing_ok=True)
+
+
+def _refuse_other_ranks(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """A run is resumed by as many processes as it was begun with: each has its rows and its random numbers.
+
+    Raises:
+        UserError: it would not, and `allow_changes` does not name world_size.
+    """
+    then, now = int(record.get("world_size") or 1), world_size()
+    if then == now or record.get("status") == "finished" or "world_size" in (config.get("allow_changes") or []):
+        return
+    processes = f"torchrun --nproc-per-node={then} -m sft.train ..." if then > 1 else "python -m sft.train ..."
+    rows, tokens = batch_of_a_step(config["trainer"], then)
+    size, left = divmod(rows, now * int(config["trainer"].get("gradient_accumulation_steps") or 1))
+    same = f" trainer.per_device_train_batch_size={size}" if not left and not tokens else ""
+    keys = "world_size,trainer.per_device_train_batch_size"
+    raise UserError(
+        f"this run was begun by {_processes(then)}, not {now}",
+        where="world_size",
+        remedy=processes + (f", or{same} 'allow_changes=[{keys}]', with other random numbers" if same else ""),
+    )
+
+
+def _processes(count: int) -> str:
+    return f"{count} processes together" if count > 1 else "one process"

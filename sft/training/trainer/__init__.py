@@ -1,0 +1,1 @@
+"""transformers.Trainer with our loss, our batches, our evaluation and complete checkpoints."""

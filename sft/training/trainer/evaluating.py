@@ -1,0 +1,79 @@
+"""Evaluation within a training: loss per source, and predictions for a `compute_metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from sft.data.batches.collate import PaddedCollator, split_batch
+from sft.data.documents import IGNORE
+from sft.distributed.ranks import Ranks
+from sft.evaluation.loss import evaluate_loss
+from sft.training.progress import Progress
+
+
+class EvaluatingTrainer(Trainer):
+    """A Trainer that measures its rows by source.
+
+    Attributes:
+        evaluation: rows by source.
+        padded: makes batches with a row of predictions for each row.
+        head: the output layer where it is applied by chunks.
+        progress: counts no time of evaluations.
+        ranks: the processes that measure together.
+    """
+
+    evaluation: dict[str, Any]
+    padded: PaddedCollator
+    head: Any
+    progress: Progress
+    ranks: Ranks
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, perplexity and token accuracy over the evaluation rows, each source apart; logged and given back.
+
+        A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.
+        """
+        sources = self.evaluation if eval_dataset is None else {"eval": eval_dataset}
+        with self.progress.evaluating(), self.accelerator.autocast():
+            figures = evaluate_loss(
+                self.accelerator.unwrap_model(self.model_wrapped),
+                sources,
+                batch_size=self.args.per_device_eval_batch_size,
+                prefix=f"{metric_key_prefix}_",
+                head=self.head,
+                ranks=self.ranks,
+            )
+        if self.compute_metrics is not None:
+            figures |= self._predicted_metrics(sources, metric_key_prefix)
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def _predicted_metrics(self, sources: Mapping[str, Any], prefix: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        collator, self.data_collator = self.data_collator, self.padded  # a row of predictions for each row
+        try:
+            for name, rows in sources.items():
+                loader = self.get_eval_dataloader(rows)
+                part = prefix if len(sources) == 1 else f"{prefix}_{name}"
+                output = self.evaluation_loop(loader, "evaluation", prediction_loss_only=False, metric_key_prefix=part)
+                found |= {key: value for key, value in (output.metrics or {}).items() if not key.endswith("_loss")}
+        finally:
+            self.data_collator = collator
+        return found
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Full logits and labels, for `compute_metrics`."""
+        batch, _ = split_batch(self._prepare_inputs(inputs))
+        model_inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**model_inputs, use_cache=False).logits
+        wanted = batch["shift_labels"] != IGNORE
+        loss = torch.nn.functional.cross_entropy(logits[wanted].float(), batch["shift_labels"][wanted])
+        return (loss, None, None) if prediction_loss_only else (loss, logits, batch["labels"])
