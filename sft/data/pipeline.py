@@ -13,10 +13,11 @@ from sft.data.batches.packing import pack
 from sft.data.cache import Cache, key_of
 from sft.data.content import Options
 from sft.data.documents import Documents, Rows
-from sft.data.load import Loaded, load
+from sft.data.load import load
 from sft.data.mixture import Mixture, mix
+from sft.data.part import Part
 from sft.data.report.dropped import refuse_empty, refuse_losses
-from sft.data.report.length import Fitted, fit
+from sft.data.report.length import fit
 from sft.data.report.report import build_report
 from sft.data.sample import sample
 from sft.data.spec import Dataset, Source
@@ -48,30 +49,6 @@ class Prepared:
     def parts(self) -> list[Rows]:
         """The training rows and the evaluation rows of each source."""
         return [self.train, *self.eval.values()]
-
-
-@dataclass
-class Part:
-    """One source on its way through the pipeline.
-
-    Args:
-        name: of the source.
-        where: its key in the config.
-        weight: as stated.
-        loaded: its tokens and what failed.
-        fitted: its documents within max_length.
-        train, eval: which of them are trained and evaluated on.
-        leaked: which were left out of training because the evaluation has equal ones.
-    """
-
-    name: str
-    where: str
-    weight: float | None
-    loaded: Loaded
-    fitted: Fitted
-    train: Documents
-    eval: Documents
-    leaked: Documents
 
 
 def prepare(dataset: Dataset, encoder: Encoder, *, seed: int, cache_root: Path | None = None) -> Prepared:

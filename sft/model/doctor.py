@@ -13,7 +13,7 @@ from typing import Any
 
 from sft.model.dtype import native_bf16
 from sft.run import environment
-from sft.run.available import places
+from sft.run.memory import places
 
 # What is installed apart -> what it is for, and the extra of this project that brings it ("" for none).
 EXTRAS = {

@@ -11,31 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.model.facts import stored_bytes
+from sft.model.tokenizer_files import save_tokenizer
 from sft.run.errors import check_room, storage
 
-# Notes of transformers about where a tokenizer was loaded from; they mean nothing where it is loaded next.
-_LOADING_NOTES = ("is_local", "local_files_only", "name_or_path", "token", "use_auth_token")
-
 SHARD = "5GB"  # of a safetensors file at most
-
-
-def save_tokenizer(tokenizer: Any, directory: str | Path, chat_template: str | None = None) -> None:
-    """Write a tokenizer and its chat template.
-
-    Args:
-        tokenizer: any transformers tokenizer; unchanged afterwards.
-        directory: where tokenizer.json and its companions go.
-        chat_template: Jinja text that replaces the tokenizer's own.
-    """
-    kept = {note: tokenizer.init_kwargs.pop(note) for note in _LOADING_NOTES if note in tokenizer.init_kwargs}
-    template = tokenizer.chat_template
-    try:
-        if chat_template is not None:
-            tokenizer.chat_template = chat_template
-        tokenizer.save_pretrained(str(directory))
-    finally:
-        tokenizer.chat_template = template
-        tokenizer.init_kwargs.update(kept)
 
 
 def save_model(

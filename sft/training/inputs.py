@@ -17,7 +17,7 @@ from sft.config.rank import local_rank, world_size
 from sft.data.batches.by_tokens import TokenBatches
 from sft.data.cache import Cache
 from sft.data.labels.encoder import Encoder
-from sft.data.labels.markers import refuse_unmatched
+from sft.data.labels.unmatched import refuse_unmatched
 from sft.data.pipeline import Prepared, prepare, sample_conversations
 from sft.data.report.report import with_steps
 from sft.data.spec import Dataset

@@ -15,7 +15,8 @@ from sft.export.reload import logits_of
 from sft.model.adapters.attach import attach
 from sft.model.embeddings import is_tied
 from sft.model.load import load_model, load_tokenizer
-from sft.model.save import save_adapter, save_model, save_tokenizer, stop_at
+from sft.model.save import save_adapter, save_model, stop_at
+from sft.model.tokenizer_files import save_tokenizer
 
 pytestmark = pytest.mark.numeric
 

@@ -20,7 +20,7 @@ from sft.model.head import output_layer
 from sft.model.load import load_config, load_model
 from sft.model.quant import bits_and_bytes
 from sft.model.spec import Model, TinyModel
-from sft.run.available import Place
+from sft.run.memory import Place
 from sft.training.estimate import answer as answers
 from sft.training.estimate import start
 from sft.training.estimate.blueprint import draw

@@ -26,7 +26,14 @@ Spans = dict[int, tuple[int, int]]  # by message
 
 
 def compare(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare; see `Encoder.check`."""
+    """Find the masks of some conversations a second way and compare.
+
+    Returns:
+        `{"rows": …, "turns": …, "methods": {method: turns}}`: what was compared.
+
+    Raises:
+        UserError: where both masks differ, with both shown.
+    """
     counts: Counter[str] = Counter()
     rows = turns = alone = 0
     closings = measured_closings(encoder.bound)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sft.config.errors import UserError
-from sft.template.control import revealed
-
-if TYPE_CHECKING:
-    from sft.data.labels.encoder import Encoder
 
 Variants = tuple[tuple[int, ...], ...]
 
@@ -49,10 +45,10 @@ class Markers:
         Args:
             elsewhere: tells of a position that it is in what somebody else said; a match that ends there is no answer.
         """
-        starts = [end for _, end in _first_found(input_ids, self.response) if not (elsewhere and elsewhere(end - 1))]
+        starts = [end for _, end in first_found(input_ids, self.response) if not (elsewhere and elsewhere(end - 1))]
         if not self.instruction:
             return [(starts[-1], len(input_ids))] if starts and starts[-1] < len(input_ids) else []
-        stops = [begin for begin, _ in _first_found(input_ids, self.instruction)]
+        stops = [begin for begin, _ in first_found(input_ids, self.instruction)]
         out: list[tuple[int, int]] = []
         for start in starts:
             if out and start < out[-1][1]:
@@ -61,36 +57,6 @@ class Markers:
             if start < end:
                 out.append((start, end))
         return out
-
-
-def refuse_unmatched(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a response or instruction template that is in none of some conversations.
-
-    Raises:
-        UserError: with the tokens that were looked for, and those that are there.
-    """
-    markers = encoder.markers
-    if markers is None:
-        return
-    rendered = [rows for rows in map(encoder.render, conversations) if not isinstance(rows, str)]
-    texts = [row.text for rows in rendered for row in rows]
-    encodings = encoder.tokenize(texts)
-    for key, groups in (("response_template", markers.response), ("instruction_template", markers.instruction)):
-        if not groups or not texts or any(_first_found(encoding.ids, groups) for encoding in encodings):
-            continue
-        tokenizer, given = encoder.tokenizer, markers.given[key]
-        sought = tokenizer.encode(given, add_special_tokens=False) if isinstance(given, str) else list(given or [])
-        there = encodings[0].ids[:40]
-        header = encoder.bound.response_marker if key == "response_template" else encoder.bound.instruction_marker
-        written = [header] if header and any(header in text for text in texts) else []
-        raise UserError(
-            f"{key} {given!r} is in none of {len(texts):,} rows looked at\n"
-            f"  looked for: {tokenizer.convert_ids_to_tokens(sought)}\n"
-            f"  a row has: {tokenizer.convert_ids_to_tokens(there)}\n"
-            f"  which is: {revealed(texts[0])[:200]!r}",
-            where=f"dataset.{key}",
-            remedy=f"dataset.{key}={written[0]!r}" if written else "take it from the row's text; python -m sft.preview",
-        )
 
 
 def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
@@ -120,7 +86,7 @@ def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
     return groups
 
 
-def _first_found(input_ids: Sequence[int], groups: Sequence[Variants]) -> list[tuple[int, int]]:
+def first_found(input_ids: Sequence[int], groups: Sequence[Variants]) -> list[tuple[int, int]]:
     """The places of the first group of sequences that is in the row at all."""
     return next((found for group in groups if (found := find_all(input_ids, group))), [])
 

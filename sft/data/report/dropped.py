@@ -16,7 +16,7 @@ from sft.data.report.report import IN_EVALUATION, named, ranges
 
 if TYPE_CHECKING:
     from sft.data.load import Failed
-    from sft.data.pipeline import Part
+    from sft.data.part import Part
     from sft.data.spec import Dataset
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sft.data.mixture import Mixture
-    from sft.data.pipeline import Part
+    from sft.data.part import Part
     from sft.data.spec import Dataset
 
 IN_EVALUATION = "in the evaluation too"  # why a row is not trained on

@@ -1,9 +1,13 @@
-"""What a judge is: a prompt goes in, a text of an asked form comes out, or a call fails in a way that is told."""
+"""What a judge is: a prompt goes in, a text of an asked form comes out, or a call fails in a way that is told; and how it is set."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sft.config.errors import UserError, raise_all
 
 
 class Judge(Protocol):
@@ -54,3 +58,85 @@ class CallFailed(Exception):
     def __init__(self, message: str, *, again: bool, after: float | None = None, fatal: bool = False) -> None:
         super().__init__(message)
         self.again, self.after, self.fatal = again, after, fatal
+
+
+METRICS = ("correctness", "coherence", "relevancy", "context_consistency", "hallucination")
+
+
+@dataclass
+class JudgeSpec(ABC):
+    """What all judges have in common.
+
+    Args:
+        model: the judge's model.
+        metrics: what is judged: correctness, coherence, relevancy, context_consistency, hallucination.
+        scorer: `sft` asks one question a metric and row; `deepeval` has DeepEval's metrics ask, through this judge.
+        temperature: of the judge's answers; null leaves it to the service.
+        max_tokens: longest answer of the judge, its thinking included.
+        timeout: seconds without a byte after which a call counts as broken.
+        retries: further attempts after a call that broke, was refused for the moment, or gave nonsense.
+        backoff: seconds before the first further attempt; doubled each time, at most a minute, less a random part.
+        requests_per_minute: calls that are started in a minute, null for no limit.
+        concurrency: calls under way at a time.
+        cache: a directory for the answers of the judge; null for the user's cache. The same question is asked once.
+    """
+
+    model: str | None = None
+    metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    scorer: Literal["sft", "deepeval"] = "sft"
+    temperature: float | None = 0.0
+    max_tokens: int = 4096
+    timeout: float = 60.0
+    retries: int = 6
+    backoff: float = 1.0
+    requests_per_minute: float | None = None
+    concurrency: int = 4
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check names and ranges.
+
+        Raises:
+            UserError: all faults at once.
+        """
+        rules = {
+            "temperature": (self.temperature is None or self.temperature >= 0, "0 or more"),
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "timeout": (self.timeout > 0, "more than 0 seconds"),
+            "retries": (self.retries >= 0, "0 or more"),
+            "backoff": (self.backoff >= 0, "0 seconds or more"),
+            "requests_per_minute": (
+                self.requests_per_minute is None or self.requests_per_minute > 0,
+                "more than 0, or null",
+            ),
+            "concurrency": (1 <= self.concurrency <= 64, "1 to 64"),
+        }
+        raise_all(
+            [
+                UserError(f"{getattr(self, key)!r} is out of range", where=f"judge.{key}", remedy=f"give {range_}")
+                for key, (holds, range_) in rules.items()
+                if not holds
+            ]
+            + self._metric_faults()
+        )
+
+    @abstractmethod
+    def open(self) -> Judge:
+        """The judge itself; nothing is called or loaded yet."""
+
+    def _metric_faults(self) -> list[UserError]:
+        from sft.config.checks.suggest import nearest
+
+        where = "judge.metrics"
+        if not self.metrics:
+            return [UserError("there is nothing to judge", where=where, remedy=f"there are: {', '.join(METRICS)}")]
+        unknown = [str(name) for name in self.metrics if name not in METRICS]
+        near = {name: nearest(name, list(METRICS)) for name in unknown}
+        return [
+            UserError(
+                f"there is no metric {name!r}",
+                where=where,
+                remedy=(f"did you mean {near[name]}? " if near[name] else "") + f"There are: {', '.join(METRICS)}",
+            )
+            for name in unknown
+        ]

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sft.evaluation.judges.base import CallFailed
+from sft.evaluation.judges.base import CallFailed, JudgeSpec
 from sft.evaluation.judges.http import Service
 from sft.evaluation.judges.reach import ask_service, missing_key, text_at
-from sft.evaluation.judges.spec import GeminiJudge
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+
+
+@dataclass
+class GeminiJudge(JudgeSpec):
+    """Gemini; the key is the environment variable GEMINI_API_KEY, or GOOGLE_API_KEY.
+
+    Args:
+        base_url: the service's address.
+    """
+
+    model: str | None = "gemini-2.5-flash"
+    base_url: str = "https://generativelanguage.googleapis.com/v1beta"
+
+    def open(self) -> Gemini:
+        """The judge."""
+        return Gemini(self)
 
 
 class Gemini:

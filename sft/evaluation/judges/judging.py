@@ -15,11 +15,10 @@ from typing import Any
 
 from sft.config.errors import Interrupted, UserError
 from sft.evaluation.judges.asking import Asking, Stopped
-from sft.evaluation.judges.base import CallFailed, Judge
+from sft.evaluation.judges.base import CallFailed, Judge, JudgeSpec
 from sft.evaluation.judges.cases import Case
 from sft.evaluation.judges.ledger import Ledger
 from sft.evaluation.judges.rubrics import RUBRICS, question
-from sft.evaluation.judges.spec import JudgeSpec
 from sft.evaluation.judges.verdict import SCHEMA, Nonsense, Verdict, read_verdict
 
 log = logging.getLogger(__name__)

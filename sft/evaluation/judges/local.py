@@ -7,14 +7,33 @@ import json
 import math
 import threading
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from sft.evaluation.judges.base import CallFailed
-from sft.evaluation.judges.spec import LocalJudge
+from sft.evaluation.judges.base import CallFailed, JudgeSpec
 from sft.evaluation.judges.verdict import HIGHEST, SCHEMA
 
 _BEFORE_REASON = '{"reason": "'
 _BEFORE_SCORE = '", "score": '
+
+
+@dataclass
+class LocalJudge(JudgeSpec):
+    """A model on this machine, loaded after the judged one was let go of; no network, no key.
+
+    Args:
+        model: hub id or directory; null for the embedded SmolLM2 135M, which is too small to judge well.
+        dtype: precision of its weights.
+        load_in_4bit: quantize it to nf4.
+    """
+
+    max_tokens: int = 256
+    dtype: Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32"] = "auto"
+    load_in_4bit: bool = False
+
+    def open(self) -> Local:
+        """The judge."""
+        return Local(self)
 
 
 class Local:

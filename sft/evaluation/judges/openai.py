@@ -5,15 +5,62 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sft.evaluation.judges.base import CallFailed
+from sft.config.errors import UserError
+from sft.evaluation.judges.base import CallFailed, JudgeSpec
 from sft.evaluation.judges.http import Service
 from sft.evaluation.judges.reach import ask_service, missing_key, text_at
-from sft.evaluation.judges.spec import OpenAIJudge
 
 log = logging.getLogger(__name__)
+
+
+OTHERS_KEYS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "GEMINI_API_KEY",
+    "GOOGLE_API_KEY",
+    "GITHUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+)
+
+
+@dataclass
+class OpenAIJudge(JudgeSpec):
+    """Any endpoint that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, ...
+
+    Args:
+        base_url: the address up to /v1.
+        api_key_env: the environment variable that has the key; null for a service that wants none. A server on this
+            machine may go without.
+        response_format: how the answer's form is asked for; older servers know json_object or text alone.
+    """
+
+    model: str | None = "gpt-4.1-mini"
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: str | None = "OPENAI_API_KEY"
+    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+
+    def __post_init__(self) -> None:
+        """As of all; the key is not one of another service's.
+
+        Raises:
+            UserError: all faults at once.
+        """
+        super().__post_init__()
+        if self.api_key_env in OTHERS_KEYS:
+            raise UserError(
+                f"{self.api_key_env} is another service's, which this one is not to see",
+                where="judge.api_key_env",
+                remedy="OPENAI_API_KEY, or a variable of its own",
+            )
+
+    def open(self) -> OpenAI:
+        """The judge."""
+        return OpenAI(self)
 
 
 class OpenAI:

@@ -46,7 +46,7 @@ def _write(gguf: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft.model.save import save_tokenizer
+    from sft.model.tokenizer_files import save_tokenizer
 
     if importlib.util.find_spec("gguf") is None:
         raise UserError("the package gguf, which reads the embedded model, is missing", remedy="pip install gguf")

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from sft.config.paths import conf_dir
-from sft.run.available import Place
 from sft.run.directory import RunDirectory
+from sft.run.memory import Place
 from sft.training.estimate.estimate import Estimate, Estimator, fits
 from sft.training.estimate.step import Batch
 from sft.training.memory import helps_in_training

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.model.load import load_config
-from sft.run.available import Place, places
 from sft.run.directory import RunDirectory
+from sft.run.memory import Place, places
 from sft.training.estimate.advice import Advice, advise
 from sft.training.estimate.estimate import (
     Estimate,

@@ -16,7 +16,7 @@ from sft.model.dtype import autocast_dtype, resolve_dtype
 from sft.model.facts import family_of
 from sft.model.load import load_config
 from sft.model.spec import Model
-from sft.run.available import Place
+from sft.run.memory import Place
 from sft.training.estimate.blueprint import Blueprint, draw
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation

@@ -9,8 +9,8 @@ from typing import Any
 from sft.config.checks.conflicts import spreads
 from sft.config.errors import UserError
 from sft.model.tokens import added_rows
-from sft.run.available import Place, places
 from sft.run.directory import RunDirectory
+from sft.run.memory import Place, places
 from sft.training.estimate.advice import advise
 from sft.training.estimate.answer import gib
 from sft.training.estimate.estimate import Estimate, Estimator, fits, longest_batch, with_lengths

@@ -8,7 +8,7 @@ import pytest
 
 from sft.config.errors import UserError
 from sft.data.labels.encoder import IGNORE, Encoder
-from sft.data.labels.markers import refuse_unmatched
+from sft.data.labels.unmatched import refuse_unmatched
 from sft.template.bind import bind
 from sft.template.families import by_template
 from sft.template.spec import Template
