@@ -19,7 +19,6 @@ from sft.data.content import Options, content_of, facts_of
 from sft.data.documents import Documents, Tokens
 from sft.data.encode import COLUMNS, Work, encode_rows
 from sft.data.formats import Converter, RowError, recognise
-from sft.data.labels.cross_check import compare
 from sft.data.readers import read_source
 from sft.data.report.notes import Notes, collected, reported
 from sft.data.spec import Source
@@ -195,7 +194,7 @@ def _check(work: Work, items: list[Any], count: int, where: str) -> int:
     chosen += Random(0).sample(items[len(chosen) :], min(count - len(chosen), len(items) - len(chosen)))
     conversations = list(_conversations(work, chosen))
     if conversations:
-        compare(work.encoder, conversations)
+        work.encoder.check(conversations)
     return len(conversations)
 
 

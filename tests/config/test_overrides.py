@@ -22,7 +22,7 @@ def value_of(override: str):
     return OmegaConf.select(config, parsed.key_or_group)
 
 
-@given(ODD)
+@given(ODD.filter(lambda text: text != "???"))  # with which OmegaConf marks a missing value: refused as that
 def test_a_prompt_is_what_was_typed(text):
     assert value_of(quote_literal(f"prompt={text}")) == text
 

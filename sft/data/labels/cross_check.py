@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sft.config.errors import UserError
 from sft.template.bound import BoundTemplate
@@ -19,13 +19,22 @@ from sft.template.rendering.prefill import trained_from
 from sft.template.rendering.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError
 from sft.template.rendering.spans import Rendered, is_on
 
-if TYPE_CHECKING:
-    from sft.data.labels.encoder import Encoder
-
 Spans = dict[int, tuple[int, int]]  # by message
 
 
-def compare(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+class Checked(Protocol):
+    """What is looked at of an encoder, see `sft.data.labels.encoder.Encoder`."""
+
+    bound: BoundTemplate
+    markers: Any
+    train_on: str
+    contents: Any
+
+    def render(self, conversation: Mapping[str, Any], /) -> list[Rendered] | str:
+        """The conversation's texts and spans, or its problem."""
+
+
+def compare(encoder: Checked, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Find the masks of some conversations a second way and compare.
 
     Returns:

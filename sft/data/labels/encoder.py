@@ -137,6 +137,12 @@ class Encoder:
                 out.append({**self._gated(labelled, raw="messages" not in conversation), "notes": noted})
         return out
 
+    def check(self, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Find the masks of some conversations a second way; see `sft.data.labels.cross_check.compare`."""
+        from sft.data.labels.cross_check import compare
+
+        return compare(self, conversations)
+
     def render(self, conversation: Mapping[str, Any], notes: list[Note] | None = None) -> list[Rendered] | str:
         """The conversation's texts and spans, or its problem. Control tokens that are text are hidden in the texts.
 

@@ -8,7 +8,7 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.data.labels.encoder import Encoder
 from sft.data.labels.markers import first_found
-from sft.template.rendering.spans import revealed
+from sft.template.control import revealed
 
 
 def refuse_unmatched(encoder: Encoder, conversations: Sequence[Mapping[str, Any]]) -> None:

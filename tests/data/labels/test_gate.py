@@ -6,7 +6,6 @@ import pytest
 
 from sft.config.errors import UserError
 from sft.data.labels import cross_check as twoway
-from sft.data.labels.cross_check import compare
 from sft.data.labels.encoder import IGNORE, Encoder
 from sft.data.labels.gate import Gate, span_ends
 from sft.template.bind import bind
@@ -91,9 +90,7 @@ def test_answers_that_no_stop_token_follows(tokenizer):
 def test_both_ways_agree(tokenizer, conversations):
     tok = tokenizer(IM, eos="<|im_end|>")
     encoder = Encoder(bind(Template(name="chatml"), tok), tok)
-    report = compare(
-        encoder, [conversations["multi"], conversations["tools"], {"text": "raw"}, {"messages": [user("x")]}]
-    )
+    report = encoder.check([conversations["multi"], conversations["tools"], {"text": "raw"}, {"messages": [user("x")]}])
     assert report == {"rows": 2, "turns": 4, "methods": {"marks": 4}, "found_one_way_only": 0}
 
 
@@ -112,7 +109,7 @@ def test_wrong_generation_blocks_stop_the_run_with_both_shown(tokenizer):
     tok = tokenizer(IM, eos="<|im_end|>", template=wrong)
     encoder = Encoder(bind(Template(), tok), tok)
     with pytest.raises(UserError) as error:
-        compare(encoder, [PLAIN])
+        encoder.check([PLAIN])
     assert "['b<|im_end|>']" in str(error.value) and "['b']" in str(error.value)
     assert "by rendered prefixes" in str(error.value) and "by generation blocks" in str(error.value)
 
@@ -126,7 +123,7 @@ def test_a_span_that_is_cut_short_is_noticed(tokenizer, monkeypatch):
         row.spans = [wrong]
         monkeypatch.setattr(encoder, "render", lambda conversation, row=row: [row])
         with pytest.raises(UserError, match="two ways to find the trained text of message 2 differ"):
-            compare(encoder, [PLAIN])
+            encoder.check([PLAIN])
 
 
 def test_the_response_marker_where_marks_tell_nothing(tokenizer):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from sft.data.formats import RowError, recognise
-from sft.data.labels.cross_check import compare
 from sft.data.labels.encoder import Encoder
 from sft.data.report.notes import collected
 from sft.data.spec import Source
@@ -296,7 +295,7 @@ def read(row: dict[str, Any], encoder: Encoder, **options: Any) -> tuple[list[st
     (encoded,) = encoder.encode([conversation])
     if encoded["problem"] is not None:
         return encoded["problem"], notes
-    compare(encoder, [conversation])
+    encoder.check([conversation])
     return [text for made in encoded["rows"] for text in made["trained_text"]], notes
 
 
@@ -372,7 +371,7 @@ def test_a_row_sets_variables_of_the_template(tokenizer) -> None:
     ]
     converter = recognise(Source(path="x.jsonl"), rows, "w")
     conversations = [converter.to_conversation(row) for row in rows]
-    compare(own, conversations)
+    own.check(conversations)
     texts = [encoded["rows"][0]["text"] for encoded in own.encode(conversations)]
     assert texts[0] == "Be kind.\n" + texts[1] and texts[1].startswith("<|im_start|>user")
 

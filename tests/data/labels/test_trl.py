@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.labels.cross_check import compare
 from sft.data.labels.encoder import IGNORE, Encoder
 from sft.template.bind import bind
 from sft.template.families import detect
@@ -128,7 +127,7 @@ def outcome(name, tok, training, conversation):
     if bound.name != "own":
         return "–"
     encoder = Encoder(bound, tok)
-    assert compare(encoder, [conversation])["found_one_way_only"] == 0
+    assert encoder.check([conversation])["found_one_way_only"] == 0
     if training is None:
         return "2"
     ids, mask = trl_mask(tok, bound, training, conversation)
