@@ -116,12 +116,12 @@ def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
     named["template.path"] = _node(config, "template").get("path")
     model = _node(config, "model")
     named["model.adapter"] = model.get("adapter")
-    for where, name in {
+    for where, model_name in {
         "model.name": model.get("name"),
         "model.tokenizer.name": _node(model, "tokenizer").get("name"),
     }.items():
-        if str(name).startswith(("/", "./", "../", "~")):  # otherwise it may be a hub id
-            named[where] = name
+        if str(model_name).startswith(("/", "./", "../", "~")):  # otherwise it may be a hub id
+            named[where] = model_name
     for where, value in named.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # which is refused, unshown
