@@ -184,7 +184,7 @@ def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path, sweep):
     assert record(cut)["status"] == "running"
     done = sweep(cut, *options)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     for job in record(whole)["jobs"]:
         name = job["directory"]
         assert adapter(cut / name) == adapter(whole / name)

@@ -131,7 +131,7 @@ def test_an_evaluation_that_does_not_fit_shrinks_no_training_batch(run, monkeypa
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("sft.training.trainer.trainer.evaluate_loss", fail)
+    monkeypatch.setattr("sft.training.trainer.evaluating.evaluate_loss", fail)
     with pytest.raises(RunFailed, match=r"memory ran out in evaluation[^$]*trainer.per_device_eval_batch_size=2"):
         run("trainer.auto_find_batch_size=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2")
 

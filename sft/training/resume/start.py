@@ -51,10 +51,10 @@ def begin(job: Job, record: RunRecord) -> str | None:
     if own or source is not None:
         resumed = run if own or source is None else source.run
         before = read_record(resumed)
+        _refuse_other_ranks(config, before)  # first: with other processes the rows of a step differ as well
         processes = int(before.get("world_size") or 1), world_size()
         changed = refuse_changes(resumed, config, config.get("allow_changes") or [], processes)
         refuse_other_versions(config, before)
-        _refuse_other_ranks(config, before)
         if own and before.get("status") == "finished" and not _is_extended(run, config, changed):
             if source is not None and source.chosen is not None:
                 checkpoint_to_resume(run, source, own)  # refuses an older one of this run
