@@ -181,7 +181,7 @@ def _tell_torchrun(error: BaseException) -> None:
 
 
 def _killed(who: str) -> Ended:
-    return Ended(f"{who or 'another process of this run'} ended without a word: killed, or out of memory")
+    return Ended(f"{who or 'another process of this run'} exited without an error report: killed, or out of memory")
 
 
 def _is_broken(error: BaseException) -> bool:

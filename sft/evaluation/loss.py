@@ -168,7 +168,7 @@ def _per_row(losses: Any, hits: Any, owners: Any, count: int) -> list[TokenTotal
 
 
 def _logits_at(model: Any, batch: Mapping[str, Any], wanted: Any) -> Any:
-    """Logits [wanted positions, vocabulary]; a model that cannot choose positions computes them all."""
+    """Logits [wanted positions, vocabulary]; a model without `logits_to_keep` computes them all."""
     chosen = {"logits_to_keep": wanted} if chooses_positions(model) else {}
     out = model(**batch, use_cache=False, **chosen).logits
     return out.reshape(-1, out.shape[-1]) if chosen else out[wanted]

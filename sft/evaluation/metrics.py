@@ -34,7 +34,7 @@ def exact_match(answer: str, reference: str) -> float:
 def token_f1(answer: str, reference: str) -> float:
     """Harmonic mean of precision and recall over the bags of words, as SQuAD scores answers (Rajpurkar et al., 2016).
 
-    Articles are kept, since not every language has them. Two texts without a word match.
+    Articles are kept, since not every language has them. Two texts that hold no words match.
     """
     got, want = words(answer), words(reference)
     shared = sum((Counter(got) & Counter(want)).values())

@@ -49,7 +49,7 @@ def ready_to_generate(model: Any) -> Iterator[Any]:
     """Give the model whose `generate` to call, free of sampling defaults of its own; then all settings are as before.
 
     The adapter of a PEFT model works inside its base model, so the base model is what generates. A model's own
-    `generation_config` may ask for sampling or penalties, which would change a greedy evaluation without a word.
+    `generation_config` may ask for sampling or penalties, which would silently change a greedy evaluation.
     """
     from transformers import GenerationConfig
 

@@ -126,7 +126,7 @@ def _tokenizer_source(model: Model, base: str) -> str:
 
 
 def _check_vocabulary(tokenizer: Any, name: str) -> None:
-    """transformers makes an empty tokenizer, without a word, where the directory holds none."""
+    """transformers silently makes an empty tokenizer where the directory holds none."""
     if len(tokenizer) < SMALLEST_VOCABULARY:
         raise UserError(
             f"{name} holds no tokenizer (its vocabulary has {len(tokenizer)} tokens)",

@@ -1,6 +1,6 @@
 """`trainer=trl`: the same rows, labels and callbacks through trl.SFTTrainer: its loss, its padded batches.
 
-The run is the same otherwise: checkpoints, evaluation, figures and the guard against numbers that are none are ours.
+The run is the same otherwise: checkpoints, evaluation, figures and the guard against non-finite values are ours.
 """
 
 from __future__ import annotations

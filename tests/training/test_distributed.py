@@ -199,7 +199,7 @@ def test_torchrun_passes_a_signal_on(tmp_path):
     [
         ("raise", 1, "[rank 1] ValueError: a fault on purpose"),
         ("raise", 0, "ValueError: a fault on purpose"),
-        ("kill", 1, "ended without a word: killed, or out of memory"),
+        ("kill", 1, "exited without an error report: killed, or out of memory"),
     ],
 )
 def test_a_rank_that_fails_ends_all_and_is_named(what, rank, said, tmp_path):

@@ -197,7 +197,7 @@ def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, rope_parameters=rotations, **sizes))
     with caplog.at_level("INFO"):
         assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True, shared=True)
-    assert "batches are computed whole: LlamaForCausalLM keeps notes in its forward pass" in caplog.text
+    assert "batches are computed whole: LlamaForCausalLM changes module state in its forward pass" in caplog.text
 
 
 def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it(monkeypatch, caplog):
@@ -239,7 +239,7 @@ def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
     with caplog.at_level("INFO"):
         lay_out(model, [rows_of()], None)
         lay_out(model, [rows_of()], None)
-    assert caplog.text.count("without padding") == 1
+    assert caplog.text.count("batches are padding-free") == 1
 
 
 def test_a_job_with_dropout_shares_nothing_on_a_base_that_one_without_found_alike():

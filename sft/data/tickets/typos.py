@@ -8,7 +8,7 @@ from random import Random
 def misspell(rng: Random, sentence: str) -> str:
     """Return the sentence with one slip in one of its longer lower-case words: a letter lost, doubled or swapped.
 
-    First letters stay, and so do capitalised words: names are copied letter for letter. A sentence without a word of
+    First letters stay, and so do capitalised words: names are copied letter for letter. A sentence that has no word of
     five letters is returned as it is.
     """
     words = sentence.split(" ")

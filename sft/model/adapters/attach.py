@@ -124,7 +124,7 @@ def _continue(model: Any, spec: Model, new_rows: Sequence[int]) -> tuple[Any, Co
     trained = read_adapter_config(path)
     if trained.get("base_model_name_or_path") != model.name_or_path:
         log.warning(
-            "the adapter was trained on %s, and goes on on %s",
+            "the adapter was trained over %s, and is trained further over %s",
             trained.get("base_model_name_or_path"),
             model.name_or_path,
         )

@@ -184,7 +184,7 @@ def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Bat
     dataset = config["dataset"]
     length = dataset["max_length"]
     if dataset["eval_packing" if evaluation else "packing"]:
-        return Batch(1, count * length, count * (length - 1))  # packs lie end to end
+        return Batch(1, count * length, count * (length - 1))  # packs are padding-free
     return Batch(count, length, count * (length - 1))
 
 
@@ -210,7 +210,7 @@ def longest_batch(rows: Sequence[Rows], count: int) -> Batch | None:
         return None
     lengths = np.concatenate([part.lengths for part in rows])
     trained = np.sort(np.concatenate([part.trained for part in rows]))[-count:]
-    if any(part.packs is not None for part in rows):  # packs lie end to end
+    if any(part.packs is not None for part in rows):  # packs are padding-free
         return Batch(1, int(np.sort(lengths)[-count:].sum()), int(trained.sum()))
     masked = count > 1 and bool(lengths.min() != lengths.max())
     return Batch(min(count, len(lengths)), int(lengths.max()), int(trained.sum()), masked)

@@ -188,7 +188,9 @@ def _may_run_at_once(base: Any, notes: Notes) -> bool:
     wrote = wrote_notes(notes, notes_of(base))
     if wrote is not None or rotations_change(base):
         log.info(
-            "batches are computed whole: %s keeps notes in its forward pass (%s)", type(base).__name__, wrote or "rope"
+            "batches are computed whole: %s changes module state in its forward pass (%s)",
+            type(base).__name__,
+            wrote or "rope",
         )
         return False
     return type(base).__module__.startswith("transformers.")
@@ -208,16 +210,16 @@ def _tell(base: Any, layout: Layout, found: Isolation, count: int, reasons: dict
     tried = {each.attention: reason for each, reason in reasons.items() if each.attention != layout.attention}
     for attention, reason in tried.items():
         log.info("batches are padded: %s attention is not for %s (%s)", attention, type(base).__name__, reason)
-    how = "end to end, without padding" if layout.attention == VARLEN else "side by side, padded"
+    how = "padding-free" if layout.attention == VARLEN else "padded"
     log.info(
-        "documents lie %s (attention %s); packed and separate losses agree on %d of them (difference %.1e)",
+        "batches are %s (attention %s); packed and separate losses agree on %d of them (difference %.1e)",
         how,
         layout.attention,
         count,
         found.difference,
     )
     if layout.shared:
-        log.info("what all documents of a batch begin with is computed once")
+        log.info("the shared prefix is computed once per batch")
     if not layout.chunked:
         log.info(
             "the logits of a batch are computed at once: %s does more to them than its output layer",

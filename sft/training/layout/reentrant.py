@@ -1,4 +1,4 @@
-"""Whether several forward passes of a model may run at the same time: one that keeps notes between calls mixes them up."""
+"""Whether several forward passes of a model may run at the same time: one whose state changes in forward mixes them up."""
 
 from __future__ import annotations
 

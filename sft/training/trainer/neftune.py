@@ -1,7 +1,7 @@
 """`trainer.neftune_noise_alpha`: uniform noise on the embeddings in training (Jain et al. 2023), the same in every layout.
 
 The noise of a document shrinks with the square root of its own length. transformers takes the width of the batch, which
-is that of the padding, or of all documents together where they lie end to end.
+is that of the padding, or of all documents together in a padding-free batch.
 """
 
 from __future__ import annotations

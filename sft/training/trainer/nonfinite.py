@@ -37,7 +37,7 @@ class NonFinite(RuntimeError):
 
 
 class Guard:
-    """Watches the steps of a run for numbers that are none.
+    """Watches the steps of a run for non-finite values.
 
     Args:
         policy: "stop" raises NonFinite, "skip" lets the trainer leave the step out.

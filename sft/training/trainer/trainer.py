@@ -76,7 +76,7 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, Evaluating
         self.padded = PaddedCollator(tokenizer.pad_token_id, padding_side="right")
         self.evaluation = dict(evaluation)
         if not self.positions:
-            log.info("%s computes logits everywhere: it does not choose positions", type(model).__name__)
+            log.info("%s computes logits everywhere: it does not support logits_to_keep", type(model).__name__)
         _use_one_gpu(args)
         super().__init__(
             model=model,

@@ -1,0 +1,68 @@
+"""Imports go one way: no module of sft leads back to itself, and no folder has become a drawer."""
+
+import ast
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "sft").rglob("*.py")
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of sft that a file imports: at its head, within functions and for types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in inner}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(FILES)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {module: imported(path) - {module} for module, path in FILES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_no_folder_has_more_than_16_modules():
+    counts = Counter(path.parent for path in FILES.values() if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > 16} == {}
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"),
+    [
+        ("data", ("model", "training", "inference", "sweep", "export")),
+        ("model", ("data", "training", "inference", "sweep")),
+        ("config", ("data", "model", "run", "template", "training", "evaluation", "inference", "sweep")),
+        ("run", ("data", "model", "training", "evaluation", "inference", "sweep")),
+        ("template", ("data", "model", "training", "inference", "sweep")),
+        ("evaluation", ("training", "inference", "sweep")),
+        ("kernels", ("training", "inference", "sweep")),
+        ("training", ("inference",)),
+    ],
+)
+def test_imports_go_one_way(lower, upper):
+    wrong = {
+        f"{module} -> {other}"
+        for module, path in FILES.items()
+        if module.startswith(f"sft.{lower}.")
+        for other in imported(path)
+        if other.split(".")[1:2] and other.split(".")[1] in upper
+    }
+    assert wrong == set()
