@@ -278,6 +278,8 @@ def for_the_day(command: Command) -> list[str]:
         (r"^(judge\.model|model\.name)=DIR$", r"\1=merged"),
         (r"^runs=\[DIR,DIR\]$", "runs=[outputs/one,outputs/two]"),
         (r"^run=DIR$", "run=outputs/one"),
+        (r"^(run|model\.adapter)=ADAPTER$", r"\1=outputs/one/adapter"),
+        (r"^output=DIR$", f"output=output-{COMMANDS.index(command)}"),  # which must not exist yet
         (r"^dir=SWEEP$", f"dir={GRID}"),
         (r"^dataset\.path=FILE$", "dataset.path=rows.jsonl"),
         (r"n_trials=\d+", "n_trials=2"),
