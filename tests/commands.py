@@ -64,6 +64,7 @@ def _serve() -> dict[str, Any] | None:
 
     import sft.training.trainer.trainer  # noqa: F401
 
+    sys.stdout.flush()  # or each child would print it again
     gc.freeze()  # what is imported is no garbage: each command asks the collector
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
