@@ -26,17 +26,21 @@ def imported(path: Path) -> set[str]:
     return found & set(FILES)
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    graph = {module: imported(path) - {module} for module, path in FILES.items()}
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The first modules that lead back to themselves; [] where none do."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle({module: imported(path) - {module} for module, path in FILES.items()}) == []
 
 
 def test_a_circle_would_be_found():
-    with pytest.raises(CycleError):
-        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
 
 
 def test_no_folder_has_more_than_16_modules():

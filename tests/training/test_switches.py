@@ -190,16 +190,13 @@ def test_a_profile_is_written_and_changes_nothing(run):
             ["trainer.num_train_epochs is not used: trainer.max_steps=1 decides"],
         ),
         (
-            ["trainer.max_tokens_per_batch=400", "trainer.per_device_train_batch_size=2"],
+            ["trainer.max_tokens_per_batch=400", "trainer.per_device_train_batch_size=2", "trainer.max_steps=1"],
             ["trainer.per_device_train_batch_size is not used: trainer.max_tokens_per_batch=400 decides"],
         ),
-        (["trainer.max_steps=-1", "trainer.num_train_epochs=1"], []),
+        (["trainer.max_steps=-1", "trainer.num_train_epochs=0.2"], []),
     ],
 )
-def test_a_setting_that_another_overrules_is_told(typed, told, caplog):
-    from sft.api import compose
-    from sft.training.resume.start import _tell_overruled
-
-    trainer = compose("model=tiny", "dataset=tickets", *typed).trainer
-    _tell_overruled(trainer, [key.partition("=")[0].removeprefix("trainer.") for key in typed])
-    assert caplog.messages == told
+def test_a_setting_that_another_overrules_is_told(run_in, tmp_path, typed, told):
+    run_in(tmp_path / "run", *typed)
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert [line.partition("sft.training.resume.start: ")[2] for line in lines if "is not used" in line] == told
