@@ -11,10 +11,24 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import PastHydra, RunFailed
+from sft.config.paths import expanded
 
 if TYPE_CHECKING:
     from sft.run.lock import RunLock
     from sft.sweep.record import SweepRecord
+
+
+class DirectoriesCallback(Callback):
+    """Refuses a multirun of which two jobs would write the same directory; for commands whose sweeps are not recorded."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Look at every job's directory. Hydra swallows what its callbacks raise, so mistakes leave past it."""
+        from sft.sweep.directories import job_overrides, refuse_shared_directories
+
+        try:
+            refuse_shared_directories(config, job_overrides(config))
+        except Exception as error:
+            raise PastHydra(error) from error
 
 
 class SweepCallback(Callback):
@@ -34,7 +48,7 @@ class SweepCallback(Callback):
         from sft.sweep.plan import plan, refuse_other_sweep
         from sft.sweep.record import SweepRecord
 
-        directory = Path(config.hydra.sweep.dir).expanduser().absolute()
+        directory = expanded(config.hydra.sweep.dir).absolute()
         try:
             self.lock = RunLock(directory).acquire()
             self.record = SweepRecord(directory)
@@ -108,7 +122,7 @@ class SweepCallback(Callback):
         from sft.sweep.record import SweepRecord
 
         if self.record is None:
-            self.record = SweepRecord(Path(config.hydra.sweep.dir).expanduser().absolute())
+            self.record = SweepRecord(expanded(config.hydra.sweep.dir).absolute())
         return self.record
 
     def _release(self) -> None:

@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.config.command_line.sweeps import expand_sweep
 from sft.config.compose import config_loader
 from sft.config.errors import UserError
 from sft.config.resolvers import RESOLVER
 
 _REMEDY = "leave hydra.sweep.subdir out, or have ${hydra.job.num} in it"
 _NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
+
+
+def job_overrides(config: DictConfig) -> list[list[str]] | None:
+    """The overrides of each job of a multirun's config; None of a search, which makes its jobs as it goes."""
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+        return None
+    return expand_sweep([str(override) for override in config.hydra.overrides.task], config_loader(), most=None)
 
 
 def refuse_shared_directories(config: DictConfig, overrides: Sequence[Sequence[str]] | None) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.command_line.overrides import swept_values
-from sft.config.command_line.sweeps import expand_sweep
 from sft.config.compose import compose_job, config_loader, plain
 from sft.config.errors import UserError, UserErrors
 from sft.config.resolvers import RESOLVER, as_typed, job_name
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.safety.secrets import redact_command, typed_command
-from sft.sweep.directories import refuse_shared_directories
+from sft.sweep.directories import job_overrides, refuse_shared_directories
 from sft.sweep.record import SweepRecord
 from sft.training.resume.config_changes import HARMLESS, refuse_changes
 
@@ -53,9 +52,9 @@ def plan(config: DictConfig) -> Plan:
         "objective": config.get("objective"),
         "direction": config.get("direction"),
     }
-    grid = str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
-    overrides = expand_sweep(task, config_loader(), most=None) if grid else []
-    refuse_shared_directories(config, overrides if grid else None)
+    found = job_overrides(config)
+    refuse_shared_directories(config, found)
+    overrides = found or []
     named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     jobs = [
         {

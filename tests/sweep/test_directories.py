@@ -2,9 +2,10 @@
 
 import pytest
 from hydra.types import RunMode
+from hydra.utils import instantiate
 
 from sft.config.compose import config_loader
-from sft.config.errors import UserError
+from sft.config.errors import PastHydra, UserError
 from sft.sweep.directories import refuse_shared_directories
 
 
@@ -62,3 +63,17 @@ def test_two_jobs_in_one_directory_are_refused(check, subdir, jobs, words):
 def test_whatever_launches_them(check, launcher):
     with pytest.raises(UserError, match="jobs 0 and 1 would both write"):
         check("same", SEEDS, f"hydra/launcher={launcher}")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_it_is_looked_at_before_the_first_job_of_every_command_that_writes_any(command, tmp_path):
+    config = config_loader().load_configuration(
+        command,
+        ["model=tiny", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same"],
+        RunMode.MULTIRUN,
+    )
+    started = [instantiate(node) for node in config.hydra.callbacks.values()]
+    with pytest.raises(PastHydra) as refused:
+        for callback in started:
+            callback.on_multirun_start(config, config_name=command)
+    assert "jobs 0 and 1 would both write" in str(refused.value.error)
