@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
+from sft.config.paths import expanded
 
 
 @command("merge")
@@ -54,7 +55,7 @@ def merge(config: Mapping[str, Any]) -> str:
         return push.send(subject.adapter)
     if not config.get("output") and subject.run is None:
         raise UserError("an adapter without its run does not say where to", where="output", remedy="output=DIR")
-    output = Path(config["output"]).expanduser().absolute() if config.get("output") else subject.run.merged  # type: ignore[union-attr]
+    output = expanded(config["output"]).absolute() if config.get("output") else subject.run.merged  # type: ignore[union-attr]
     _merge(config, subject, output)
     return push.send(output) if push else str(output)
 

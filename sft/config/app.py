@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from sft.config.errors import Interrupted, PastHydra, Pruned, RunFailed, UserError
+from sft.config.paths import expanded
 from sft.config.rank import is_main, local_world_size, world_size
 from sft.config.text import harmless
 from sft.safety.secrets import redact
@@ -179,7 +180,7 @@ def over_base(loader: Any, config_name: str, command_name: str, overrides: list[
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     run = OverridesParser.create().parse_override(given[-1]).value()
-    named = Path(str(run).replace("\\${", "${")).expanduser()
+    named = expanded(str(run).replace("\\${", "${"))
     if command_name in COMMANDS and (instead := as_model(run_around(named), overrides)) is not None:
         return config_name, instead
     if (around := run_around(named)) != named:

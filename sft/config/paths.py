@@ -21,9 +21,14 @@ def user_conf_dirs() -> list[Path]:
     return [d for d in (*given, Path.cwd() / "conf") if d.is_dir() and d.resolve() != conf_dir().resolve()]
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` put in. `~NAME` of nobody here stays as it is, and so does not exist; Path.expanduser would raise."""
+    return Path(os.path.expanduser(path))
+
+
 def cache_dir() -> Path:
     """$SFT_CACHE, or ~/.cache/sft."""
-    return Path(os.environ.get("SFT_CACHE") or Path.home() / ".cache" / "sft")
+    return expanded(os.environ.get("SFT_CACHE") or "~/.cache/sft").absolute()
 
 
 def nearest_path(path: Path) -> str | None:

@@ -10,6 +10,8 @@ from urllib.parse import quote, unquote
 
 from omegaconf import OmegaConf
 
+from sft.config.paths import expanded
+
 RESOLVER = "sft.job"
 MAPPING = "sft.mapping"  # one with keys that Hydra's grammar has no form for
 _SWEPT = "SFT_SWEPT"
@@ -24,7 +26,7 @@ def register() -> None:
 
 def evaluations_directory(run: str | None, name: str) -> str:
     """Where evaluations are kept: in the run's directory, or with the outputs where a model is evaluated by its name."""
-    return os.path.join(os.path.expanduser(run), "evaluations") if run else f"outputs/{name}/evaluations"
+    return os.path.join(str(expanded(run)), "evaluations") if run else f"outputs/{name}/evaluations"
 
 
 def mapping_as_interpolation(mapping: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.evaluation.spec import LmEval
 from sft.evaluation.undisturbed import same_draws
 
@@ -26,7 +27,7 @@ def prepare_tasks(spec: LmEval) -> Any:
     Raises:
         UserError: no lm-eval, an unknown task, or data that cannot be had.
     """
-    folder = Path(spec.include_path).expanduser() if spec.include_path else None
+    folder = expanded(spec.include_path) if spec.include_path else None
     if folder is not None and not folder.is_dir():
         raise UserError(
             "there is no such directory",

@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.evaluation.generate import answer_prompts, find_stops
 from sft.evaluation.sampling import Sampling
 from sft.inference.stream import Stopped, Stream
@@ -90,7 +91,7 @@ class Talk:
         """
         if not self.messages:
             raise UserError("nothing has been said yet")
-        target = Path(path).expanduser()
+        target = expanded(path)
         try:
             with target.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"messages": self.whole()}, ensure_ascii=False) + "\n")

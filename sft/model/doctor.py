@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sft.config.paths import cache_dir, expanded
 from sft.model.dtype import native_bf16
 from sft.run import environment
 from sft.run.memory import places
@@ -125,12 +126,12 @@ def _space() -> dict[str, Any]:
     )
     wanted = {
         "runs (outputs)": Path.cwd(),
-        "cache (SFT_CACHE)": Path(os.environ.get("SFT_CACHE") or Path.home() / ".cache" / "sft"),
+        "cache (SFT_CACHE)": cache_dir(),
         "models of the hub": Path(hub),
     }
     found: dict[str, Any] = {}
     for name, path in wanted.items():
-        path = path.expanduser().absolute()
+        path = expanded(path).absolute()
         there = next(parent for parent in (path, *path.parents) if parent.exists())
         writable = "" if os.access(there, os.W_OK) else ", cannot be written"
         found[name] = f"{path}: {shutil.disk_usage(there).free / 2**30:.1f} GiB free{writable}"

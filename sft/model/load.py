@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.hub.errors import loading
 from sft.model.dtype import resolve_dtype
 from sft.model.facts import family_of
@@ -118,10 +118,10 @@ def set_use_cache(model: Any, value: bool) -> None:
 
 def _tokenizer_source(model: Model, base: str) -> str:
     if model.tokenizer.name:
-        path = Path(model.tokenizer.name).expanduser()
+        path = expanded(model.tokenizer.name)
         return str(path.resolve()) if path.is_dir() else model.tokenizer.name
-    if model.adapter and (Path(model.adapter).expanduser() / "tokenizer_config.json").is_file():
-        return str(Path(model.adapter).expanduser().resolve())
+    if model.adapter and (expanded(model.adapter) / "tokenizer_config.json").is_file():
+        return str(expanded(model.adapter).resolve())
     return base
 
 

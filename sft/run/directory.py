@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.config.rank import is_main
 from sft.run import atomic
 from sft.run.errors import storage
@@ -37,7 +38,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, main: bool | None = None) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path).absolute()
         self.main = is_main() if main is None else main
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.config.command_line.base import read_run
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.drawing.canvas import draw_curves, new_figure, printable, save
 from sft.drawing.curves import Curve, curves
 from sft.run.atomic import replacing
@@ -58,7 +59,7 @@ def read_runs(runs: Sequence[str]) -> list[Run]:
     Raises:
         UserError: fewer than two, the same twice, or a directory that is no run's.
     """
-    paths = [Path(run).expanduser().absolute() for run in runs]
+    paths = [expanded(run).absolute() for run in runs]
     if len(paths) < 2:
         raise UserError("names fewer than two runs", where="runs", remedy="runs=[A,B]")
     twice = [path for index, path in enumerate(paths) if path.resolve() in {p.resolve() for p in paths[:index]}]
@@ -136,7 +137,7 @@ def check_picture(output: str) -> Path:
     Raises:
         UserError: it is a directory, or no picture's name.
     """
-    path = Path(output).expanduser().absolute()
+    path = expanded(output).absolute()
     if path.is_dir():
         raise UserError("is a directory", where=f"output={output}", remedy=f"output={Path(output) / 'compare.png'}")
     if path.suffix.lower() not in PICTURES:

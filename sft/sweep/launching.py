@@ -11,6 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from sft.config.paths import expanded
+
 
 @dataclass
 class Sweep:
@@ -74,7 +76,7 @@ class Sweep:
 
 def directory(config: DictConfig) -> Path:
     """The sweep's directory."""
-    return Path(str(config.hydra.sweep.dir)).expanduser().absolute()
+    return expanded(str(config.hydra.sweep.dir)).absolute()
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.drawing.curves import Curve, curves
 from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
@@ -75,7 +76,7 @@ def read_sweep(directory: Path) -> SweepResults:
     Raises:
         UserError: the directory is not there, or no run is in it.
     """
-    directory = directory.expanduser().absolute()
+    directory = expanded(directory).absolute()
     if not directory.is_dir():
         raise UserError("no such directory", where=f"dir={directory}", remedy="give the directory of a sweep")
     record = RunDirectory(directory).read_json(NAME)

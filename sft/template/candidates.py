@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.template.families import Family, by_template
 from sft.template.rendering.render import LONGEST
 from sft.template.spec import Template
@@ -96,7 +97,7 @@ def _users_text(template: Template) -> str:
         raise UserError("template=file needs one of template.path and template.text", where="template", remedy=remedy)
     if template.text is not None:
         return template.text
-    path = Path(template.path or "").expanduser()
+    path = expanded(template.path or "")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no regular file", where="template.path")
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.distributed.ranks import Ranks
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
@@ -107,7 +108,7 @@ def _directory(hydra: Any, name: str) -> Path:
         from datetime import datetime
 
         chosen = f"outputs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    path = Path(str(chosen)).expanduser().absolute()
+    path = expanded(str(chosen)).absolute()
     if path.exists() and not path.is_dir():
         raise UserError("is a file", where=str(path), remedy="hydra.run.dir=ANOTHER")
     given = (

@@ -113,6 +113,19 @@ def test_every_key_that_names_a_file_is_looked_at(bare, lacking, overrides, wher
     assert list(lacking(*overrides)) == [where]
 
 
+def test_the_home_of_nobody_is_a_path_that_does_not_exist(bare, lacking):
+    assert lacking("dataset=local", "dataset.path='~no_such_user/rows.jsonl'") == {
+        "dataset.path": "~no_such_user/rows.jsonl does not exist -> ~no_such_user is no directory"
+    }
+
+
+def test_two_files_typed_as_one_are_told_how_to_be_two(bare, lacking):
+    assert lacking("dataset=local", "dataset.path='a.json,b.json'") == {
+        "dataset.path": "a.json,b.json does not exist -> dataset.path=[a.json,b.json] reads each; "
+        "with -m, dataset.path=choice(a.json,b.json) makes a run with each"
+    }
+
+
 def test_what_may_lead_elsewhere_is_left_to_the_reader(bare, lacking):
     assert lacking("dataset=local", "dataset.path=data/*.jsonl") == {}
     assert lacking("dataset=local", "dataset.path=s3://bucket/rows.jsonl") == {}

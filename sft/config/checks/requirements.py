@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sft.config.errors import UserError
-from sft.config.paths import nearest_path
+from sft.config.paths import expanded, nearest_path
 from sft.safety.secrets import holds_secret
 
 # The module that says whether it is there, and the extra that brings it; None for a package that no extra has.
@@ -107,32 +107,37 @@ def _of_evaluation(config: Mapping[str, Any]) -> Iterator[UserError]:
 
 def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
     """Files and directories that are named and are not there; what lies in them is looked at when they are read."""
-    dataset = _node(config, "dataset")
-    named: dict[str, Any] = {"dataset.path": dataset.get("path")}
+    for where, value in _named_paths(config).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # a secret is refused, unshown
+                remedy = nearest_path(expanded(text))
+                if "," in text and where.startswith("dataset."):
+                    remedy = f"{where}=[{text}] reads each; with -m, {where}=choice({text}) makes a run with each"
+                yield UserError(f"{text} does not exist", where=where, remedy=remedy)
+
+
+def _named_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that name files or directories, by key."""
+    dataset, model = _node(config, "dataset"), _node(config, "model")
+    named: dict[str, Any] = {
+        "dataset.path": dataset.get("path"),
+        "template.path": _node(config, "template").get("path"),
+        "model.adapter": model.get("adapter"),
+    }
     for kind in ("sources", "eval_sources"):
         for name, source in _node(dataset, kind).items():
             where = f"dataset.{kind}.{name}"
             named |= {f"{where}.path": source.get("path")} if isinstance(source, Mapping) else {where: source}
-    named["template.path"] = _node(config, "template").get("path")
-    model = _node(config, "model")
-    named["model.adapter"] = model.get("adapter")
-    for where, model_name in {
-        "model.name": model.get("name"),
-        "model.tokenizer.name": _node(model, "tokenizer").get("name"),
-    }.items():
-        if str(model_name).startswith(("/", "./", "../", "~")):  # otherwise it may be a hub id
-            named[where] = model_name
-    for where, value in named.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # which is refused, unshown
-                yield UserError(f"{text} does not exist", where=where, remedy=nearest_path(Path(text).expanduser()))
+    models = {"model.name": model.get("name"), "model.tokenizer.name": _node(model, "tokenizer").get("name")}
+    # another name may be a hub id
+    return named | {key: name for key, name in models.items() if str(name).startswith(("/", "./", "../", "~"))}
 
 
 def _is_absent(text: str) -> bool:
     """Whether a path leads to nothing; globs, addresses and what is no path are left to the reader's own words."""
     if not text or "\0" in text or "://" in text or glob.has_magic(text):
         return False
-    return not os.path.lexists(Path(text).expanduser())
+    return not os.path.lexists(expanded(text))
 
 
 def _of_hydra(hydra: Mapping[str, Any]) -> Iterator[UserError]:
@@ -178,7 +183,7 @@ def _in_netrc() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or _WANDB).hostname
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         try:
-            if path and host and netrc.netrc(str(Path(path).expanduser())).authenticators(host):
+            if path and host and netrc.netrc(str(expanded(path))).authenticators(host):
                 return True
         except (OSError, netrc.NetrcParseError):
             continue
@@ -188,7 +193,7 @@ def _in_netrc() -> bool:
 def _in_settings() -> bool:
     """Whether a settings file of wandb's has a key."""
     home = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
-    for path in (Path(home).expanduser() / "settings", Path("wandb/settings")):
+    for path in (expanded(home) / "settings", Path("wandb/settings")):
         try:
             if "api_key" in path.read_text(encoding="utf-8", errors="replace"):
                 return True

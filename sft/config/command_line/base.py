@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
-from sft.config.paths import conf_dir
+from sft.config.paths import conf_dir, expanded
 from sft.safety.yaml_files import check_yaml
 
 SNAPSHOT = "config.resolved.yaml"
@@ -42,7 +42,7 @@ def read_run(run: str) -> DictConfig:
     Raises:
         UserError: the directory is not there or is not a run's.
     """
-    directory = Path(run).expanduser()
+    directory = expanded(run)
     if not directory.is_dir():
         raise UserError(
             "no such directory", where=f"run={run}", remedy="give the directory of a run, as printed when it ended"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sft.config.command_line.patterns import PATTERNS, with_patterns
 from sft.config.command_line.quoting import quoted
 from sft.config.errors import UserError, raise_all
+from sft.config.paths import expanded
 from sft.safety.secrets import redact_command
 
 if TYPE_CHECKING:
@@ -131,9 +132,9 @@ def quote_literal(override: str, multirun: bool = False) -> str:
 def _is_directory(value: str, multirun: bool) -> bool:
     """Whether a value is the path of something: it is there, or is written as paths are."""
     with contextlib.suppress(OSError, ValueError):  # no name that a file could have
-        if Path(value).expanduser().exists():
+        if expanded(value).exists():
             return True
-    return value.startswith(("/", "./", "../", "~/")) and not (multirun and "," in value) and "${" not in value
+    return value.startswith(("/", "./", "../", "~")) and not (multirun and "," in value) and "${" not in value
 
 
 def with_environment(overrides: list[str], environment: dict[str, str] | None = None) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.data.makers.flat import alpaca, dolly
 from sft.data.makers.made import Counts, Made
 from sft.data.makers.oasst import oasst1
@@ -76,7 +77,7 @@ def prepare(
         UserError: an unknown source or mode, an input that cannot be read, or nothing left to write.
     """
     _check(source, output, mode, context)
-    path = Path(output).expanduser()
+    path = expanded(output)
     options = {"mode": mode, "context": context, "lang": lang}
     parts = _inputs(source, input)
     total = Counts(source, str(path))
@@ -163,7 +164,7 @@ def _inputs(source: str, given: str | None) -> dict[str, str | None]:
         return {source: given}
     if given is None:
         return dict.fromkeys(ALL)
-    folder = Path(given).expanduser()
+    folder = expanded(given)
     if not folder.is_dir():
         raise UserError(
             f"{given} is no directory", where="input", remedy=f"one with a file for each of {', '.join(ALL)}"

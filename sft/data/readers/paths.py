@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.config.errors import UserError
-from sft.config.paths import nearest_path
+from sft.config.paths import expanded, nearest_path
 from sft.data.spec import Source
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
         raise UserError(f"{pattern} is an address, not a file", where=where, remedy="download it, or use name=HUB_ID")
     if "\0" in pattern:
         raise UserError(f"{pattern!r} is no path", where=where)
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_dir():
         return [path] if is_saved(path) else _by_split(path, _in_directory(path, where), split, where)
     if path.exists():

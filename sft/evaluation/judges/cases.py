@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_tests(path: str | Path) -> list[Test]:
     Raises:
         UserError: all faults of the file, each with its row.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.paths import cache_dir
+from sft.config.paths import cache_dir, expanded
 from sft.config.resolvers import plain_name
 from sft.run.errors import storage
 from sft.safety.secrets import redact
@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self, name: str, settings: Mapping[str, Any], directory: str | Path | None = None) -> None:
         self.identity = digest(name, settings)
-        folder = Path(directory).expanduser() if directory else cache_dir() / "judge"
+        folder = expanded(directory) if directory else cache_dir() / "judge"
         self.path = folder / f"{plain_name(name)[-60:]}-{self.identity[:12]}.jsonl"
         self._lock = threading.Lock()
         self._said = dict(_read(self.path))

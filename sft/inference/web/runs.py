@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
@@ -23,7 +24,7 @@ def runs_directory(settings: Mapping[str, Any]) -> Path:
         UserError: `runs_dir` is no directory.
     """
     if settings.get("runs_dir"):
-        directory = Path(settings["runs_dir"]).expanduser().absolute()
+        directory = expanded(settings["runs_dir"]).absolute()
         if not directory.is_dir():
             raise UserError("no such directory", where=f"runs_dir={settings['runs_dir']}")
         return directory

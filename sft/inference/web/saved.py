@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.data.formats.errors import RowError
 from sft.data.formats.messages import messages_of
 from sft.run.atomic import replacing
@@ -26,7 +27,7 @@ class Saved:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory).expanduser().absolute()
+        self.directory = expanded(directory).absolute()
 
     def names(self) -> list[str]:
         """File names, the newest first."""

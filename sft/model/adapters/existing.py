@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.safety.regexes import wrong_pattern
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def check_adapter(path: str) -> Path:
     Raises:
         UserError: there is none; a run's directory is answered with the adapter in it.
     """
-    directory = Path(path).expanduser()
+    directory = expanded(path)
     if (directory / "adapter_model.safetensors").is_file() and (directory / "adapter_config.json").is_file():
         return directory.resolve()
     inner = directory / "adapter"

@@ -10,13 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sft.config.errors import UserError
+from sft.config.paths import cache_dir
 
 ABANDONED_AFTER = 3600.0  # seconds; a half-written directory older than this belongs to a process that was killed
-
-
-def cache_root() -> Path:
-    """`$SFT_CACHE`, or ~/.cache/sft."""
-    return Path(os.environ.get("SFT_CACHE") or Path.home() / ".cache" / "sft").expanduser().absolute()
 
 
 def cached_model(name: str, build: Callable[[Path], None]) -> Path:
@@ -25,7 +21,7 @@ def cached_model(name: str, build: Callable[[Path], None]) -> Path:
     It is written beside and renamed, so that it is whole whenever it is there; of two processes that build it at once,
     the first to finish wins and both use its directory.
     """
-    target = cache_root() / "models" / name
+    target = cache_dir() / "models" / name
     if target.is_dir():
         return target
     try:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 
 
 def locate_name(name: str) -> str:
@@ -14,7 +15,7 @@ def locate_name(name: str) -> str:
     Raises:
         UserError: the name is a path and there is no model.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         _check_directory(path)
         return str(path.resolve())

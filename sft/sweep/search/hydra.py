@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft.config.checks.conflicts import evaluates
 from sft.config.command_line.overrides import swept_values
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.config.resolvers import set_swept
 from sft.sweep.record import SweepRecord
 from sft.sweep.search.search import Search
@@ -38,7 +39,7 @@ def search(config: DictConfig, loader: Any, launcher: Any, arguments: Sequence[s
     options = SearchOptions.of(node)
     objective, direction = judged_by(config)
     _check_pruning(options, config)
-    directory = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
+    directory = expanded(str(config.hydra.sweep.dir)).absolute()
     space = parse_space(arguments, loader)
     _repeat_seeds(options, arguments, directory)
     sweep = config.get("sweep") or {}

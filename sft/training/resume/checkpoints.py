@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.config.checks.conflicts import spreads
 from sft.config.errors import UserError
+from sft.config.paths import expanded
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 
@@ -37,7 +38,7 @@ def source_of(resume: str) -> Source | None:
     """
     if resume in ("auto", "never"):
         return None
-    path, where = Path(resume).expanduser().absolute(), f"resume={resume}"
+    path, where = expanded(resume).absolute(), f"resume={resume}"
     if not path.is_dir():
         raise UserError(
             "no such directory", where=where, remedy="auto, never, a run directory, or one of its checkpoints"
