@@ -3,7 +3,8 @@
 `python tests/commands.py` imports them once, and forks for every line on its standard input:
 `{"module", "arguments", "cwd", "env", "stdout", "stderr"}`. It answers with the process's number, and with its exit
 code when it has ended. What is tested is the command as a user runs it, from its arguments to its exit code; that
-`python -m` starts it, and what it imports, is for tests/test_doors.py.
+`python -m` starts it, and what it imports, is for tests/test_doors.py. (multiprocessing's own fork server ends its
+processes without their exit handlers, which a command has.)
 """
 
 import gc

@@ -5,7 +5,6 @@ The run is the same otherwise: checkpoints, evaluation, figures and the guard ag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ class TrlTrainer(SftTrainer, SFTTrainer):
     """Our trainer around TRL's: `super()` of ours is TRL's, and the loss is TRL's.
 
     Args:
-        model, args, tokenizer, train, evaluation, callbacks, **kwargs: as of SftTrainer.
+        model, args, tokenizer, train, **kwargs: as of SftTrainer.
     """
 
     deals_rows = False  # of several processes each gets batches as accelerate shares them out
@@ -53,19 +52,10 @@ class TrlTrainer(SftTrainer, SFTTrainer):
         *,
         tokenizer: Any,
         train: Rows,
-        evaluation: Mapping[str, Rows],
-        callbacks: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            model,
-            args,
-            tokenizer=tokenizer,
-            train=train.to_dataset(),
-            evaluation=evaluation,
-            callbacks=callbacks,
-            processing_class=tokenizer,
-            **kwargs,
+            model, args, tokenizer=tokenizer, train=train.to_dataset(), processing_class=tokenizer, **kwargs
         )
         self.lengths = train.lengths
 
