@@ -90,6 +90,8 @@ def test_each_job_has_its_own_directory_named_as_typed(mixed):
 def test_jobs_that_fail_do_not_stop_the_others(mixed):
     directory, done = mixed
     assert done.returncode == 1, done.stderr
+    assert record(directory)["swept"] == ["lora", "trainer.learning_rate"]
+    assert record(directory)["jobs"][3]["overrides"] == {"lora": "dora", "trainer.learning_rate": "1e38"}
     states = {job["directory"]: job["status"] for job in record(directory)["jobs"]}
     assert {name for name, state in states.items() if state == "failed"} == {n for n in states if n.endswith("1e38")}
     assert {state for name, state in states.items() if name.endswith("1e-3")} == {"finished"}
