@@ -185,6 +185,7 @@ HUB_MODELS = re.compile(r"^model=(qwen3\w*)$")
 REFUSED = (
     "train experiment=smoke dataset=local dataset.path=bad.jsonl",
     "train model=tiny lora.target_modules=[qq_proj]",
+    "train model=tiny lora.rank_pattern={qq_proj: 2}",
     "train experiment=smoke dataset=local dataset.path=FILE.jsonl dataset.max_length=8",
     "train experiment=smoke dataset=local dataset.path=tools.jsonl template=llama2",
     "webui run=DIR host=0.0.0.0",
