@@ -15,13 +15,13 @@ from sft.run.directory import RunDirectory
 def main(config: DictConfig) -> None:
     """Replay a run into a directory of its own and print both runs' figures side by side; 1 where they differ."""
     from sft.distributed.ranks import joined
-    from sft.train import train_job
     from sft.training.reproduce import compare, replay_of, table
+    from sft.training.start import start
 
     with logs_to_stderr():
         with joined().agreeing():
             origin, job = replay_of(config)
-        result = train_job(job)
+        result = start(job)
     if not is_main():
         return
     rows = compare(origin, RunDirectory(result.directory))

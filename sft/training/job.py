@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class Job:
         if Path(made) != kept:
             with contextlib.suppress(OSError):  # it is not there, or is somebody's
                 Path(made).rmdir()
+
+    def settled(self, config: dict[str, Any]) -> Job:
+        """The same job with what was left open in its config decided."""
+        return replace(self, config=config)
 
     @property
     def shares_base(self) -> bool:

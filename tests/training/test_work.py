@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft.training.progress import Progress
+from sft.training.trainer.progress import Progress
 from sft.training.work import Work, pairs, work_of
 
 

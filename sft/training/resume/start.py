@@ -1,10 +1,14 @@
-"""The start of a run: whether it goes on from a checkpoint, its snapshot, its record, its seeds."""
+"""What kind of start this is: a new run, one that is resumed from a checkpoint, a finished one, or one that is refused.
+
+`decide` is the one entry of this folder; `finished`, `checkpoints`, `config_changes` and `identity` answer its questions.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,12 @@ from sft.run.metrics import Metrics
 from sft.run.record import RunRecord, begun, read_record
 from sft.run.snapshot import write_snapshot
 from sft.training.job import Job
+from sft.training.result import Result
 from sft.training.resume.changeable import batch_of_a_step, effect_of
 from sft.training.resume.checkpoints import HANDED_ON, checkpoint_to_resume, refuse_unusable, source_of
 from sft.training.resume.config_changes import refuse_changes
-from sft.training.resume.identity import refuse_other_files, refuse_other_versions
+from sft.training.resume.finished import earlier_result
+from sft.training.resume.identity import refuse_other_files, refuse_other_versions, with_recorded_day
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +35,33 @@ log = logging.getLogger(__name__)
 _OVERRULED = (("max_steps", "num_train_epochs"), ("max_tokens_per_batch", "per_device_train_batch_size"))
 
 
-def begin(job: Job, record: RunRecord) -> str | None:
+@dataclass(frozen=True)
+class Decision:
+    """What a start is.
+
+    Attributes:
+        config: the job's, with what a resumed or replayed run takes from its origin.
+        resume_from: the checkpoint's directory; None to begin at the first step.
+        result: of a run that is finished already; None where there is something to train.
+    """
+
+    config: dict[str, Any]
+    resume_from: str | None = None
+    result: Result | None = None
+
+
+def decide(job: Job, record: RunRecord) -> Decision:
+    """Whether a job begins, is resumed, is finished, or is refused; its snapshot and record are written.
+
+    Raises:
+        UserError, RunFailed: as `_begin`.
+    """
+    resume_from = _begin(job, record)
+    result = earlier_result(job) if resume_from is None else None
+    return Decision(with_recorded_day(job.config, job.origin or record.content), resume_from, result)
+
+
+def _begin(job: Job, record: RunRecord) -> str | None:
     """Check that the directory may be written by this config, and begin.
 
     Returns:

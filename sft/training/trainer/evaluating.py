@@ -12,7 +12,7 @@ from sft.data.batches.collate import PaddedCollator, split_batch
 from sft.data.documents import IGNORE
 from sft.distributed.ranks import Ranks
 from sft.evaluation.loss import evaluate_loss
-from sft.training.progress import Progress
+from sft.training.trainer.progress import Progress
 
 
 class EvaluatingTrainer(Trainer):

@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from sft.config.errors import UserError
 from sft.model.facts import stored_bytes
 from sft.run import checkpoint
-from sft.training.progress import Progress
+from sft.training.trainer.progress import Progress
 from sft.training.trainer.schedule import held_after, set_rates
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from transformers import Trainer
 
 from sft.run import checkpoint
 from sft.training.memory import Draws, free, is_out_of_memory, smaller
-from sft.training.progress import Progress
 from sft.training.trainer.nonfinite import Guard
+from sft.training.trainer.progress import Progress
 
 log = logging.getLogger(__name__)
 

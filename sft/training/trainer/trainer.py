@@ -20,11 +20,11 @@ from sft.run import checkpoint
 from sft.training.callbacks.state import collect, restore
 from sft.training.layout.layout import Layout
 from sft.training.layout.microbatches import SideBySide, computed_in, parts_for
-from sft.training.progress import Progress
 from sft.training.trainer.batching import BatchingTrainer
 from sft.training.trainer.evaluating import EvaluatingTrainer
 from sft.training.trainer.neftune import Noise, noisy
 from sft.training.trainer.nonfinite import IN_A_ROW, Guard, NonFinite
+from sft.training.trainer.progress import Progress
 from sft.training.trainer.restoring import RestoringTrainer
 from sft.training.trainer.shrinking import ShrinkingTrainer
 from sft.training.work import hardware_rate, work_of
