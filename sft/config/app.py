@@ -136,10 +136,13 @@ class _Jobs:
         self.count += 1
         self.error = None
         try:
-            return self.task(config)
+            value = self.task(config)
+            self.error = None  # jobs that train together end in any order
+            return value
         except (Interrupted, KeyboardInterrupt) as error:
             raise PastHydra(error) from error
         except Pruned:
+            self.error = None
             return None
         except (Exception, SystemExit) as error:
             if not self.multirun:

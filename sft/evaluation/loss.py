@@ -14,6 +14,10 @@ from sft.evaluation.metrics import perplexity
 from sft.evaluation.undisturbed import undisturbed
 from sft.model.head import chooses_positions, left_out
 
+# of a padding-free batch with its shift_labels: logits (or hidden states, where the output layer is applied by chunks)
+# [predicted tokens, columns]
+Outputs = Callable[[Mapping[str, Any]], Any]
+
 
 @dataclass(frozen=True)
 class TokenTotals:
@@ -61,6 +65,8 @@ def evaluate_loss(
     progress: Callable[[int, int], None] | None = None,
     head: Any = None,
     ranks: Ranks | None = None,
+    outputs: Outputs | None = None,
+    keep: Callable[[dict[str, list[TokenTotals]]], None] | None = None,
 ) -> dict[str, float]:
     """Measure encoded rows by source.
 
@@ -73,6 +79,8 @@ def evaluate_loss(
         progress: called with rows done and rows in all, after each batch.
         head: the output layer, to be applied by chunks; None: the model makes the logits of a batch at once.
         ranks: processes that each measure a part of the batches; the figures are those of one process.
+        outputs: computes a padding-free batch in place of the model.
+        keep: called with the totals of each source's rows.
 
     Returns:
         `{prefix}loss`, `{prefix}perplexity` and `{prefix}token_accuracy` over all tokens; with several sources the same
@@ -80,13 +88,16 @@ def evaluate_loss(
     """
     compact = {name: [_compact(row) for row in rows] for name, rows in sources.items()}
     every = [row for rows in compact.values() for row in rows]
-    totals = measure(model, every, batch_size=batch_size, progress=progress, head=head, ranks=ranks)
+    totals = measure(model, every, batch_size=batch_size, progress=progress, head=head, ranks=ranks, outputs=outputs)
     figures = sum(totals, TokenTotals()).metrics(prefix)
-    start = 0
+    start, by_source = 0, {}
     for name, rows in compact.items():
+        by_source[name] = totals[start : start + len(rows)]
         if len(compact) > 1:
-            figures |= sum(totals[start : start + len(rows)], TokenTotals()).metrics(f"{prefix}{name}_")
+            figures |= sum(by_source[name], TokenTotals()).metrics(f"{prefix}{name}_")
         start += len(rows)
+    if keep is not None:
+        keep(by_source)
     return figures
 
 
@@ -98,6 +109,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     head: Any = None,
     ranks: Ranks | None = None,
+    outputs: Outputs | None = None,
 ) -> list[TokenTotals]:
     """Total each row (a document, or a pack of several), in the given order; the model is left as it was."""
     ranks = ranks or Ranks()
@@ -109,7 +121,8 @@ def measure(
         for turn in turns:
             # a rank beyond the last turn's batches measures the first of them too, for weights may be spread over all
             batch, counts = (turn[ranks.rank], True) if ranks.rank < len(turn) else (turn[0], False)
-            for i, total in zip(batch, _measure_batch(model, [rows[i] for i in batch], head), strict=True):
+            found = _measure_batch(model, [rows[i] for i in batch], head, outputs)
+            for i, total in zip(batch, found, strict=True):
                 totals[i] = total if counts else TokenTotals()
             done += sum(map(len, turn))
             if progress:
@@ -133,9 +146,12 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**arrays, "lengths": row.get("lengths") or [len(arrays["input_ids"])]}
 
 
-def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]], head: Any) -> list[TokenTotals]:
+def _measure_batch(
+    model: Any, rows: Sequence[Mapping[str, Any]], head: Any, outputs: Outputs | None
+) -> list[TokenTotals]:
     """Total rows, end to end where the model's attention tells documents apart by their borders, else side by side."""
-    batch, _ = split_batch((FlatCollator() if reads_borders(model) else PaddedCollator(pad_token_id=0))(rows))
+    flat = reads_borders(model)
+    batch, _ = split_batch((FlatCollator() if flat else PaddedCollator(pad_token_id=0))(rows))
     targets = batch.pop("shift_labels")
     del batch["labels"]
     wanted = targets != IGNORE
@@ -143,8 +159,11 @@ def _measure_batch(model: Any, rows: Sequence[Mapping[str, Any]], head: Any) -> 
         return [TokenTotals()] * len(rows)
     device = model.get_input_embeddings().weight.device
     inputs = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-    with left_out(head):
-        logits = _logits_at(model, inputs, wanted.to(device))  # with a head: hidden states
+    if outputs is not None and flat:
+        logits = outputs({**inputs, "shift_labels": targets})
+    else:
+        with left_out(head):
+            logits = _logits_at(model, inputs, wanted.to(device))  # with a head: hidden states
     losses, hits = _score_tokens(logits, targets[wanted].to(logits.device), head)
     return _per_row(losses, hits, _owners(wanted, rows), len(rows))
 

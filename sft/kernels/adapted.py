@@ -3,6 +3,8 @@
 Query, key and value take the same hidden states, and so do the two halves of a gated feed-forward layer. Together their
 low-rank products are one, of columns enough for the machine to be quick at, and what their input's gradient gets from
 each layer and from each adapter is added by the products themselves (Zhu et al. 2025, "LoRAFusion", for GPUs).
+
+A layer may have several adapters, each for some of the rows of its input: those of the jobs that train together.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ from torch import nn
 
 # what transformers' models call the layers of one parent that are given the same input
 OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+ALL = slice(None)
 
 
-class Adapted(NamedTuple):
-    """A frozen linear layer and its adapter: `x weight' + bias + x down' up' scaling`."""
+class Branch(NamedTuple):
+    """An adapter: `x[rows] down' up' scaling`, `rows` being counted over all but the last dimension."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
     down: torch.Tensor
     up: torch.Tensor
     scaling: float
+    rows: slice = ALL
+
+
+class Adapted(NamedTuple):
+    """A frozen linear layer `x weight' + bias` and its adapters, whose rows do not overlap."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    branches: tuple[Branch, ...]
 
 
 def group(model: nn.Module, layers: Sequence[nn.Module]) -> dict[nn.Module, tuple[nn.Module, ...]]:
@@ -40,8 +50,18 @@ def group(model: nn.Module, layers: Sequence[nn.Module]) -> dict[nn.Module, tupl
 
 def compute(x: torch.Tensor, layers: Sequence[Adapted]) -> tuple[torch.Tensor, ...]:
     """What each of the layers makes of `x` [..., columns], in the precision of their weights."""
-    matrices = [each for layer in layers for each in layer[:4]]
-    return _Together.apply(x, tuple(layer.scaling for layer in layers), *matrices)  # type: ignore[no-any-return]
+    places = [(at, branch) for at, layer in enumerate(layers) for branch in layer.branches]
+    by_rows: dict[tuple[int | None, int | None], list[int]] = {}
+    for number, (_, branch) in enumerate(places):
+        by_rows.setdefault((branch.rows.start, branch.rows.stop), []).append(number)
+    plan = _Plan(
+        tuple(at for at, _ in places),
+        tuple(branch.scaling for _, branch in places),
+        tuple((slice(*rows), tuple(numbers)) for rows, numbers in by_rows.items()),
+    )
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    downs, ups = [branch.down for _, branch in places], [branch.up for _, branch in places]
+    return _Together.apply(x, plan, *weights, *biases, *downs, *ups)  # type: ignore[no-any-return]
 
 
 def output(layer: Any, x: torch.Tensor, adapted: Adapted, found: Callable[[Any], Adapted | None]) -> torch.Tensor:
@@ -91,51 +111,85 @@ _DONE = _Done()
 
 def _state(x: torch.Tensor, adapted: Adapted) -> tuple[Any, ...]:
     """Of input and layer: the same as long as neither was replaced nor written to."""
-    tensors = [x, *(each for each in adapted[:4] if each is not None)]
-    return (adapted.scaling, *((id(each), each._version) for each in tensors))
+    matrices = [each for branch in adapted.branches for each in branch[:2]]
+    tensors = [x, adapted.weight, *([] if adapted.bias is None else [adapted.bias]), *matrices]
+    about = [(branch.scaling, branch.rows.start, branch.rows.stop) for branch in adapted.branches]
+    return (*about, *((id(each), each._version) for each in tensors))
+
+
+class _Plan(NamedTuple):
+    """Of the branches of several layers: the layer and the scaling of each, and the numbers of those of the same rows."""
+
+    layers: tuple[int, ...]
+    scalings: tuple[float, ...]
+    by_rows: tuple[tuple[slice, tuple[int, ...]], ...]
 
 
 class _Together(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Any, scalings: tuple[float, ...], *matrices: Any) -> tuple[torch.Tensor, ...]:
-        """Of each layer [..., its columns]; `matrices` are weight, bias, down and up of each."""
-        weights, biases, downs, ups = (matrices[at::4] for at in range(4))
+    def forward(ctx: Any, x: Any, plan: _Plan, *matrices: Any) -> tuple[torch.Tensor, ...]:
+        """Of each layer [..., its columns]; `matrices` are all weights, all biases, all downs and all ups."""
+        layers, branches = (len(matrices) - 2 * len(plan.layers)) // 2, len(plan.layers)
+        weights, biases = matrices[:layers], matrices[layers : 2 * layers]
+        downs, ups = matrices[2 * layers : 2 * layers + branches], matrices[2 * layers + branches :]
         dtype = weights[0].dtype
-        flat, ranks = x.reshape(-1, x.shape[-1]).to(dtype), [len(down) for down in downs]
-        down = (downs[0] if len(downs) == 1 else torch.cat(downs)).to(dtype)
-        inner, outputs, narrow = torch.mm(flat, down.t()), [], [up.to(dtype) for up in ups]
-        for weight, bias, up, part, scaling in zip(
-            weights, biases, narrow, inner.split(ranks, 1), scalings, strict=True
-        ):
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        narrow, outputs, wide = [up.to(dtype) for up in ups], [], []
+        for weight, bias in zip(weights, biases, strict=True):
             out = flat.new_empty((*x.shape[:-1], len(weight)))  # no view: the model may write into it
-            rows = out.view(-1, len(weight))
+            wide.append(out.view(-1, len(weight)))
             if bias is None:
-                torch.mm(flat, weight.t(), out=rows)
+                torch.mm(flat, weight.t(), out=wide[-1])
             else:
-                torch.addmm(bias, flat, weight.t(), out=rows)
+                torch.addmm(bias, flat, weight.t(), out=wide[-1])
             outputs.append(out)
-            rows.addmm_(part, up.t(), alpha=scaling)
-        ctx.save_for_backward(flat, down, inner, *weights, *narrow)
-        ctx.scalings, ctx.ranks, ctx.shape = scalings, ranks, x.shape
-        ctx.dtypes = x.dtype, downs[0].dtype, ups[0].dtype
+        joined, inners = [], []
+        for rows, numbers in plan.by_rows:
+            first = downs[numbers[0]]
+            down = (first if len(numbers) == 1 else torch.cat([downs[number] for number in numbers])).to(dtype)
+            inner = torch.mm(flat[rows], down.t())
+            parts = inner.split([len(downs[number]) for number in numbers], 1)
+            for number, part in zip(numbers, parts, strict=True):
+                wide[plan.layers[number]][rows].addmm_(part, narrow[number].t(), alpha=plan.scalings[number])
+            joined.append(down)
+            inners.append(inner)
+        ctx.save_for_backward(flat, *weights, *joined, *inners, *narrow)
+        ctx.plan, ctx.shape = plan, x.shape
+        ctx.dtypes = x.dtype, *(each.dtype for each in (*downs, *ups))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """Gradients of x and of each down and up, each in its own precision."""
-        flat, down, inner, *rest = ctx.saved_tensors
-        weights, ups = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        plan: _Plan = ctx.plan
+        flat, *rest = ctx.saved_tensors
+        layers, groups = len(grads), len(plan.by_rows)
+        weights, joined = rest[:layers], rest[layers : layers + groups]
+        inners, ups = rest[layers + groups : layers + 2 * groups], rest[layers + 2 * groups :]
         wide = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        parts = [torch.mm(grad, up).mul_(scaling) for grad, up, scaling in zip(wide, ups, ctx.scalings, strict=True)]
-        narrow = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            total = torch.mm(narrow, down)
-            for grad, weight in zip(wide, weights, strict=True):
-                total.addmm_(grad, weight)
-            to_x = total.view(ctx.shape).to(ctx.dtypes[0])
-        to_downs = torch.mm(narrow.t(), flat).to(ctx.dtypes[1]).split(ctx.ranks)
-        to_matrices: list[torch.Tensor | None] = []
-        for grad, part, scaling, to_down in zip(wide, inner.split(ctx.ranks, 1), ctx.scalings, to_downs, strict=True):
-            to_matrices += [None, None, to_down, torch.mm(grad.t(), part).mul_(scaling).to(ctx.dtypes[2])]
-        return to_x, None, *to_matrices
+        to_x = _like(flat, plan) if ctx.needs_input_grad[0] else None
+        to_downs: list[Any] = [None] * len(ups)
+        to_ups: list[Any] = [None] * len(ups)
+        for (rows, numbers), down, inner in zip(plan.by_rows, joined, inners, strict=True):
+            slopes = [wide[plan.layers[number]][rows] for number in numbers]
+            parts = [torch.mm(slope, ups[n]).mul_(plan.scalings[n]) for slope, n in zip(slopes, numbers, strict=True)]
+            narrow = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            if to_x is not None:
+                torch.mm(narrow, down, out=to_x[rows])
+            ranks = [part.shape[1] for part in parts]
+            found = torch.mm(narrow.t(), flat[rows]).split(ranks)
+            for number, slope, part, to_down in zip(numbers, slopes, inner.split(ranks, 1), found, strict=True):
+                to_downs[number] = to_down.to(ctx.dtypes[1 + number])
+                to_up = torch.mm(slope.t(), part).mul_(plan.scalings[number])
+                to_ups[number] = to_up.to(ctx.dtypes[1 + len(ups) + number])
+        if to_x is not None:
+            for slope, weight in zip(wide, weights, strict=True):
+                to_x.addmm_(slope, weight)
+            to_x = to_x.view(ctx.shape).to(ctx.dtypes[0])
+        return to_x, None, *[None] * (2 * layers), *to_downs, *to_ups
+
+
+def _like(flat: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    """Room for the gradient of an input: zero in rows that no branch writes."""
+    covered = sum(len(range(*rows.indices(len(flat)))) for rows, _ in plan.by_rows)
+    return torch.empty_like(flat) if covered == len(flat) else torch.zeros_like(flat)

@@ -20,57 +20,69 @@ import torch
 from torch import nn
 
 from sft.kernels import adapted
-from sft.kernels.adapted import Adapted
+from sft.kernels.adapted import Adapted, Branch
 
 
 def install(model: nn.Module) -> int:
     """Let a model's LoRA layers compute so wherever it is the same; gives their number."""
     from peft.tuners.lora.layer import Linear, LoraLayer
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_linear(module, Linear)]
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and is_linear(module, Linear)]
     for layer, together in adapted.group(model, layers).items():
         layer.of_one_input = together  # type: ignore[assignment]
         layer.forward = MethodType(_forward, layer)
     return len(layers)
 
 
-def _is_linear(layer: nn.Module, plain: type) -> bool:
+def is_linear(layer: nn.Module, plain: type) -> bool:
     """peft's layer over a linear one, plain or of bitsandbytes; subclasses compute something else."""
     module = type(layer).__module__
     return type(layer) is plain or (module == "peft.tuners.lora.bnb" and type(layer).__name__.startswith("Linear"))
 
 
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    name = None if args or kwargs else _only_adapter(layer)
+    name = None if args or kwargs else only_adapter(layer)
     if name is None or torch.compiler.is_compiling():
         return type(layer).forward(layer, x, *args, **kwargs)
     cast = autocast_dtype(x.device.type)
-    found = partial(_adapted, dtype=cast or x.dtype, autocast=cast is not None)
+    found = partial(branch_of, dtype=cast or x.dtype, autocast=cast is not None)
     plain = found(layer)
     if plain is not None:
         return adapted.output(layer, x, plain, found)
-    base, dropout, scaling = layer.base_layer(x), layer.lora_dropout[name], float(layer.scaling[name])
+    own = type(layer.base_layer) is nn.Linear  # its output is nobody else's
+    return low_rank(layer, name, layer.base_layer(x), x, own)
+
+
+def low_rank(layer: Any, name: str, base: torch.Tensor, x: torch.Tensor, own_output: bool) -> torch.Tensor:
+    """`base` with what the adapter `name` of a peft layer adds for `x`.
+
+    Args:
+        own_output: nothing else sees `base`, so that it may be written into.
+    """
+    cast = autocast_dtype(x.device.type)
+    dropout, scaling = layer.lora_dropout[name], float(layer.scaling[name])
     down, up = layer.lora_A[name], layer.lora_B[name]
     if base.dtype is not (cast or x.dtype) or (cast is None and down.weight.dtype is not x.dtype):
         x = layer._cast_input_dtype(x, down.weight.dtype)
         return (base + up(down(dropout(x))) * scaling).to(base.dtype)
-    own = type(layer.base_layer) is nn.Linear  # its output is nobody else's
-    return _LowRank.apply(base, dropout(x), down.weight, up.weight, scaling, own)  # type: ignore[no-any-return]
+    return _LowRank.apply(base, dropout(x), down.weight, up.weight, scaling, own_output)  # type: ignore[no-any-return]
 
 
-def _adapted(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
+def branch_of(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
     """The layer's matrices, where it is a frozen linear one in `dtype` with a plain adapter that sees the same input."""
-    name, base = _only_adapter(layer), layer.base_layer
+    name, base = only_adapter(layer), layer.base_layer
     if name is None or type(base) is not nn.Linear or not _is_plain(base, bias=True):
         return None
     dropout, down, up = layer.lora_dropout[name], layer.lora_A[name].weight, layer.lora_B[name].weight
     seen = isinstance(dropout, nn.Identity) or not dropout.training
     frozen = not any(each.requires_grad for each in base.parameters())
     same = base.weight.dtype is dtype and (autocast or down.dtype is up.dtype is dtype)
-    return Adapted(base.weight, base.bias, down, up, float(layer.scaling[name])) if seen and frozen and same else None
+    if not (seen and frozen and same):
+        return None
+    return Adapted(base.weight, base.bias, (Branch(down, up, float(layer.scaling[name])),))
 
 
-def _only_adapter(layer: Any) -> str | None:
+def only_adapter(layer: Any) -> str | None:
     """The adapter that alone is active, where it is a plain one."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(names) != 1:

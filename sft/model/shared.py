@@ -16,6 +16,7 @@ from typing import Any
 from sft.config.errors import Pruned
 from sft.model.adapters.attach import detach
 from sft.model.base import base_of
+from sft.model.view import original_of
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def lent(model: Any) -> Iterator[None]:
         take_back(model)
         raise
     except BaseException:
-        give_up()
+        if _kept is not None and original_of(base_of(model)) is base_of(model):  # of a view others go on with the base
+            give_up()
         raise
     take_back(model)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from sft.safety.secrets import redact
 
 _LONGEST = 300
 _WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
+_JOB = re.compile(r"job (?P<number>\d+)")
 # what a library says at its import whether or not the run uses it
 _BESIDE_THE_POINT = (("bitsandbytes", "Failed to load CPU gemm_4bit_forward"),)
 
@@ -48,7 +50,14 @@ class ShortFormatter(logging.Formatter):
             message = f"{_coloured(record)} {message}"
         if not is_main():
             message = f"[rank {rank()}] {message}"
+        message = job_prefix() + message
         return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
+
+
+def job_prefix() -> str:
+    """ "[3] " in the thread of job 3 of several that train together; "" anywhere else."""
+    match = _JOB.fullmatch(threading.current_thread().name)
+    return f"[{match['number']}] " if match else ""
 
 
 def worth_showing(record: logging.LogRecord) -> bool:

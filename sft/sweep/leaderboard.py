@@ -73,8 +73,19 @@ def csv_rows(board: Leaderboard) -> list[dict[str, str]]:
     for place, job in _in_order(board):
         row = {"rank": plain(place), "job": job.name, "status": job.status}
         row |= {key: plain(job.values.get(key)) for key in board.sweep.keys}
-        rows.append(row | {key: plain(as_json(job.figures.get(key))) for key in figures if key not in row})
+        row |= {key: plain(as_json(job.figures.get(key))) for key in figures if key not in row}
+        rows.append(row | (_difference_cells(board, job) if board.differences else {}))
     return rows
+
+
+def _difference_cells(board: Leaderboard, job: JobResult) -> dict[str, str]:
+    """The 95% interval of a job's objective less the winner's, and what it says."""
+    found = board.differences.get(job.number)
+    return {
+        "difference_low_95": plain(found.low if found else None),
+        "difference_high_95": plain(found.high if found else None),
+        "difference": found.verdict if found else "best" if job is board.winner else "",
+    }
 
 
 def point_rows(board: Leaderboard) -> list[dict[str, str]]:
@@ -162,8 +173,18 @@ def _jobs_table(
     rows = []
     for place, job in _in_order(board):
         values = [short(job.values.get(key)) for key in keys]
-        rows.append([plain(place), name(job), job.status, *values, *(short(job.figures.get(key)) for key in figures)])
-    return ["rank", "job", "status", *keys.values(), *figures], rows
+        cells = [plain(place), name(job), job.status, *values, *(short(job.figures.get(key)) for key in figures)]
+        rows.append([*cells, *([_difference(board, job)] if board.differences else [])])
+    compared = [f"{board.objective} less the best, 95%"] if board.differences else []
+    return ["rank", "job", "status", *keys.values(), *figures, *compared], rows
+
+
+def _difference(board: Leaderboard, job: JobResult) -> str:
+    """ "+0.01 to +0.04, worse"; "best" for the winner."""
+    if job is board.winner:
+        return "best"
+    found = board.differences.get(job.number)
+    return "" if found is None else f"{found.low:+.2g} to {found.high:+.2g}, {found.verdict}"
 
 
 def _points_table(board: Leaderboard, keys: dict[str, str]) -> tuple[list[str], list[list[str]]]:

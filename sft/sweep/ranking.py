@@ -12,6 +12,7 @@ from typing import Any
 
 from sft.config.checks.suggest import nearest
 from sft.config.errors import UserError
+from sft.sweep.differences import Difference, differences
 from sft.sweep.results import JobResult, SweepResults
 
 _SEED = re.compile(r"(.*[._])?seed")
@@ -60,6 +61,7 @@ class Leaderboard:
         ranked: finished jobs that have the figure, best first.
         unranked: all others, by number.
         points: best first; those without a score at the end.
+        differences: of jobs to the winner, by number, where both were measured on the same rows.
     """
 
     sweep: SweepResults
@@ -68,6 +70,7 @@ class Leaderboard:
     ranked: list[JobResult]
     unranked: list[JobResult]
     points: list[Point]
+    differences: dict[int, Difference] = field(default_factory=dict)
 
     @property
     def repeated(self) -> bool:
@@ -118,7 +121,9 @@ def rank(sweep: SweepResults, objective: str | None = None, direction: str | Non
     points.sort(key=lambda point: (point.mean is None, sign * (point.mean or 0.0), point.jobs[0].number))
     for place, point in enumerate(points, 1):
         point.rank = place if point.scores else None
-    return Leaderboard(sweep, name, way, ranked, unranked, points)
+    board = Leaderboard(sweep, name, way, ranked, unranked, points)
+    board.differences = differences(board.winner, ranked, name, way)
+    return board
 
 
 def usual_direction(figure: str) -> str:

@@ -68,6 +68,12 @@ class Examination:
             figures |= {f"before_{name}": value for name, value in self.before.metrics(prefix="eval_").items()}
         return figures
 
+    def exact_matches(self) -> dict[str, list[float]]:
+        """Of each source whether the trained model's answer is the expected one, 1 or 0, by row."""
+        if self.after is None:
+            return {}
+        return {name: [row.scores["exact_match"] for row in self.after.of(name)] for name in self.after.sources}
+
     def write(self, run: RunDirectory) -> None:
         """samples.jsonl and samples.html, and the tables to stderr."""
         if self.benched is not None:

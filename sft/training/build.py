@@ -19,12 +19,14 @@ from sft.model.adapters.attach import attach, changes_base, refuse_names
 from sft.model.embeddings import fit_embeddings
 from sft.model.facts import empty_model, family_of
 from sft.model.load import load_config, load_model
+from sft.model.view import view_of
 from sft.run.directory import RunDirectory
 from sft.run.phases import mark
 from sft.run.trackers.base import Tracker
 from sft.training.arguments import build_arguments
 from sft.training.callbacks.base import bind_all, trainer_arguments
 from sft.training.callbacks.tracker import TrackerCallback
+from sft.training.fused.place import current
 from sft.training.inputs import Inputs
 from sft.training.trainer.nonfinite import Guard
 
@@ -44,6 +46,8 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     trl = str(config["trainer"].get("_target_", "")).endswith("TrlArguments")  # puts an output layer of its own into it
     if shares_base and not trl and not changes_base(lora, inputs.model):
         base = shared.lend(_base_key(config), load)
+        if current.get() is not None:  # other jobs train on it at the same time
+            base = view_of(base)
     else:
         shared.give_up()
         base = load()

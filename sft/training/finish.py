@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.distributed.sharding import whole_weights
 from sft.drawing.curves import write_curves
+from sft.evaluation.rows import write_rows
 from sft.run.metrics import Metrics
 from sft.run.phases import current
 from sft.run.record import now
@@ -77,6 +78,7 @@ def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapp
         for line in trainer.state.log_history:
             run.append_jsonl(run.metrics_jsonl, line)
     write_curves(run, title=str(config["name"]))
+    write_rows(run, _row_losses(trainer), trained.examination.exact_matches())
     if config["save_merged_model"]:
         _save_merged(job, inputs, info, metrics)
     figures = metrics.as_dict()
@@ -99,8 +101,16 @@ def _final_evaluation(trainer: Any) -> dict[str, float]:
     best_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
     for line in reversed(trainer.state.log_history):
         if "eval_loss" in line and line.get("step") == trainer.state.global_step and not best_loaded:
+            if trainer.row_totals is None:  # it was made before the run was interrupted
+                trainer.measure(trainer.evaluation)
             return {key: value for key, value in line.items() if key.startswith("eval_")}
     return {key: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
+
+
+def _row_losses(trainer: Any) -> dict[str, list[tuple[float, int, int]]]:
+    """Of each source (loss, right tokens, tokens) by row, at the final evaluation."""
+    totals = trainer.row_totals or {}
+    return {name: [(row.loss, row.correct, row.tokens) for row in rows] for name, rows in totals.items()}
 
 
 def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None, peak: int) -> Metrics:

@@ -23,14 +23,14 @@ def split_documents(batch: Mapping[str, Any], count: int, costs: Sequence[float]
     """
     starts, seen = (batch[f"cu_seq_lens_{side}"].numpy() for side in "qk")
     shared = int(seen[-1] != starts[-1])  # the first stretch is the beginning of all others
-    groups = _balanced(costs[shared:], count)
+    groups = balanced(costs[shared:], count)
     loads = [sum(costs[shared + each] for each in group) + sum(costs[:shared]) for group in groups]
     if not all(groups) or max(loads) * count > UNEVEN * sum(loads):
         return [dict(batch)]
     return [_part(batch, starts, seen, [*range(shared), *(shared + each for each in group)]) for group in groups]
 
 
-def _balanced(costs: Sequence[float], count: int) -> list[list[int]]:
+def balanced(costs: Sequence[float], count: int) -> list[list[int]]:
     """Numbers of the costs in groups of about the same sum: the largest first, each to the group that has least."""
     groups: list[list[int]] = [[] for _ in range(count)]
     loads = [0.0] * count

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from sft.run import memory
+from sft.run.log_lines import job_prefix
 from sft.training.callbacks.base import RunCallback
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Display(RunCallback):
             return
         self._clock = _Clock(state.global_step, state.num_input_tokens_seen)
         self._shown = float("-inf")
-        if self.live if self.live is not None else sys.stderr.isatty():
+        if (self.live if self.live is not None else sys.stderr.isatty()) and not job_prefix():
             self._bar = _Bar(state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -197,5 +198,5 @@ def _evaluation(logs: dict[str, float]) -> str:
 
 
 def _print(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(job_prefix() + line + "\n")
     sys.stderr.flush()

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.config.errors import Interrupted
 from sft.distributed.ranks import Ranks
+from sft.training.fused.place import current
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,17 @@ class Stopping(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the time of the block; nothing outside the main thread, where Python delivers none."""
+        """Take the signals for the time of the block.
+
+        Outside the main thread Python delivers none: those of a group of jobs are handed on by it.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield
+            place = current.get()
+            end = place.listen(self._take) if place is not None else lambda: None
+            try:
+                yield
+            finally:
+                end()
             return
         before = {number: signal.signal(number, self._take) for number in SIGNALS}
         try:

@@ -25,6 +25,7 @@ from sft.evaluation.undisturbed import undisturbed
 from sft.kernels.attention import VARLEN, register
 from sft.model.base import base_of
 from sft.model.head import output_layer
+from sft.model.view import original_of
 from sft.training.layout.isolation import (
     TOKENS,
     Isolation,
@@ -100,9 +101,10 @@ def lay_out(
         return Layout(own, chunked=False)
     drawless, heads = not noisy and _draws_nothing(model), output_layer(model) is not None
     key = (documents, asked, own, bool(packed), drawless, heads)  # the adapter of each job decides the last two
-    if base not in _found or _found[base][0] != key:
-        _found[base] = key, _measured(model, documents, asked, own, bool(packed), computing, drawless)
-    layout = _found[base][1]
+    shared = original_of(base)
+    if shared not in _found or _found[shared][0] != key:
+        _found[shared] = key, _measured(model, documents, asked, own, bool(packed), computing, drawless)
+    layout = _found[shared][1]
     base.set_attn_implementation(layout.attention)
     return layout
 

@@ -11,7 +11,7 @@ from transformers import Trainer
 from sft.data.batches.collate import PaddedCollator, split_batch
 from sft.data.documents import IGNORE
 from sft.distributed.ranks import Ranks
-from sft.evaluation.loss import evaluate_loss
+from sft.evaluation.loss import Outputs, TokenTotals, evaluate_loss
 from sft.training.trainer.progress import Progress
 
 
@@ -24,6 +24,7 @@ class EvaluatingTrainer(Trainer):
         head: the output layer where it is applied by chunks.
         progress: counts no time of evaluations.
         ranks: the processes that measure together.
+        row_totals: of each source's rows, at the last evaluation.
     """
 
     evaluation: dict[str, Any]
@@ -31,6 +32,8 @@ class EvaluatingTrainer(Trainer):
     head: Any
     progress: Progress
     ranks: Ranks
+    outputs_of_group: Outputs | None = None  # where other jobs' batches are computed with this one's
+    row_totals: dict[str, list[TokenTotals]] | None = None  # of the last evaluation
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -40,20 +43,29 @@ class EvaluatingTrainer(Trainer):
         A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.
         """
         sources = self.evaluation if eval_dataset is None else {"eval": eval_dataset}
-        with self.progress.evaluating(), self.accelerator.autocast():
-            figures = evaluate_loss(
-                self.accelerator.unwrap_model(self.model_wrapped),
-                sources,
-                batch_size=self.args.per_device_eval_batch_size,
-                prefix=f"{metric_key_prefix}_",
-                head=self.head,
-                ranks=self.ranks,
-            )
+        figures = self.measure(sources, f"{metric_key_prefix}_")
         if self.compute_metrics is not None:
             figures |= self._predicted_metrics(sources, metric_key_prefix)
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
+
+    def measure(self, sources: Mapping[str, Any], prefix: str = "eval_") -> dict[str, float]:
+        """Loss, perplexity and token accuracy over rows by source; each row's are kept in `row_totals`."""
+        with self.progress.evaluating(), self.accelerator.autocast():
+            return evaluate_loss(
+                self.accelerator.unwrap_model(self.model_wrapped),
+                sources,
+                batch_size=self.args.per_device_eval_batch_size,
+                prefix=prefix,
+                head=self.head,
+                ranks=self.ranks,
+                outputs=self.outputs_of_group,
+                keep=self._keep,
+            )
+
+    def _keep(self, totals: dict[str, list[TokenTotals]]) -> None:
+        self.row_totals = totals
 
     def _predicted_metrics(self, sources: Mapping[str, Any], prefix: str) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -22,6 +22,7 @@ from sft.training.layout.layout import Layout
 from sft.training.layout.microbatches import SideBySide, computed_in, parts_for
 from sft.training.trainer.batching import BatchingTrainer
 from sft.training.trainer.evaluating import EvaluatingTrainer
+from sft.training.trainer.joining import JoiningTrainer
 from sft.training.trainer.neftune import Noise, noisy
 from sft.training.trainer.nonfinite import IN_A_ROW, Guard, NonFinite
 from sft.training.trainer.progress import Progress
@@ -39,7 +40,7 @@ def _use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, EvaluatingTrainer):
+class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, JoiningTrainer, EvaluatingTrainer):
     """A thin Trainer over prepared rows.
 
     Args:
@@ -136,7 +137,11 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, Evaluating
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with noise on the embeddings where `neftune_noise_alpha` asks for it."""
-        with noisy(self.model, self.noise), computed_in(self.parts, self.work) as self.side_by_side:
+        with (
+            self.joined() as alone,
+            noisy(self.model, self.noise),
+            computed_in(self.parts if alone else 1, self.work) as self.side_by_side,
+        ):
             return super().train(*args, **kwargs)
 
     # -- loss ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""`hydra/launcher=fused`: a sweep's jobs train together on one base. The work is done in sft.sweep.fused."""
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class FusedLauncher(Launcher):
+    """Runs jobs together in this process, those that share base, quantization and precision.
+
+    Args:
+        n_jobs: how many at a time; None: as many as the memory allows.
+        max_tokens_per_step: of a pass; None: no bound but the memory's.
+    """
+
+    def __init__(self, n_jobs: int | None = None, max_tokens_per_step: int | None = None) -> None:
+        self.n_jobs, self.max_tokens = n_jobs, max_tokens_per_step
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sft.sweep.fused import run_fused
+
+        return run_fused(
+            self.context, self.task, self.config, job_overrides, initial_job_idx, self.n_jobs, self.max_tokens
+        )

@@ -1,0 +1,171 @@
+"""A sweep's jobs together in one process, for hydra/launcher=fused: which may train with which, and each job's start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sft.sweep.launching import directory
+from sft.sweep.search.pruning import reporting
+from sft.sweep.search.study import trial_reporter
+from sft.training.fused.refusal import why_config_alone
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8  # jobs, where n_jobs is left open
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def run_fused(
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    first: int,
+    n_jobs: int | None = None,
+    max_tokens: int | None = None,
+) -> list[JobReturn]:
+    """Run jobs, those that share a base together, the others one after another.
+
+    Args:
+        context, task, config: of Hydra, as a launcher's `setup` has them.
+        jobs: the overrides of each.
+        first: the first job's number.
+        n_jobs: how many train at a time; None: as many as the memory allows.
+        max_tokens: of a pass; None for no bound.
+
+    Returns:
+        one for each job, in their order.
+
+    Raises:
+        PastHydra: jobs were interrupted; those that ran have written their checkpoints.
+    """
+    setup_globals()
+    directory(config).mkdir(parents=True, exist_ok=True)
+    composed = {first + at: _composed(context, config, overrides, first + at) for at, overrides in enumerate(jobs)}
+    returned: dict[int, JobReturn] = {}
+    together, alone = _by_base(composed)
+    for numbers in together:
+        returned |= _run_together(context, task, {number: composed[number] for number in numbers}, n_jobs, max_tokens)
+    for number, reason in alone.items():
+        _say(f"job {number} trains by itself: {reason}")
+        returned[number] = _run(context, task, composed[number], number)
+    return [returned[number] for number in composed]
+
+
+def _composed(context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
+    composed = context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    return composed
+
+
+def _by_base(composed: dict[int, DictConfig]) -> tuple[list[list[int]], dict[int, str]]:
+    """Jobs that may share a pass, by what they share; and those that train alone, with the reason."""
+    together: dict[str, list[int]] = {}
+    alone: dict[int, str] = {}
+    for number, config in composed.items():
+        HydraConfig.instance().set_config(config)  # values may refer to Hydra's own
+        task = {key: value for key, value in config.items() if key != "hydra"}
+        plain: Any = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
+        reason = why_config_alone(plain) or _why_hydra_alone(config)
+        if reason:
+            alone[number] = reason
+            continue
+        trainer = plain["trainer"]
+        precision = [
+            trainer.get(key) for key in ("bf16", "bf16_full_eval", "tf32", "use_cpu", "gradient_checkpointing")
+        ]
+        shared = {"model": plain["model"], "quant": plain.get("quant"), "precision": precision}
+        together.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(number)
+    for numbers in [numbers for numbers in together.values() if len(numbers) == 1]:
+        alone[numbers[0]] = "no other job of the sweep has its base model"
+    return [numbers for numbers in together.values() if len(numbers) > 1], dict(sorted(alone.items()))
+
+
+def _why_hydra_alone(config: DictConfig) -> str | None:
+    """Settings of the process that jobs at the same time cannot each have."""
+    if config.hydra.job.chdir:
+        return "hydra.job.chdir=true changes the directory of the process"
+    if config.hydra.job.env_set:
+        return "hydra.job.env_set changes the environment of the process"
+    return None
+
+
+def _run_together(
+    context: HydraContext,
+    task: TaskFunction,
+    composed: dict[int, DictConfig],
+    n_jobs: int | None,
+    max_tokens: int | None,
+) -> dict[int, JobReturn]:
+    from sft.config.errors import Interrupted, PastHydra
+    from sft.training.fused.group import Group, Member, Work
+    from sft.training.fused.passes import Passes
+    from sft.training.fused.table import Table
+
+    passes, returned, errors = Passes(max_tokens), {}, []
+    table = Table(len(composed))
+    group = Group(passes, n_jobs or AT_ONCE, table)
+    _say(f"{len(composed)} jobs train together, up to {group.at_once} at a time")
+
+    def ended(member: Member) -> None:
+        if member.error is not None:
+            errors.append(member.error)
+        else:
+            returned[member.number] = member.result
+
+    def work(number: int) -> Work:
+        return Work(number, lambda: _run(context, task, composed[number], number))
+
+    try:
+        with _signals_to(group), table:
+            group.run([work(number) for number in composed], ended)
+    finally:
+        passes.close()
+    if group.stopping and not errors:
+        errors.append(PastHydra(Interrupted("stopped before its first job; the same command goes on", 130)))
+    if errors:
+        interrupted = [error for error in errors if isinstance(error, PastHydra)]
+        raise (interrupted or errors)[0]
+    return returned
+
+
+def _run(context: HydraContext, task: TaskFunction, config: DictConfig, number: int) -> JobReturn:
+    """One job from its beginning to its end, as Hydra's own launcher runs it."""
+    HydraConfig.instance().set_config(config)
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    with reporting(trial_reporter(sweeper, directory(config), number)):
+        return run_job(
+            hydra_context=context,
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+@contextmanager
+def _signals_to(group: Any) -> Iterator[None]:
+    """Signals reach every job that has begun: each writes its checkpoint and ends."""
+    before = {number: signal.signal(number, group.signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr)

@@ -1,0 +1,194 @@
+"""Jobs that train together in one process: each a whole run in a thread of its own, of which one runs at a time.
+
+A job has its turn until it asks for something that the others can have computed with it (`Place.ask`). When all that train
+have asked, their requests are computed in as few passes as `max_tokens` allows, and each goes on with its answer. Whatever
+is the process's own changes hands with the turn (`ProcessState`). A job that ends makes room for the next one.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft.training.fused.passes import Passes
+from sft.training.fused.place import Request, current
+from sft.training.fused.refusal import why_alone
+from sft.training.fused.switch import ProcessState
+from sft.training.fused.table import Table
+from sft.training.memory import free, is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that waits.
+
+    Attributes:
+        number: of the job.
+        run: runs it from its beginning to its end.
+    """
+
+    number: int
+    run: Callable[[], Any]
+
+
+class Member:
+    """A job that has begun, in its thread."""
+
+    def __init__(self, group: Group, work: Work) -> None:
+        self.group, self.number = group, work.number
+        self.turn, self.done = threading.Semaphore(0), False
+        self.state: ProcessState | None = None
+        self.request: Request | None = None
+        self.answer: Any = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.trainer: Any = None
+        self.take: Callable[[int, Any], None] | None = None
+        context = contextvars.copy_context()
+        self.thread = threading.Thread(
+            target=lambda: context.run(self._main, work.run), name=f"job {work.number}", daemon=True
+        )
+        self.thread.start()
+
+    def _main(self, run: Callable[[], Any]) -> None:
+        self.turn.acquire()
+        current.set(self)
+        try:
+            self.result = run()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done = True
+            self.leave()
+            self.group.back.release()
+
+    # -- what the job calls, in its own thread ---------------------------------------------------------------------------
+    def join(self, trainer: Any) -> str | None:
+        """See `Place`."""
+        reason = why_alone(trainer)
+        if reason is None:
+            self.trainer = trainer
+            self.group.passes.join(self.number, trainer)
+        return reason
+
+    def leave(self) -> None:
+        """See `Place`."""
+        if self.trainer is not None:
+            self.group.passes.leave(self.number)
+            self.trainer = None
+
+    def ask(self, request: Request) -> Any:
+        """See `Place`."""
+        self.request = request
+        self.group.back.release()
+        self.turn.acquire()
+        answer, self.answer = self.answer, None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def listen(self, take: Callable[[int, Any], None]) -> Callable[[], None]:
+        """See `Place`."""
+        self.take = take
+
+        def end() -> None:
+            self.take = None
+
+        return end
+
+
+class Group:
+    """Runs jobs, some at a time; its methods are called in the main thread.
+
+    Args:
+        passes: computes requests.
+        at_once: jobs at a time.
+        table: shows them; None shows nothing.
+    """
+
+    def __init__(self, passes: Passes, at_once: int, table: Table | None = None) -> None:
+        self.passes, self.at_once, self.table = passes, at_once, table
+        self.back = threading.Semaphore(0)  # released by the job that hands its turn on
+        self.members: list[Member] = []
+        self.stopping = False
+
+    def run(self, jobs: Sequence[Work], ended: Callable[[Member], None]) -> None:
+        """Run all jobs to their end.
+
+        Args:
+            ended: called with each that has ended, in the order of their ends.
+        """
+        pending = deque(jobs)
+        while self.members or (pending and not self.stopping):
+            while pending and not self.stopping and len(self.members) < self.at_once:
+                self.members.append(Member(self, pending.popleft()))
+                self._give_turn(self.members[-1])
+                self._drop_ended(ended)
+            for member in list(self.members):
+                if member.request is None:
+                    self._give_turn(member)
+            self._drop_ended(ended)
+            self._answer([member for member in self.members if member.request is not None])
+
+    def signal(self, number: int, frame: Any) -> None:
+        """Tell a signal to every job that has begun; no other begins."""
+        self.stopping = True
+        for member in self.members:
+            if member.take is not None:
+                member.take(number, frame)
+
+    def _drop_ended(self, ended: Callable[[Member], None]) -> None:
+        for member in [member for member in self.members if member.done]:
+            self.members.remove(member)
+            member.thread.join()
+            if self.table is not None:
+                self.table.ended += 1
+            ended(member)
+
+    def _give_turn(self, member: Member) -> None:
+        """Let a job run until it asks, or ends."""
+        home = ProcessState()
+        if member.state is not None:
+            member.state.restore()
+        member.turn.release()
+        self.back.acquire()
+        member.state = ProcessState()
+        home.restore()
+
+    def _answer(self, asking: Sequence[Member]) -> None:
+        """Compute what jobs ask for, the same kind together."""
+        for kind in dict.fromkeys(member.request.kind for member in asking if member.request):
+            self._compute([member for member in asking if member.request and member.request.kind == kind])
+
+    def _compute(self, asking: Sequence[Member]) -> None:
+        """Answer requests of one kind; where that fails in company, each half by itself, so that an error is its job's."""
+        for some in self.passes.within_bounds([(member.number, member.request) for member in asking]):
+            members = [member for member in asking if member.number in some]
+            before = [member.state.draws for member in members if member.state]
+            try:
+                asked = [(member.number, member.request, member.state) for member in members if member.request]
+                answers: Sequence[Any] = self.passes.compute(asked)
+            except Exception as error:
+                for member, draws in zip(members, before, strict=True):
+                    assert member.state is not None
+                    member.state.draws = draws
+                if is_out_of_memory(error):
+                    free()
+                if len(members) > 1:
+                    if is_out_of_memory(error):
+                        self.passes.shrink([member.request for member in members if member.request])
+                    self._compute(members[: len(members) // 2])
+                    self._compute(members[len(members) // 2 :])
+                    continue
+                answers = [error]
+            if self.table is not None and members[0].request and members[0].request.kind == "train":
+                self.table.computed(sum(member.request.tokens for member in members if member.request), self.members)
+            for member, answer in zip(members, answers, strict=True):
+                member.request, member.answer = None, answer

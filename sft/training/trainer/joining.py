@@ -1,0 +1,123 @@
+"""A training loop whose batches are computed together with those of other jobs, where the run has a place among some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from sft.data.batches.collate import split_batch
+from sft.data.documents import IGNORE
+from sft.evaluation.loss import Outputs
+from sft.kernels.cross_entropy import summed_loss
+from sft.training.fused.place import Place, Request, current
+from sft.training.memory import Draws
+
+log = logging.getLogger(__name__)
+
+# how far a loss among others may be from the same loss alone: sums are added up in another order
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+class JoiningTrainer(Trainer):
+    """A Trainer that hands its batches over instead of computing them.
+
+    Attributes:
+        place: among the jobs that train together; None where this run trains by itself.
+        noise, positions, head: as of SftTrainer.
+        outputs_of_group: computes evaluation batches, for `EvaluatingTrainer`.
+    """
+
+    place: Place | None = None
+    outputs_of_group: Outputs | None = None
+    noise: Any
+    positions: bool
+    head: Any
+    _compared = False
+
+    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """See SftTrainer."""
+        raise NotImplementedError
+
+    @contextmanager
+    def joined(self) -> Iterator[bool]:
+        """Train with the other jobs of the group for the time of the block; gives whether the run trains by itself."""
+        place = current.get()
+        reason = place.join(self) if place is not None else None
+        if reason:
+            log.info("trains by itself: %s", reason)
+        if place is None or reason:
+            yield True
+            return
+        self.place, self.outputs_of_group = place, self._outputs
+        try:
+            yield False
+        finally:
+            self._leave()
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Loss and gradients of a micro-batch."""
+        if self.place is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have a mode of their own
+            self.optimizer.train()  # type: ignore[union-attr]
+        batch, about = split_batch(self._prepare_inputs(inputs))
+        if self.noise is not None:
+            self.noise.of(batch)
+        alone = None if self._compared else self._loss_alone(model, batch)
+        before = Draws() if alone is not None else None
+        loss, gradients = self.place.ask(Request("train", batch, self.noise))
+        if alone is not None and before is not None and not self._same(alone, loss):
+            before.again()
+            return super().training_step(model, inputs, num_items_in_batch)
+        items = (batch["shift_labels"] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        share = 1.0 / torch.as_tensor(items, device=loss.device).clamp(min=1)
+        _accumulate([each for each in model.parameters() if each.requires_grad], gradients, share)
+        loss = loss * share
+        self.look(model, loss, batch, about)
+        return loss
+
+    def _loss_alone(self, model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The first batch's loss by the run's own model, with the numbers that will be drawn."""
+        draws = Draws()
+        with torch.no_grad(), self.accelerator.autocast():
+            loss, _ = summed_loss(model, batch, self.positions, self.head)
+        draws.again()
+        return loss
+
+    def _same(self, alone: torch.Tensor, loss: torch.Tensor) -> bool:
+        """Whether the first loss among others is the run's own; where it is not, the run goes on by itself."""
+        self._compared = True
+        dtype = next(iter(self.model.parameters())).dtype  # type: ignore[union-attr]
+        coarse = torch.bfloat16 if self.args.bf16 else dtype
+        if torch.isclose(loss, alone, rtol=TOLERANCE.get(coarse, 1e-4), atol=1e-6, equal_nan=True):
+            return True
+        log.warning("trains by itself: its loss among other jobs is %.6f, and %.6f alone", float(loss), float(alone))
+        self._leave()
+        return False
+
+    def _outputs(self, batch: Mapping[str, Any]) -> Any:
+        """What the model predicts for an evaluation batch."""
+        assert self.place is not None
+        return self.place.ask(Request("outputs", batch))
+
+    def _leave(self) -> None:
+        if self.place is not None:
+            self.place.leave()
+        self.place = self.outputs_of_group = None
+
+
+def _accumulate(
+    parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None], share: torch.Tensor
+) -> None:
+    """Add gradients, times `share`, to those that are there."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        gradient = gradient * share
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
