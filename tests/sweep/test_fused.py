@@ -1,0 +1,231 @@
+"""hydra/launcher=fused: jobs that train together, each with the results and the files that it has alone."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from sft.api import compose, train
+
+ROOT = Path(__file__).parents[2]
+BASE = [
+    "model=tiny",
+    "model.dtype=float32",
+    "trainer.bf16=false",
+    "dataset=tickets",
+    "dataset.sources.tickets.generator.rows=40",
+    "dataset.eval_sources.known.generator.rows=4",
+    "dataset.eval_sources.unseen=null",
+    "dataset.num_proc=0",
+    "trainer.logging_steps=1",
+    "callbacks=quiet",
+]
+STEPS = ["trainer.max_steps=4", "trainer.per_device_train_batch_size=4"]
+# of fp32 sums in another order, over a few steps
+LOSS, WEIGHT = 1e-5, 1e-4
+# what may differ between jobs that train together
+KINDS = {
+    "plain": {},
+    "targets": {"lora": {"r": 3, "target_modules": ["q_proj", "down_proj"]}, "trainer": {"learning_rate": 1e-2}},
+    "accumulates": {"trainer": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}},
+    "dropout": {"lora": {"lora_dropout": 0.2}},
+    "noise": {"trainer": {"neftune_noise_alpha": 5}},
+    "longer": {"trainer": {"max_steps": 7, "lr_scheduler_type": "cosine"}, "lora": {"use_rslora": True}},
+    "seed": {"seed": 7, "trainer": {"weight_decay": 0.1}},
+    "packs": {"dataset": {"packing": True, "max_length": 256}},
+}
+
+
+def overrides_of(kind):
+    """An experiment's settings as a command line has them, with those of STEPS that it leaves open."""
+    own = [
+        f"{group}.{key}={value}".replace("'", "").replace(" ", "") if key else f"{group}={value}"
+        for group, node in KINDS[kind].items()
+        for key, value in (node.items() if isinstance(node, dict) else [("", node)])
+    ]
+    return own + [each for each in STEPS if each.partition("=")[0] not in {one.partition("=")[0] for one in own}]
+
+
+def fused(command, directory, *overrides, at_once=4):
+    options = ["hydra/launcher=fused", f"hydra.launcher.n_jobs={at_once}", f"hydra.sweep.dir={directory}"]
+    return command("train", "-m", *overrides, *BASE, *options)
+
+
+def states(directory):
+    found = json.loads((directory / "sweep.json").read_text())["jobs"]
+    return {job["number"]: job["status"] for job in found}
+
+
+def logged(run):
+    """(loss, gradient norm, rate) of each step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"], line["learning_rate"]) for line in lines if "learning_rate" in line]
+
+
+def assert_trained_alike(ours, alone):
+    a, b = logged(ours), logged(alone)
+    assert len(a) == len(b) > 0
+    for (loss, norm, rate), (loss_alone, norm_alone, rate_alone) in zip(a, b, strict=True):
+        assert loss == pytest.approx(loss_alone, rel=LOSS)
+        assert norm == pytest.approx(norm_alone, rel=1e-3)
+        assert rate == rate_alone
+    mine, others = (load_file(run / "adapter/adapter_model.safetensors") for run in (ours, alone))
+    assert mine.keys() == others.keys()
+    largest = max(float(each.abs().max()) for each in others.values())
+    assert all(float((mine[name] - others[name]).abs().max()) <= WEIGHT * largest for name in mine)
+    figures = [json.loads((run / "metrics.json").read_text()) for run in (ours, alone)]
+    assert figures[0]["eval_loss"] == pytest.approx(figures[1]["eval_loss"], rel=1e-4)
+    assert figures[0]["trained_tokens"] == figures[1]["trained_tokens"]
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory):
+    """A user's conf/ with an experiment for each kind."""
+    directory = tmp_path_factory.mktemp("conf")
+    (directory / "experiment").mkdir()
+    for name, nodes in KINDS.items():
+        steps = {"max_steps": 4, "per_device_train_batch_size": 4, **nodes.get("trainer", {})}
+        (directory / "experiment" / f"{name}.yaml").write_text(
+            "# @package _global_\n" + yaml.safe_dump({**nodes, "trainer": steps})
+        )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory, command, conf):
+    """A sweep whose jobs differ in what may differ: (directory, process)."""
+    directory = tmp_path_factory.mktemp("fused") / "kinds"
+    return directory, fused(command, directory, "--config-dir", str(conf), "experiment=" + ",".join(KINDS), at_once=5)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_job_in_company_trains_as_alone(kinds, kind, tmp_path):
+    directory, done = kinds
+    assert done.returncode == 0, done.stderr
+    (ours,) = directory.glob(f"*experiment-{kind}")
+    alone = train(compose(*BASE, *overrides_of(kind), f"hydra.run.dir={tmp_path / 'alone'}"))
+    assert_trained_alike(ours, alone.directory)
+    assert "trains by itself" not in (ours / "train.log").read_text()
+
+
+def test_each_job_has_the_files_and_the_log_of_a_run(kinds):
+    directory, _ = kinds
+    assert set(states(directory).values()) == {"finished"}
+    for run in (path for path in directory.iterdir() if path.is_dir()):
+        assert {"config.resolved.yaml", "metrics.jsonl", "run.json", "train.log", "adapter", "eval_rows.json"} <= {
+            path.name for path in run.iterdir()
+        }
+        log = (run / "train.log").read_text()
+        assert log.count("LoRA r=") == 1 and log.count("rows tokenized") + log.count("rows come from") == 1, run.name
+
+
+def test_the_leaderboard_says_what_rows_can_tell_apart(kinds):
+    directory, done = kinds
+    rows = list(csv.DictReader((directory / "leaderboard.csv").open()))
+    best, *others = rows
+    assert best["difference"] == "best" and best["difference_low_95"] == ""
+    compared = [row for row in others if row["difference"]]
+    assert compared and all(row["difference"] in ("worse", "better", "not told apart") for row in compared)
+    for row in compared:
+        low, high = float(row["difference_low_95"]), float(row["difference_high_95"])
+        assert low <= float(row["eval_loss"]) - float(best["eval_loss"]) <= high
+        assert (row["difference"] == "not told apart") == (low <= 0 <= high)
+    assert "eval_loss less the best, 95%" in done.stdout
+
+
+def test_a_job_that_fails_ends_alone(command, tmp_path):
+    done = fused(command, tmp_path / "sweep", *STEPS, "trainer.learning_rate=1e-3,1e38,1e-2")
+    assert done.returncode == 1, done.stderr
+    assert states(tmp_path / "sweep") == {0: "finished", 1: "failed", 2: "finished"}
+    assert "1 of 3 jobs failed" in done.stderr
+
+
+def test_what_cannot_train_in_company_runs_by_itself_and_says_why(command, tmp_path):
+    done = fused(command, tmp_path / "sweep", *STEPS, "lora=r8,dora,none", "seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert set(states(tmp_path / "sweep").values()) == {"finished"}
+    assert "2 jobs train together" in done.stderr
+    assert "job 2 trains by itself: DoRA scales whole layers" in done.stderr
+    assert "job 4 trains by itself: all weights are trained" in done.stderr
+
+
+def test_places_that_become_free_are_taken_at_once(command, tmp_path):
+    done = fused(command, tmp_path / "sweep", "trainer.max_steps=2,9", "seed=1,2", STEPS[1], at_once=2)
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "sweep"
+    ended = {n: json.loads(next(directory.glob(f"{n}_*/run.json")).read_text()) for n in range(4)}
+    assert [ended[n]["status"] for n in range(4)] == ["finished"] * 4
+    assert done.stderr.index("[2] first step") < done.stderr.index("[3] first step")
+
+
+LONG = ["trainer.max_steps=400", "trainer.save_strategy=steps", "trainer.save_steps=5", "trainer.logging_steps=50"]
+
+
+def start(directory, *more):
+    options = ["hydra/launcher=fused", "hydra.launcher.n_jobs=3", f"hydra.sweep.dir={directory}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "sft.train", "-m", *BASE, *LONG, "seed=1,2,3,4", STEPS[1], *options, *more]
+    return subprocess.Popen(line, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def checkpoints(directory):
+    return sorted(path.parent.parent.name for path in directory.glob("*/checkpoints/checkpoint-*"))
+
+
+def wait_for_checkpoints(process, directory, count):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(set(checkpoints(directory))) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_goes_on_from_every_jobs_checkpoint(tmp_path, number):
+    directory = tmp_path / "sweep"
+    process = start(directory)
+    wait_for_checkpoints(process, directory, 3)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    if number == signal.SIGTERM:
+        assert [states(directory)[n] for n in range(3)] == ["interrupted"] * 3
+    reached = {
+        path.name: max(int(c.name.split("-")[1]) for c in path.glob("checkpoints/checkpoint-*"))
+        for path in directory.glob("[0-2]_*")
+    }
+    again = start(directory, "hydra.launcher.n_jobs=2")
+    _, errors = again.communicate(timeout=500)
+    assert again.returncode == 0, errors
+    for name, step in reached.items():
+        record = json.loads((directory / name / "run.json").read_text())
+        assert record["sessions"][-1]["resumed_from"].startswith("checkpoint-") and step > 0
+    figures = [json.loads(path.read_text()) for path in directory.glob("*/metrics.json")]
+    assert [each["steps"] for each in figures] == [400] * 4
+
+
+@pytest.mark.slow
+def test_a_quantized_base_is_shared(command, tmp_path):
+    done = fused(command, tmp_path / "sweep", *STEPS, "quant=nf4", "lora.r=4,8", "trainer.learning_rate=1e-3,1e-2")
+    assert done.returncode == 0, done.stderr
+    assert "trains by itself" not in done.stderr
+    for run in sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir()):
+        number = int(run.name.split("_")[0])
+        r, rate = (4, 8)[number // 2], ("1e-3", "1e-2")[number % 2]
+        alone = train(
+            compose(
+                *BASE, *STEPS, "quant=nf4", f"lora.r={r}", f"trainer.learning_rate={rate}",
+                f"hydra.run.dir={tmp_path / run.name}",
+            )
+        )  # fmt: skip
+        assert_trained_alike(run, alone.directory)
