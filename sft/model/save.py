@@ -12,7 +12,7 @@ from typing import Any
 
 from sft.model.facts import stored_bytes
 from sft.model.tokenizer_files import save_tokenizer
-from sft.run.errors import check_room, storage
+from sft.run.disk.errors import check_room, storage
 
 SHARD = "5GB"  # of a safetensors file at most
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft.run import atomic
-from sft.run.errors import check_room, storage
+from sft.run.disk import atomic
+from sft.run.disk.errors import check_room, storage
 
 log = logging.getLogger(__name__)
 

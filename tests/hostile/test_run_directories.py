@@ -83,7 +83,7 @@ def inside(name: str) -> Callable[[Path], str]:
 
 
 def saved_conversation(place: Path) -> str:
-    from sft.run.errors import storage
+    from sft.run.disk.errors import storage
 
     def write() -> None:
         with storage(place / "run.json" / "x"):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
-from sft.run.errors import StorageError
+from sft.run.disk.errors import StorageError
 
 LEAVES = (
     st.none()
@@ -177,7 +177,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     code = (
         "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from sft.run.directory import RunDirectory\n"
-        "from sft.run.errors import StorageError\n"
+        "from sft.run.disk.errors import StorageError\n"
         f"run = RunDirectory({str(tmp_path / 'run')!r})\n"
         "run.write_text('x.txt', 'old')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

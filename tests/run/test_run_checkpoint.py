@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sft.run import checkpoint
-from sft.run.errors import StorageError
+from sft.run.disk.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
 

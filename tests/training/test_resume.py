@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
 def test_a_disk_that_is_too_small_for_a_checkpoint_is_told_its_size_first(run, tmp_path, monkeypatch, lora):
-    from sft.run import errors
+    from sft.run.disk import errors
 
     options = (*STEPS, lora)
     whole = run(*options, to="whole")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sft.run.errors import storage
+from sft.run.disk.errors import storage
 
 TEMPORARY = ".tmp-"
 
