@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.data.cache import Cache, Entry, key_of
+from sft.data.cache import Cache
+from sft.data.cache.entries import Entry
+from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
 from sft.data.documents import Documents, Tokens
 from sft.data.encode import COLUMNS, Work, encode_rows

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.batches.packing import pack
-from sft.data.cache import Cache, key_of
+from sft.data.cache import Cache
+from sft.data.cache.keys import key_of
 from sft.data.content import Options
 from sft.data.documents import Documents, Rows
 from sft.data.load import load

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from sft.data.cache import Cache, key_of
+from sft.data.cache import Cache
+from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
 from sft.data.formats import Converter, RowError, recognise
 from sft.data.readers import read_source
