@@ -12,7 +12,7 @@ from sft.data.cache import Cache
 from sft.data.cache.keys import code_version
 from sft.data.readers import files_of
 from sft.data.readers.slices import parse_split
-from sft.data.spec import Source, node_of
+from sft.data.source import Source, node_of
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sft.data.encode import COLUMNS, Work, encode_rows
 from sft.data.formats import Converter, RowError, recognise
 from sft.data.readers import read_source
 from sft.data.report.notes import Notes, collected, reported
-from sft.data.spec import Source
+from sft.data.source import Source
 
 if TYPE_CHECKING:
     from sft.data.labels.encoder import Encoder

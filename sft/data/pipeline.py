@@ -21,7 +21,8 @@ from sft.data.report.dropped import refuse_empty, refuse_losses
 from sft.data.report.length import fit
 from sft.data.report.report import build_report
 from sft.data.sample import sample
-from sft.data.spec import Dataset, Source
+from sft.data.source import Source
+from sft.data.spec import Dataset
 from sft.data.split import combined, held_out
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
 from sft.data.formats import Converter, RowError, recognise
 from sft.data.readers import read_source
-from sft.data.spec import Source
+from sft.data.source import Source
 
 HEAD = 5000  # rows looked at
 
