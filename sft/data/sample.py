@@ -10,10 +10,9 @@ from sft.data.cache import Cache
 from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
 from sft.data.formats import Converter, RowError, recognise
+from sft.data.formats.converter import HEAD
 from sft.data.readers import read_source
 from sft.data.source import Source
-
-HEAD = 5000  # rows looked at
 
 
 def sample(

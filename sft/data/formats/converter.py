@@ -21,6 +21,8 @@ from sft.data.readers.rows import Broken, Row
 from sft.data.report.notes import collected, note
 from sft.data.source import Source
 
+HEAD = 5000  # rows over which a source's format is recognised
+
 
 @dataclass
 class Converter:
