@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sft.data.formats.converter import Converter
     from sft.data.labels.encoder import Encoder
-    from sft.data.labels.encoder import Row as LabelledRow
+    from sft.data.labels.labelling import Row as LabelledRow
     from sft.data.readers.rows import Where
 
 CHUNK = 250  # conversations encoded at once

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sft.config.errors import UserError
+from sft.data.documents import IGNORE
 from sft.data.labels import cross_check as twoway
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.labels.encoder import Encoder
 from sft.data.labels.gate import Gate, span_ends
 from sft.template.bind import bind
 from sft.template.families import GENERIC
