@@ -61,7 +61,7 @@ def merge(config: Mapping[str, Any]) -> str:
 
 
 def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
-    from sft.export.merged import refuse_to_overwrite, write_merged
+    from sft.export.merged import Provenance, refuse_to_overwrite, write_merged
     from sft.inference.subject import described
     from sft.inference.talk import bind_subject
     from sft.run.lock import RunLock
@@ -76,7 +76,8 @@ def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
     metrics = (Metrics.read(run) if run else None) or Metrics(status="finished")
     config = {**config, "name": config.get("name") or subject.name}
     with RunLock(run.path) if run else contextlib.nullcontext():
-        write_merged(subject.adapter, subject.spec, info, tokenizer, bound, output, config, metrics, run)
+        provenance = Provenance(info, tokenizer, bound, config, metrics)
+        write_merged(subject.adapter, subject.spec, provenance, output, run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     from sft.data.preview import preview_rows, show, to_html, to_jsonl
     from sft.data.report.account import account
     from sft.data.report.length import plot_lengths
-    from sft.data.report.report import show_report
+    from sft.data.report.table import show_report
     from sft.run.session import holding
     from sft.training.inputs import prepare_inputs
     from sft.training.job import Job

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sft.data.cache import Cache, code_version
+from sft.data.cache import Cache
+from sft.data.cache.keys import code_version
 from sft.data.readers import files_of
 from sft.data.readers.slices import parse_split
-from sft.data.spec import Source, node_of
+from sft.data.source import Source, node_of
 
 
 @dataclass(frozen=True)

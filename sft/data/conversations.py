@@ -7,9 +7,10 @@ from typing import Any
 
 from sft.data.documents import Rows
 from sft.data.formats import RowError, recognise
-from sft.data.load import HEAD
+from sft.data.formats.converter import HEAD
 from sft.data.readers import read_source
-from sft.data.spec import Dataset, Source
+from sft.data.source import Source
+from sft.data.spec import Dataset
 
 
 def evaluation_conversations(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sft.data.formats.converter import Converter
     from sft.data.labels.encoder import Encoder
-    from sft.data.labels.encoder import Row as LabelledRow
+    from sft.data.labels.labelling import Row as LabelledRow
     from sft.data.readers.rows import Where
 
 CHUNK = 250  # conversations encoded at once
@@ -133,7 +133,7 @@ def encode_rows(
     head = list(islice(rows, ROWS_FOR_PROCESSES))
     if processes is None:
         processes = min(PROCESSES, _cores()) if len(head) == ROWS_FOR_PROCESSES else 1
-    chunks = _chunks(_chain(head, rows))
+    chunks = _chunks(chained(head, rows))
     if processes <= 1 or current_process().daemon:
         for places, items in chunks:
             yield places, work(items)
@@ -227,7 +227,8 @@ def _chunks(rows: Iterator[tuple[Where, Any]]) -> Iterator[tuple[list[Where], li
         yield [where for where, _ in chunk], [item for _, item in chunk]
 
 
-def _chain(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+def chained(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    """The items of both; those of `head` are let go when they have been taken."""
     yield from head
     head.clear()
     yield from rest

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.batches.packing import pack
-from sft.data.cache import Cache, key_of
+from sft.data.cache import Cache
+from sft.data.cache.keys import key_of
 from sft.data.content import Options
 from sft.data.documents import Documents, Rows
 from sft.data.load import load
@@ -20,7 +21,8 @@ from sft.data.report.dropped import refuse_empty, refuse_losses
 from sft.data.report.length import fit
 from sft.data.report.report import build_report
 from sft.data.sample import sample
-from sft.data.spec import Dataset, Source
+from sft.data.source import Source
+from sft.data.spec import Dataset
 from sft.data.split import combined, held_out
 
 if TYPE_CHECKING:

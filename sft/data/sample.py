@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from sft.data.cache import Cache, key_of
+from sft.data.cache import Cache
+from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
 from sft.data.formats import Converter, RowError, recognise
+from sft.data.formats.converter import HEAD
 from sft.data.readers import read_source
-from sft.data.spec import Source
-
-HEAD = 5000  # rows looked at
+from sft.data.source import Source
 
 
 def sample(

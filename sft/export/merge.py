@@ -73,11 +73,18 @@ def merge(
     except torch.OutOfMemoryError:
         log.warning("no room for the model in fp32 on the accelerator: it is merged on the CPU")
         merged, found = _merged(replace(spec, adapter=None), path, prompts, "cpu")
+    _check(found, spec, path)
+    save_model(merged, output, tokenizer, chat_template, complete)
+    return found
+
+
+def _check(found: Merged, spec: Model, adapter: Path) -> None:
+    """Refuse a merge that changes what the adapter does, and warn of weights whose rounding changes it."""
     if not found.difference <= SHARE:
         raise UserError(
             f"the merged model's logits differ from the adapter's by {found.difference:.2g} of the adapter's effect, "
             "more than rounding",
-            where=str(path),
+            where=str(adapter),
             remedy="use the adapter over its base as it is",
         )
     if found.rounding > 0.1:
@@ -87,8 +94,6 @@ def merge(
             str(resolve_dtype(spec.dtype)).removeprefix("torch."),
             100 * found.rounding,
         )
-    save_model(merged, output, tokenizer, chat_template, complete)
-    return found
 
 
 def _merged(spec: Model, path: Path, prompts: Any, device: str | None) -> tuple[Any, Merged]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from sft.model.save import decode_greedily
 from sft.model.spec import Model
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
-from sft.run.jsonable import dumps
 from sft.run.metrics import Metrics
 from sft.template.bound import BoundTemplate
 from sft.training.outputs import write_card
@@ -25,52 +24,59 @@ log = logging.getLogger(__name__)
 PROMPTS, LONGEST = 4, 128  # rows of the run, and tokens of each, that adapter and merged model are compared on
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a training, and goes beside the weights that came of it.
+
+    Args:
+        info: what inference needs.
+        tokenizer, bound: of the training.
+        config: the run's, for the model card.
+        metrics: the run's figures, for the model card.
+    """
+
+    info: TrainingInfo
+    tokenizer: Any
+    bound: BoundTemplate
+    config: Mapping[str, Any]
+    metrics: Metrics
+
+    def write_beside(self, model: Any, adapter: Path, directory: Path) -> None:
+        """Write all but the tokenizer into a merged model's directory, and have the model decode greedily."""
+        decode_greedily(model, self.tokenizer, self.info.stop_tokens)
+        replace(self.info, extra={**self.info.extra, "merged_from": str(adapter)}).write_beside(directory)
+        (directory / "Modelfile").write_text(modelfile(self.info, self.bound), encoding="utf-8")
+        (directory / "SERVING.md").write_text(serving_notes(self.info), encoding="utf-8")
+        write_card(self.config, self.info, self.metrics, directory, whole=True)
+
+
 def write_merged(
-    adapter: Path,
-    spec: Model,
-    info: TrainingInfo,
-    tokenizer: Any,
-    bound: BoundTemplate,
-    output: Path,
-    config: Mapping[str, Any],
-    metrics: Metrics,
-    run: RunDirectory | None = None,
+    adapter: Path, spec: Model, provenance: Provenance, output: Path, run: RunDirectory | None = None
 ) -> Merged:
     """Merge an adapter into the base's weights in full precision; the directory appears whole or not at all.
 
     Args:
         adapter: its directory.
         spec: the base.
-        info: of the training; a copy goes beside the weights.
-        tokenizer, bound: of the training.
+        provenance: what goes beside the weights.
         output: where the model goes.
-        config: the run's, for the model card.
-        metrics: the run's figures, for the model card.
         run: the adapter's, which has rows to compare on; None for one that was trained elsewhere.
 
     Raises:
         UserError: the adapter belongs to another base, or the logits differ by more than rounding.
     """
-    if info.dtype in ("bfloat16", "float16", "float32") and spec.dtype == "auto":
-        spec = replace(spec, dtype=info.dtype)  # type: ignore[arg-type]
-
-    def complete(model: Any, directory: Path) -> None:
-        decode_greedily(model, tokenizer, info.stop_tokens)
-        whole = asdict(info) | {"extra": {**info.extra, "merged_from": str(adapter)}}
-        (directory / "training_info.json").write_text(dumps(whole) + "\n", encoding="utf-8")
-        (directory / "Modelfile").write_text(modelfile(info, bound), encoding="utf-8")
-        (directory / "SERVING.md").write_text(serving_notes(info), encoding="utf-8")
-        write_card(config, info, metrics, directory, whole=True)
-
+    dtype = provenance.info.dtype
+    if dtype in ("bfloat16", "float16", "float32") and spec.dtype == "auto":
+        spec = replace(spec, dtype=dtype)  # type: ignore[arg-type]
     rows = [row["input_ids"][:LONGEST] for row in (run.read_jsonl("preview.jsonl") if run else [])[:PROMPTS]]
     found = merge(
         spec,
         adapter,
         output,
-        tokenizer=tokenizer,
-        chat_template=bound.text,
+        tokenizer=provenance.tokenizer,
+        chat_template=provenance.bound.text,
         prompts=rows or None,
-        complete=complete,
+        complete=lambda model, directory: provenance.write_beside(model, adapter, directory),
     )
     log.info(
         "merged: the logits differ from the adapter's by at most %.1e of its effect, %.1e as the weights are rounded",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.run.atomic import replacing
+from sft.run.disk.atomic import replacing
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
 from sft.safety.secrets import redact

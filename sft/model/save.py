@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +9,8 @@ from typing import Any
 
 from sft.model.facts import stored_bytes
 from sft.model.tokenizer_files import save_tokenizer
-from sft.run.errors import check_room, storage
+from sft.run.disk.atomic import replacing_directory
+from sft.run.disk.errors import check_room, storage
 
 SHARD = "5GB"  # of a safetensors file at most
 
@@ -144,24 +142,8 @@ def _written_whole(target: Path, size: int) -> Iterator[Path]:
         StorageError: the disk has no room for them.
     """
     check_room(target, size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with storage(target, size):
-            yield beside
-        beside.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
+    with replacing_directory(target) as beside, storage(target, size):
+        yield beside
+        beside.chmod(0o755)
         for path in beside.iterdir():
-            path.chmod(0o644)
-        _replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Put a directory in another's place. A directory cannot be renamed over a full one, so the old one steps aside."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+            path.chmod(0o644)  # safetensors writes for the owner alone

@@ -6,25 +6,21 @@ Reading goes the other way: a checkpoint whose manifest does not hold is passed 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft.run import atomic
-from sft.run.errors import check_room, storage
+from sft.run.disk import atomic
+from sft.run.disk.errors import check_room, storage
+from sft.run.manifest import complete, problem, write_manifest
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_PICKLED = {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -73,8 +69,7 @@ def commit(temporary: Path, *, extra: dict[str, Any] | None = None) -> Path:
     """
     final = temporary.with_name(temporary.name.removeprefix(atomic.TEMPORARY))
     with storage(temporary):
-        manifest = {**(extra or {}), "step": step_of(final), "files": checksums(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_manifest(temporary, {**(extra or {}), "step": step_of(final)})
         atomic.fsync_tree(temporary)
         atomic.swap_directory(temporary, final)
     return final
@@ -124,39 +119,6 @@ def writing(
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def problem(checkpoint: Path, *, deep: bool = True) -> str | None:
-    """Why a checkpoint is not whole, or None when it is.
-
-    Args:
-        deep: compare checksums; otherwise only the files' presence and sizes, which costs no reading.
-    """
-    manifest = read_manifest(checkpoint)
-    if manifest is None:
-        return f"it has no readable {MANIFEST}"
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    for path, facts in files.items():
-        try:
-            size = (checkpoint / path).stat().st_size
-        except OSError:
-            return f"{path} is missing"
-        if size != facts["bytes"]:
-            return f"{path} has {size} bytes where {facts['bytes']} were written"
-    unknown = [path for path in _relative_files(checkpoint) if path not in files and Path(path).suffix in _PICKLED]
-    if unknown:
-        return f"{unknown[0]} is not in its {MANIFEST}"
-    if deep:
-        found = checksums(checkpoint, files)
-        for path, facts in files.items():
-            if found[path]["sha256"] != facts["sha256"]:
-                return f"{path} does not have the checksum it was written with"
-    return None
-
-
-def complete(checkpoint: Path, *, deep: bool = True) -> bool:
-    """Whether every file is there as it was written. Nothing of a checkpoint may be unpickled before this holds."""
-    return problem(checkpoint, deep=deep) is None
-
-
 def latest_good(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint; torn ones are passed over with a warning. None where there is none."""
     for checkpoint in reversed(listed(checkpoints)):
@@ -165,31 +127,6 @@ def latest_good(checkpoints: Path) -> Path | None:
             return checkpoint
         log.warning("%s is passed over: %s", checkpoint.name, reason)
     return None
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """The manifest's content, or None where it is missing, torn, or names files outside the checkpoint."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        sound = isinstance(files, dict) and all(
-            isinstance(facts["sha256"], str) and isinstance(facts["bytes"], int) and not _leads_out(path)
-            for path, facts in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return manifest if sound and files else None
-
-
-def checksums(directory: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """``{relative path: {"bytes", "sha256"}}`` of the files below a directory, but for the manifest; read in parallel."""
-    paths = sorted(names) if names is not None else _relative_files(directory)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda path: _sha256(directory / path), paths))
-    return {
-        path: {"bytes": (directory / path).stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
-    }
 
 
 # -- keeping order -----------------------------------------------------------------------------------------------------
@@ -238,20 +175,6 @@ def prune(checkpoints: Path, limit: int | None, keep: Iterable[str | os.PathLike
         for path in doomed:
             atomic.remove_directory(path)
     return doomed
-
-
-def _relative_files(directory: Path) -> list[str]:
-    files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    return sorted(path for path in files if path != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _leads_out(path: str) -> bool:
-    return os.path.isabs(path) or ".." in Path(path).parts
 
 
 def _new_before_old(path: Path) -> tuple[bool, str]:

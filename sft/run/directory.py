@@ -12,8 +12,8 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.config.rank import is_main
-from sft.run import atomic
-from sft.run.errors import storage
+from sft.run.disk import atomic
+from sft.run.disk.errors import storage
 from sft.run.jsonable import dumps
 from sft.safety.secrets import redact
 

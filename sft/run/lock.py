@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from sft.config.errors import UserError
 from sft.config.rank import is_main
-from sft.run.errors import storage
+from sft.run.disk.errors import storage
 
 log = logging.getLogger(__name__)
 

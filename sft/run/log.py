@@ -18,7 +18,7 @@ from typing import Any, Self
 from sft.config.errors import UserError
 from sft.config.rank import is_main
 from sft.run.directory import RunDirectory
-from sft.run.errors import storage
+from sft.run.disk.errors import storage
 from sft.run.log_lines import FileFormatter, ShortFormatter, is_terminal, worth_showing
 
 FILE_ONLY = {"file_only": True}

@@ -13,8 +13,8 @@ from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.drawing.canvas import draw_curves, new_figure, printable, save
 from sft.drawing.curves import Curve, curves
-from sft.run.atomic import replacing
 from sft.run.directory import RunDirectory
+from sft.run.disk.atomic import replacing
 from sft.run.record import read_record
 from sft.sweep.ranking import finite
 from sft.sweep.text import clean, plain, print_table

@@ -11,8 +11,8 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.drawing.curves import Curve, curves
-from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
+from sft.run.disk.atomic import TEMPORARY
 from sft.run.lock import holder
 from sft.run.metrics import last_values
 from sft.run.record import read_record

@@ -165,9 +165,7 @@ def _mean_loss(history: list[dict[str, Any]]) -> float | None:
 
 
 def _save_merged(job: Job, inputs: Inputs, info: Any, metrics: Metrics) -> None:
-    from sft.export.merged import write_merged
+    from sft.export.merged import Provenance, write_merged
 
-    run = job.run
-    write_merged(
-        run.adapter, inputs.model, info, inputs.tokenizer, inputs.template, run.merged, job.config, metrics, run
-    )
+    provenance = Provenance(info, inputs.tokenizer, inputs.template, job.config, metrics)
+    write_merged(job.run.adapter, inputs.model, provenance, job.run.merged, job.run)

@@ -11,7 +11,7 @@ from sft import __version__
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
 from sft.data.report.account import account, summary
-from sft.data.report.report import total
+from sft.data.report.table import total
 from sft.hub.card import Card
 from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint

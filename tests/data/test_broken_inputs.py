@@ -14,7 +14,7 @@ import zstandard
 from sft.config.errors import UserError
 from sft.data.formats import RowError, recognise
 from sft.data.readers import read_source
-from sft.data.spec import Source
+from sft.data.source import Source
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 U, A = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}

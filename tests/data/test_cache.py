@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sft.data import cache as module
-from sft.data.cache import Cache, default_root, key_of
+from sft.data.cache import Cache, default_root
+from sft.data.cache.keys import key_of
 
 
 @pytest.fixture
@@ -93,6 +94,8 @@ def test_it_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("SFT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_root() == tmp_path / ".cache" / "sft" / "data"
+    monkeypatch.setenv("SFT_CACHE", "~/elsewhere")
+    assert default_root() == tmp_path / "elsewhere" / "data"
 
 
 def test_a_key_follows_from_every_fact_and_not_from_their_order():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sft.config.errors import UserError
 from sft.data.formats import FORMATS, Converter, RowError, recognise
 from sft.data.report.notes import collected
-from sft.data.spec import Source
+from sft.data.source import Source
 
 WHERE = "dataset.sources.local"
 

@@ -16,7 +16,7 @@ from sft.data.formats import recognise
 from sft.data.makers import MAKERS, Counts, conversations, prepare
 from sft.data.makers.diffs import changes_of
 from sft.data.readers import read_source
-from sft.data.spec import Source
+from sft.data.source import Source
 
 
 def write(path: Path, rows: list[Any]) -> str:

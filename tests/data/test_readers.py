@@ -23,7 +23,7 @@ from sft.config.errors import UserError
 from sft.data.readers import files_of, read_source
 from sft.data.readers.rows import Broken, Where
 from sft.data.readers.slices import Slice, parse_split
-from sft.data.spec import Source
+from sft.data.source import Source
 
 ROWS = [{"instruction": f"say {n}", "output": f'ä, "{n}"\nline'} for n in range(1, 6)]
 MANY = [{"instruction": f"say {n}", "output": str(n)} for n in range(3000)]

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from sft.data.pipeline import prepare
 from sft.data.report.account import account, summary
-from sft.data.report.report import named, ranges, show_report, unaccounted, with_steps
+from sft.data.report.report import named, ranges, unaccounted, with_steps
+from sft.data.report.table import show_report
 
 
 @given(st.lists(st.integers(1, 200), max_size=60))

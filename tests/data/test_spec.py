@@ -12,7 +12,8 @@ import yaml
 
 from sft.config.build import build
 from sft.config.errors import UserError
-from sft.data.spec import Dataset, Source
+from sft.data.source import Source
+from sft.data.spec import Dataset
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 

@@ -27,8 +27,8 @@ ATTACKS: dict[str, tuple[list[str], str]] = {
     ),
     "`builtins.eval`": (["++callbacks.evil={_target_: builtins.eval}"], f"builtins.eval {NOT_LISTED}"),
     "a function of sft that no YAML names": (
-        ["++callbacks.evil={_target_: sft.run.atomic.remove_directory}"],
-        f"sft.run.atomic.remove_directory {NOT_LISTED}",
+        ["++callbacks.evil={_target_: sft.run.disk.atomic.remove_directory}"],
+        f"sft.run.disk.atomic.remove_directory {NOT_LISTED}",
     ),
     "`_target_` with `_partial_`": (
         ["++callbacks.evil={_target_: os.system, _partial_: true}"],

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sft.config.errors import UserError
 from sft.data.formats import RowError, recognise
 from sft.data.readers import json_rows, lines, read_source, streams
-from sft.data.spec import Source
+from sft.data.source import Source
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 LINE = json.dumps(GOOD).encode() + b"\n"

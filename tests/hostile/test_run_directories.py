@@ -15,6 +15,7 @@ from sft.config.errors import UserError
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
+from sft.run.manifest import complete, problem
 from sft.run.metrics import Metrics
 
 DEEP = "[" * 100_000
@@ -54,7 +55,7 @@ def manifest(files: dict[str, Any] | str) -> Callable[[Path], str]:
         (directory / "optimizer.pt").write_bytes(pickle.dumps(Owned()))
         text = files if isinstance(files, str) else json.dumps({"files": files})
         (directory / "manifest.json").write_text(text)
-        return str(checkpoint.problem(directory))
+        return str(problem(directory))
 
     return attack
 
@@ -66,7 +67,7 @@ def vouched_pickle(place: Path) -> str:
     temporary = checkpoint.begin(place, 1)
     (temporary / "optimizer.pt").write_bytes(pickle.dumps(Owned()))
     found = checkpoint.commit(temporary)
-    assert checkpoint.complete(found)
+    assert complete(found)
     with pytest.raises(pickle.UnpicklingError) as caught:
         torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True)
     return str(caught.value)
@@ -83,7 +84,7 @@ def inside(name: str) -> Callable[[Path], str]:
 
 
 def saved_conversation(place: Path) -> str:
-    from sft.run.errors import storage
+    from sft.run.disk.errors import storage
 
     def write() -> None:
         with storage(place / "run.json" / "x"):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
-from sft.run.errors import StorageError
+from sft.run.disk.errors import StorageError
 
 LEAVES = (
     st.none()
@@ -122,6 +122,18 @@ def test_a_directory_is_replaced_whole_or_not_at_all(run: RunDirectory) -> None:
     assert [p.name for p in run.path.iterdir()] == ["adapter"]
 
 
+def test_what_a_replaced_link_leads_to_is_kept(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_text("1")
+    run.create()
+    run.adapter.symlink_to(tmp_path / "elsewhere")
+    with run.replacing_directory("adapter") as new:
+        (new / "b").write_text("2")
+    assert [p.name for p in run.adapter.iterdir()] == ["b"] and not run.adapter.is_symlink()
+    assert [p.name for p in run.path.iterdir()] == ["adapter"]
+    assert (tmp_path / "elsewhere" / "a").read_text() == "1"
+
+
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     run = RunDirectory(tmp_path / "run")
@@ -177,7 +189,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     code = (
         "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from sft.run.directory import RunDirectory\n"
-        "from sft.run.errors import StorageError\n"
+        "from sft.run.disk.errors import StorageError\n"
         f"run = RunDirectory({str(tmp_path / 'run')!r})\n"
         "run.write_text('x.txt', 'old')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from sft.run import checkpoint
-from sft.run.errors import StorageError
+from sft.run.disk.errors import StorageError
+from sft.run.manifest import complete, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,8 +39,8 @@ def checkpoints(tmp_path: Path) -> Path:
 def test_a_saved_one_is_complete_and_named_by_its_step(checkpoints: Path) -> None:
     assert [p.name for p in checkpoint.listed(checkpoints)] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-5"]
-    assert all(checkpoint.complete(p) for p in checkpoint.listed(checkpoints))
-    manifest = checkpoint.read_manifest(checkpoints / "checkpoint-10")
+    assert all(complete(p) for p in checkpoint.listed(checkpoints))
+    manifest = read_manifest(checkpoints / "checkpoint-10")
     assert manifest is not None
     assert manifest["step"] == 10
     assert set(manifest["files"]) == {"adapter_model.safetensors", "deep/state.json"}
@@ -145,7 +146,7 @@ def test_saving_a_step_again_replaces_it(checkpoints: Path) -> None:
     with checkpoint.writing(checkpoints, 10) as path:
         (path / "other").write_text("new")
     assert sorted(p.name for p in (checkpoints / "checkpoint-10").iterdir()) == ["manifest.json", "other"]
-    assert checkpoint.complete(checkpoints / "checkpoint-10")
+    assert complete(checkpoints / "checkpoint-10")
     assert len(list(checkpoints.iterdir())) == 3
 
 
@@ -175,7 +176,7 @@ def test_several_ranks_write_one(tmp_path: Path) -> None:
             assert same == path
             (same / "rng_state_1.json").write_text("1")
     assert order == ["main", "other", "other", "other", "main", "main"]
-    manifest = checkpoint.read_manifest(tmp_path / "checkpoint-3")
+    manifest = read_manifest(tmp_path / "checkpoint-3")
     assert manifest is not None
     assert set(manifest["files"]) == {"rng_state_0.json", "rng_state_1.json"}
 
@@ -241,5 +242,5 @@ def test_killed_at_any_moment_there_is_always_a_good_one(tmp_path: Path) -> None
             last = step
     assert last > 0
     checkpoint.recover(tmp_path)
-    assert all(checkpoint.complete(path) for path in checkpoint.listed(tmp_path))
+    assert all(complete(path) for path in checkpoint.listed(tmp_path))
     assert not list(tmp_path.glob(".tmp-*"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sft.config.errors import Interrupted, RunFailed, UserError
-from sft.run import checkpoint
 from sft.run.environment import versions
+from sft.run.manifest import complete
 
 STEPS = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=5")
 
@@ -172,7 +172,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
             run(*STEPS, "trainer.save_total_limit=1")
     found = tmp_path / "run" / "checkpoints"
     assert [path.name for path in found.iterdir()] == ["checkpoint-2"]
-    assert checkpoint.complete(found / "checkpoint-2")
+    assert complete(found / "checkpoint-2")
     resumed = run(*STEPS, "trainer.save_total_limit=1")
     weights = "adapter/adapter_model.safetensors"
     assert (resumed.directory / weights).read_bytes() == (whole.directory / weights).read_bytes()
@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
 def test_a_disk_that_is_too_small_for_a_checkpoint_is_told_its_size_first(run, tmp_path, monkeypatch, lora):
-    from sft.run import errors
+    from sft.run.disk import errors
 
     options = (*STEPS, lora)
     whole = run(*options, to="whole")

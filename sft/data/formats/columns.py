@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.data.formats.table import FORMATS
-from sft.data.spec import Source
+from sft.data.source import Source
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

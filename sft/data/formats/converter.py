@@ -19,7 +19,9 @@ from sft.data.formats.turns import Consecutive
 from sft.data.formats.values import EMPTY, kind_of
 from sft.data.readers.rows import Broken, Row
 from sft.data.report.notes import collected, note
-from sft.data.spec import Source
+from sft.data.source import Source
+
+HEAD = 5000  # rows over which a source's format is recognised
 
 
 @dataclass

@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sft.config.errors import UserError
+from sft.data.labels.spans_by_contents import Spans, by_marks, measured_closings
+from sft.data.labels.spans_by_template import by_generation, by_marker
 from sft.template.bound import BoundTemplate
 from sft.template.rendering.conversation import Conversation
-from sft.template.rendering.messages import Marked, holds_marks
 from sft.template.rendering.prefill import trained_from
-from sft.template.rendering.render import GENERATION_CLOSE, GENERATION_OPEN, RenderError
-from sft.template.rendering.spans import Rendered, is_on
-
-Spans = dict[int, tuple[int, int]]  # by message
+from sft.template.rendering.spans import Rendered
 
 
 class Checked(Protocol):
@@ -135,133 +133,3 @@ def _shown(text: str, span: tuple[int, int]) -> str:
     inner = text[start:end]
     inner = inner if len(inner) <= 200 else f"{inner[:120]} … {inner[-70:]}"
     return f"{text[max(0, start - 25) : start]!r} [{inner!r}] {text[end : end + 25]!r}"
-
-
-def measured_closings(bound: BoundTemplate) -> dict[str, str]:
-    """What the template writes between an answer and the content of the next message, by that message's role.
-
-    Measured on a conversation of two questions; "" is what it writes after the last answer.
-    """
-    question, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": "zqanswer"}
-    found = {}
-    for role, more in (("user", [{"role": "user", "content": "zqnext"}]), ("", [])):
-        marked = Conversation(bound, [question, answer, *more]).marked()
-        at = marked.text.rfind("zqanswer") + len("zqanswer") if marked is not None else -1
-        if marked is not None and at >= len("zqanswer"):
-            found[role] = marked.text[at : marked.after(1)]
-    return found
-
-
-def by_marks(
-    bound: BoundTemplate,
-    messages: Sequence[Mapping[str, Any]],
-    row: Rendered,
-    marked: Marked,
-    closings: Mapping[str, str],
-) -> Spans:
-    """Spans between the contents of other roles: without the header before and the closing after.
-
-    The header is the generation prompt after one short question, or after a tool result, whatever the row's own.
-    """
-    spans: Spans = {}
-    for turn in row.turns:
-        before = messages[turn - 1] if turn else None
-        after = messages[turn + 1] if turn + 1 < len(messages) else None
-        around = {turn - 1, turn + 1} if after is not None else {turn - 1}
-        if before is None or not around <= marked.seen():
-            continue  # no content of others on both sides to tell the turn by
-        begin, limit = marked.before(turn), marked.after(turn)
-        limit = len(row.text) if after is None else limit
-        region = row.text[begin:limit]
-        if before["role"] == "tool" and _holds_earlier_words(messages, turn, region):
-            continue
-        header = _measured_header(bound, before["role"])
-        content = before.get("content") or ""
-        edge = content[len(content.rstrip()) :]  # marks stand inside the whitespace of a content
-        start = next((len(lead) for lead in (f"{header}", f"{edge}{header}") if region.startswith(lead)), None)
-        if header is None or start is None:
-            continue
-        end = _closing_at(bound, region, start, closings.get(after["role"] if after is not None else ""))
-        if end is not None:
-            spans[turn] = (begin + start, begin + end)
-    return spans
-
-
-def _holds_earlier_words(messages: Sequence[Mapping[str, Any]], turn: int, region: str) -> bool:
-    """Whether a template put the words beside a call after the call's result, where this turn's region is."""
-    calling = next((message for message in reversed(messages[:turn]) if message["role"] == "assistant"), None)
-    words = (calling.get("content") or "") if calling is not None else ""
-    return bool(words) and words.strip() in region
-
-
-def _measured_header(bound: BoundTemplate, role: str) -> str | None:
-    """What the template writes between a content of this role and the answer that is to be generated."""
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "zquser"}]
-    if role == "tool":
-        call = {"type": "function", "function": {"name": "zqname", "arguments": {}}}
-        messages += [
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": "zqresult"},
-        ]
-    elif role != "user":
-        return None
-    prompt = Conversation(bound, messages).marked(add_generation_prompt=True)
-    return prompt.text[prompt.before(len(messages)) :] if prompt is not None else None
-
-
-def _closing_at(bound: BoundTemplate, region: str, start: int, closing: str | None) -> int | None:
-    """Where a turn ends in its region: at the stop token of the measured closing, else at the last stop token."""
-    if closing is not None and closing and region.endswith(closing) and len(region) - len(closing) >= start:
-        at = len(region) - len(closing)
-        ends = [closing.find(stop) + len(stop) for stop in bound.stop_tokens if stop in closing]
-        return at + min(ends) if ends else None
-    ends = [place + len(stop) for stop in bound.stop_tokens if (place := region.rfind(stop, start)) >= 0]
-    return max(ends, default=None)
-
-
-def by_generation(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, row: Rendered) -> Spans:
-    """Spans by the template's `{% generation %}` blocks, one for each assistant message; empty without them."""
-    if holds_marks(messages):
-        return {}
-    try:
-        text = bound.draw(bound.plain(messages), tools, generation_marks=True)
-    except RenderError:
-        return {}
-    blocks, plain = [], ""
-    for piece in text.split(GENERATION_OPEN):
-        inside, closing, outside = piece.partition(GENERATION_CLOSE)
-        if closing:
-            blocks.append((len(plain), len(plain) + len(inside)))
-        plain += inside + outside
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    blocks = [block for block in blocks if block[0] < block[1]]
-    if len(blocks) != len(answers) or not row.text.startswith(plain):
-        return {}  # several blocks a turn, or a text of ours: the blocks do not tell turns apart
-    spans = dict(zip(answers, blocks, strict=True))
-    last = answers[-1]
-    if spans[last][1] == len(plain):  # a stop token was added to a turn that the template leaves open
-        spans[last] = (spans[last][0], len(row.text))
-    return {turn: span for turn, span in spans.items() if is_on(messages[turn])}
-
-
-def by_marker(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], row: Rendered) -> Spans:
-    """Spans from each response marker to the first stop token; empty where markers and turns do not pair up."""
-    marker = bound.response_marker or ""
-    if any(marker in (message.get("content") or "") for message in messages):
-        return {}
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    starts, at = [], row.text.find(marker)
-    while marker and at >= 0:
-        starts.append(at + len(marker))
-        at = row.text.find(marker, at + len(marker))
-    if len(starts) != len(answers):
-        return {}
-    spans: Spans = {}
-    # what the generation prompt writes after the marker: a think block that it opens
-    opened = (_measured_header(bound, "user") or "").rpartition(marker)[2]
-    for turn, start in zip(answers, starts, strict=True):
-        start += len(opened) if row.text.startswith(opened, start) else 0
-        ends = [place + len(stop) for stop in bound.stop_tokens if (place := row.text.find(stop, start)) >= 0]
-        if turn in row.turns and ends:
-            spans[turn] = (start, min(ends))
-    return spans

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from sft.config.errors import UserError
-from sft.data.labels.gate import IGNORE, Gate
+from sft.data.labels.gate import Gate
+from sft.data.labels.labelling import Encoded, Labelling
 from sft.data.labels.markers import Markers
-from sft.data.labels.offsets import begun_inside_a_token, pieces_of, tokens_between
+from sft.data.labels.offsets import begun_inside_a_token
+from sft.data.labels.raw_text import raw_row
 from sft.data.labels.segments import Segments
 from sft.data.labels.verbatim import Verbatim
 from sft.template.bound import BoundTemplate
@@ -20,28 +22,7 @@ from sft.template.control import HIDE
 from sft.template.rendering.render import RenderError
 from sft.template.rendering.spans import Rendered, Unlabelable, render_rows
 
-_MERGED = ("untrained_edges", "the first characters of answers, in one token with the generation prompt's last")
 _VERSION = 2  # part of the fingerprint: raised when the same rows get other labels
-
-
-class Row(TypedDict):
-    """One training example: token ids, labels (the id where it is trained, -100 elsewhere), and both as text."""
-
-    input_ids: list[int]
-    labels: list[int]
-    text: str
-    trained_text: list[str]
-
-
-class Encoded(TypedDict):
-    """What a conversation became: its rows, or the reason why it has none, as `kind: particulars`.
-
-    `notes` are what was found in it that is no problem, as (kind, detail); see sft.data.report.notes.
-    """
-
-    rows: list[Row]
-    problem: str | None
-    notes: NotRequired[list[Note]]
 
 
 class Encoder:
@@ -91,6 +72,7 @@ class Encoder:
         ends = [*bound.stop_tokens, *([bound.tool_stop] if bound.tool_stop else [])]
         self.segments = Segments(tokenizer.backend_tokenizer, ends)
         self.gate = Gate(bound, tokenizer, train_on=train_on, masking=masking)
+        self.labelling = Labelling(self.gate, self.markers, last=train_on == "last")
         self.contents, self._changes = Contents(bound, tokenizer, control_tokens), Changes(bound)
         self._verbatim = Verbatim(tokenizer.backend_tokenizer, [*self.contents.control, *self.contents.tags])
         self._options = [train_on, masking, history, control_tokens, response_template, instruction_template]
@@ -133,8 +115,8 @@ class Encoder:
                 if inside := begun_inside_a_token(conversation, pairs):
                     out.append({"rows": [], "problem": inside})
                     continue
-                labelled = [self.label(row, encoding, noted) for row, encoding in pairs]
-                out.append({**self._gated(labelled, raw="messages" not in conversation), "notes": noted})
+                labelled = [self.labelling.label(row, encoding, noted) for row, encoding in pairs]
+                out.append({**self.labelling.gated(labelled, raw="messages" not in conversation), "notes": noted})
         return out
 
     def check(self, conversations: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -151,7 +133,7 @@ class Encoder:
         """
         try:
             if "messages" not in conversation:
-                rows = [self._raw(conversation["text"])]
+                rows = [raw_row(conversation["text"], self.bound, getattr(self.tokenizer, "eos_token", None))]
             else:
                 conversation = self.contents.prepared(conversation, notes)
                 # with markers the spans are found in the tokens, whatever the template
@@ -202,74 +184,6 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         return backend
-
-    def label(self, row: Rendered, encoding: Any, notes: list[Note] | None = None) -> Row:
-        """Labels by offsets: a token is trained where it lies inside a span, whatever its id.
-
-        Args:
-            notes: gets what of a span is not trained, for its token begins in the prompt.
-        """
-        ids: list[int] = encoding.ids
-        labels = [IGNORE] * len(ids)
-        pieces = []
-        stretches = self._stretches(row, encoding)
-        if notes is not None and self.markers is None:
-            begun = {start for _, _, start, _ in stretches}
-            notes += [_MERGED for start, _ in row.spans if start not in begun]
-        for first, last, start, end in stretches:
-            labels[first : last + 1] = ids[first : last + 1]
-            pieces.append(row.text[start:end])
-        for start, end in row.masked:
-            found = tokens_between(encoding, start, end)
-            if found is not None:
-                labels[found[0] : found[1] + 1] = [IGNORE] * (found[1] + 1 - found[0])
-        if row.masked:
-            pieces = pieces_of(row.text, labels, encoding.offsets)
-        return {"input_ids": ids, "labels": labels, "text": row.text, "trained_text": pieces}
-
-    def _stretches(self, row: Rendered, encoding: Any) -> list[tuple[int, int, int, int]]:
-        """(first token, last token, start, end) of what is trained, in tokens and in characters."""
-        if self.markers is not None:
-            offsets = encoding.offsets
-
-            def elsewhere(at: int) -> bool:
-                return any(start < offsets[at][1] and offsets[at][0] < stop for start, stop in row.others)
-
-            found = [
-                (first, self._cut(encoding.ids, first, end))
-                for first, end in self.markers.spans(encoding.ids, elsewhere)
-            ]
-            found = found[-1:] if self.train_on == "last" else found
-            return [(first, end - 1, offsets[first - 1][1], offsets[end - 1][1]) for first, end in found]
-        spans = [(tokens_between(encoding, start, end), start, end) for start, end in row.spans]
-        return [(*found[:2], max(start, found[2]), found[3]) for found, start, end in spans if found is not None]
-
-    def _cut(self, ids: Sequence[int], first: int, end: int) -> int:
-        """Where an answer found by markers ends: after its first stop token, else at the end of what was found."""
-        for at in range(first + 1, end + 1):
-            if self.gate.stops_at(ids, at):
-                return at
-        return end
-
-    def _gated(self, rows: list[Row], raw: bool) -> Encoded:
-        """The rows, or what the gate says of one of them."""
-        if self.markers is not None and not any(label != IGNORE for row in rows for label in row["labels"]):
-            return {"rows": rows, "problem": "the response template is not in the row, which is masked whole"}
-        problem = next((p for row in rows if (p := self.gate.row(row["input_ids"], row["labels"], raw))), None)
-        return {"rows": [] if problem else rows, "problem": problem}
-
-    def _raw(self, text: str) -> Rendered:
-        """Raw text, trained whole, between BOS and the end-of-sentence token."""
-        if not text.strip():
-            raise Unlabelable("the text is empty")
-        if HIDE in text:
-            raise Unlabelable(f"the private-use character U+{ord(HIDE):04X}: in the text")
-        bos, eos = self.bound.bos, getattr(self.tokenizer, "eos_token", None)
-        if bos and not text.startswith(bos):
-            text = bos + text
-        if eos and not text.rstrip().endswith((*self.bound.stop_tokens, eos)):
-            text += eos
-        return Rendered(text, [(0, len(text))])
 
 
 def _choice(where: str, value: str, choices: tuple[str, ...]) -> None:

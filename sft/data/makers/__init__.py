@@ -21,8 +21,8 @@ from sft.data.makers.oasst import oasst1
 from sft.data.makers.swe import swe, swe_synth
 from sft.data.readers import read_source
 from sft.data.readers.rows import Rows
-from sft.data.spec import Source
-from sft.run.atomic import replacing
+from sft.data.source import Source
+from sft.run.disk.atomic import replacing
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from sft.data.readers.rows import Broken, Row, Rows, Where
 from sft.data.readers.slices import parse_split
 from sft.data.readers.streams import open_bytes, reading
 from sft.data.readers.tables import read_arrow, read_csv, read_parquet, read_saved
-from sft.data.spec import Source
+from sft.data.source import Source
 
 __all__ = ["File", "files_of", "read_file", "read_source"]
 

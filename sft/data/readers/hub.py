@@ -9,7 +9,7 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.data.readers.rows import Rows, Where
 from sft.data.readers.tables import from_dataset
-from sft.data.spec import Source
+from sft.data.source import Source
 from sft.hub.reach import cached_files_if_unreachable
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded, nearest_path
-from sft.data.spec import Source
+from sft.data.source import Source
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""data_report.json: what became of every row of every source, and the same as a short table."""
+"""data_report.json: what became of every row of every source."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.documents import Documents, Rows
-from sft.data.preview import visible
-from sft.data.report.account import account
 from sft.data.report.length import statistics
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sft.data.mixture import Mixture
     from sft.data.part import Part
     from sft.data.spec import Dataset
@@ -39,35 +35,18 @@ def build_report(
     hold that was not read or was read otherwise; truncated; train and eval, between which the rows that fit were split;
     used, what the mixture drew; weight, as shares asked for and got.
     """
-    sources = {}
-    drawn_tokens = max(1, int(rows.documents.length.sum()))
-    for part in train:
-        drawn = mixture.rows[part.name]
-        used = part.train.take(drawn)
-        different = len(np.unique(drawn))
-        sources[part.name] = {
-            **_source(part),
-            "used": {**_amount(used), "repeated": len(drawn) - different, "left_out": len(part.train) - different},
-            "tokens": int(used.length.sum()),
-            "trained_tokens": int(used.trained.sum()),
-            "weight": {
-                "stated": part.weight,
-                "asked": round(mixture.shares[part.name], 6),
-                "got": round(len(drawn) / max(1, len(mixture)), 6),
-                "got_tokens": round(int(used.length.sum()) / drawn_tokens, 6),
-            },
-        }
+    tokens = int(rows.documents.length.sum())
     capacity = len(rows) * dataset.max_length
     return {
         "max_length": dataset.max_length,
         "packing": bool(dataset.packing),
-        "sources": sources,
+        "sources": {part.name: {**_source(part), **_drawn(part, mixture, tokens)} for part in train},
         "eval_sources": {part.name: {**_source(part), **_tokens(part.eval)} for part in evaluated},
         "train": {
             "rows": len(rows),
             "documents": len(rows.documents),
             **_tokens(rows.documents),
-            "fill": round(int(rows.documents.length.sum()) / capacity, 4) if dataset.packing and capacity else None,
+            "fill": round(tokens / capacity, 4) if dataset.packing and capacity else None,
             "steps_per_epoch": None,
             "limited_by": mixture.limited_by,
         },
@@ -124,23 +103,6 @@ def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = Fal
     return report
 
 
-def show_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the table, and below it what was read of each source, what was not and what was changed."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("source", overflow="fold")
-    for column in ("read", "dropped", "cut", "train", "eval", "tokens", "trained", "weight", "median", "longest"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, source in {**report["sources"], **report["eval_sources"]}.items():
-        table.add_row(Text(visible(name)), *_cells(source))
-    console.print(table)
-    for line in account(report):
-        console.print(Text(visible(line)), style="" if line.endswith(": nothing") else "yellow")
-    console.print(Text(total(report)))
-
-
 def _source(part: Part) -> dict[str, Any]:
     """What became of a source's rows up to the split."""
     loaded = part.loaded
@@ -179,6 +141,28 @@ def _source(part: Part) -> dict[str, Any]:
     }
 
 
+def _drawn(part: Part, mixture: Mixture, tokens: int) -> dict[str, Any]:
+    """What the mixture drew of a source that is trained on.
+
+    Args:
+        tokens: of the whole mixture.
+    """
+    drawn = mixture.rows[part.name]
+    used = part.train.take(drawn)
+    different = len(np.unique(drawn))
+    return {
+        "used": {**_amount(used), "repeated": len(drawn) - different, "left_out": len(part.train) - different},
+        "tokens": int(used.length.sum()),
+        "trained_tokens": int(used.trained.sum()),
+        "weight": {
+            "stated": part.weight,
+            "asked": round(mixture.shares[part.name], 6),
+            "got": round(len(drawn) / max(1, len(mixture)), 6),
+            "got_tokens": round(int(used.length.sum()) / max(1, tokens), 6),
+        },
+    }
+
+
 def _places(part: Part, documents: Documents) -> list[tuple[str, int]]:
     files = part.loaded.files
     return [(files[file], row) for file, row in zip(documents.file.tolist(), documents.row.tolist(), strict=True)]
@@ -190,52 +174,3 @@ def _tokens(documents: Documents) -> dict[str, int]:
 
 def _amount(documents: Documents) -> dict[str, int]:
     return {"rows": len(documents), **_tokens(documents)}
-
-
-def _cells(source: Mapping[str, Any]) -> Sequence[str]:
-    length, used = source["length"], source.get("used")
-    part = used or source["eval"]
-    return (
-        f"{source['read']:,}",
-        f"{sum(source['dropped'].values()):,}",
-        f"{source['truncated']:,}",
-        f"{used['rows']:,}" if used else "-",
-        f"{source['eval']['rows']:,}",
-        _rounded(part["tokens"]),
-        _rounded(part["trained_tokens"]),
-        _weight(source.get("weight")),
-        f"{length['median']:,}",
-        f"{length['max']:,}",
-    )
-
-
-def _weight(weight: Mapping[str, float] | None) -> str:
-    """The share that a source got, and the one asked for where rounding to whole rows makes it another."""
-    if weight is None:
-        return "-"
-    got, asked = f"{weight['got']:.1%}", f"{weight['asked']:.1%}"
-    return got if got == asked else f"{got} of {asked}"
-
-
-def _rounded(count: int) -> str:
-    """A count in at most five characters."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
-        if count >= size:
-            scale = 10**3 if unit == "k" else size
-            return f"{count / scale:.0f}{unit}" if count >= 100 * scale else f"{count / scale:.1f}{unit}"
-    return f"{count:,}"
-
-
-def total(report: Mapping[str, Any]) -> str:
-    """What is trained and evaluated on, in one line."""
-    train = report["train"]
-    packs = f" in {train['rows']:,} packs, {train['fill']:.1%} full" if report["packing"] else ""
-    text = f"train: {train['documents']:,} rows{packs}, {train['tokens']:,} tokens, {train['trained_tokens']:,} trained"
-    if train["steps_per_epoch"]:
-        text += f"; {train['steps_per_epoch']:,} steps an epoch"
-    if limit := train["limited_by"]:
-        text += f"; limited by {limit}, which has no more rows for its weight (dataset.size=N repeats rows)"
-    evaluation = report["evaluation"]
-    if evaluation:
-        text += "; evaluation: " + ", ".join(f"{name} {part['documents']:,} rows" for name, part in evaluation.items())
-    return text

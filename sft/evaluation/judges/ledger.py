@@ -16,7 +16,7 @@ from typing import Any
 
 from sft.config.paths import cache_dir, expanded
 from sft.config.resolvers import plain_name
-from sft.run.errors import storage
+from sft.run.disk.errors import storage
 from sft.safety.secrets import redact
 
 

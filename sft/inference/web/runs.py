@@ -8,8 +8,8 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
-from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
+from sft.run.disk.atomic import TEMPORARY
 from sft.run.info import TrainingInfo
 from sft.run.record import read_record
 

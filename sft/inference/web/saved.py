@@ -13,7 +13,7 @@ from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.data.formats.errors import RowError
 from sft.data.formats.messages import messages_of
-from sft.run.atomic import replacing
+from sft.run.disk.atomic import replacing
 from sft.run.jsonable import dumps
 
 Message = dict[str, Any]

@@ -13,10 +13,11 @@ from typing import Any
 
 from sft.config.errors import UserError, raise_all
 from sft.model.adapters.coverage import adaptable_modules, candidates
+from sft.model.adapters.layers import layer_faults, layer_lists
+from sft.model.adapters.matching import last_parts, listed, matching, nothing_matches, some_of
 from sft.safety.regexes import wrong_pattern
 
 log = logging.getLogger(__name__)
-_SHOWN = 12  # names that an error lists
 
 
 def refuse_unmatched(config: Any, model: Any) -> None:
@@ -34,10 +35,10 @@ def refuse_unmatched(config: Any, model: Any) -> None:
     if faults := list(_patterns(config)):
         raise_all(faults)
     faults = list(_unmatched_targets(config, model, modules))
-    raise_all(faults or list(_layers(config, model, modules)))
-    adapted = [*_adapted(config, model, modules), *_matching(parameters, config.target_parameters or ())]
+    raise_all(faults or list(layer_faults(config, model, modules)))
+    adapted = [*_adapted(config, model, modules), *matching(parameters, config.target_parameters or ())]
     faults = [
-        *_unmatched("exclude_modules", _listed(config.exclude_modules), modules),
+        *_unmatched("exclude_modules", listed(config.exclude_modules), modules),
         *_unmatched("modules_to_save", config.modules_to_save or (), modules),
         *_unmatched_parameters(config.target_parameters or (), parameters),
         *_unmatched_keys("rank_pattern", config.rank_pattern or {}, adapted),
@@ -45,8 +46,9 @@ def refuse_unmatched(config: Any, model: Any) -> None:
         *_token_indices(config.trainable_token_indices, model, modules),
         *_biases(config, adapted, parameters),
     ]
-    if isinstance(config.exclude_modules, str) and not _fullmatch(config.exclude_modules, modules):
-        faults.append(_no_match("exclude_modules", [config.exclude_modules], _last(modules)))
+    excluded = config.exclude_modules
+    if isinstance(excluded, str) and not any(re.fullmatch(excluded, name) for name in modules):
+        faults.append(nothing_matches("exclude_modules", [excluded], last_parts(modules)))
     raise_all(faults)
     _tell_saved(config.modules_to_save or (), modules)
 
@@ -60,7 +62,7 @@ def refuse_unskipped(quant: Any, model: Any) -> None:
         raise UserError(
             f"no module of {type(model).__name__} is called {', '.join(unmatched)}",
             where="quant.llm_int8_skip_modules",
-            remedy=f"some of {_some(_last(modules))}",
+            remedy=f"some of {some_of(last_parts(modules))}",
         )
 
 
@@ -77,7 +79,7 @@ def _patterns(config: Any) -> Iterator[UserError]:
     """Errors for expressions that Python cannot read, or that may take years to match."""
     given = [("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules)]
     given += [(key, pattern) for key in ("rank_pattern", "alpha_pattern") for pattern in getattr(config, key) or {}]
-    given += [("layers_pattern", pattern) for pattern in _layer_lists(config)]
+    given += [("layers_pattern", pattern) for pattern in layer_lists(config)]
     for key, pattern in given:
         if isinstance(pattern, str) and (wrong := wrong_pattern(pattern)):
             yield UserError(
@@ -89,45 +91,9 @@ def _unmatched_targets(config: Any, model: Any, modules: list[str]) -> Iterator[
     targets = config.target_modules
     if targets is None or isinstance(targets, str):
         return
-    unmatched = sorted(target for target in targets if not _matching(modules, [target]))
+    unmatched = sorted(target for target in targets if not matching(modules, [target]))
     if unmatched:
         yield no_match(unmatched, model)
-
-
-def _layers(config: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
-    """Errors for layers that the model does not have, and for what does not lie in those that are asked for."""
-    asked = config.layers_to_transform
-    if asked is None or isinstance(config.target_modules, str | None):
-        return
-    asked = [asked] if isinstance(asked, int) else list(asked)
-    patterns = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in _layer_lists(config)]
-    for name, pattern in zip(_layer_lists(config), patterns, strict=True):
-        if not any(re.match(pattern, module) for module in modules):
-            yield _no_match("layers_pattern", [name], _lists_of_layers(modules))
-            return
-    found: dict[str, set[int]] = {
-        target: {
-            int(match.group(1))
-            for module in _matching(modules, [target])
-            for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]
-            if (match := re.match(pattern, module))
-        }
-        for target in config.target_modules
-    }
-    there = sorted(set().union(*found.values()))
-    if missing := [layer for layer in asked if layer not in there]:
-        span = f"{there[0]} to {there[-1]}" if there else "not numbered"
-        yield UserError(
-            f"there is no layer {', '.join(map(str, missing))}: those of {type(model).__name__} are {span}",
-            where="lora.layers_to_transform",
-            remedy=f"lora.layers_to_transform=[{','.join(map(str, there[:4]))}]" if there else "leave it out",
-        )
-    elif outside := sorted(target for target, layers in found.items() if not layers & set(asked)):
-        yield UserError(
-            f"{', '.join(outside)} does not lie in layer {', '.join(map(str, asked))}",
-            where="lora.target_modules",
-            remedy=f"lora.layers_to_transform=[{','.join(map(str, sorted(found[outside[0]])[:4]))}], or without {outside[0]}",
-        )
 
 
 def _adapted(config: Any, model: Any, modules: list[str]) -> list[str]:
@@ -138,24 +104,24 @@ def _adapted(config: Any, model: Any, modules: list[str]) -> list[str]:
         linear, excluded = [name for name, _ in adaptable_modules(model)], config.exclude_modules
         if isinstance(excluded, str):
             return [name for name in linear if not re.fullmatch(excluded, name)]
-        return [name for name in linear if name not in _matching(linear, excluded or ())]
+        return [name for name in linear if name not in matching(linear, excluded or ())]
     return [name for name in modules if check_target_module_exists(config, name)]
 
 
 def _unmatched(key: str, names: Iterable[str], modules: list[str]) -> Iterator[UserError]:
-    unmatched = sorted(name for name in names if not _matching(modules, [name]))
+    unmatched = sorted(name for name in names if not matching(modules, [name]))
     if unmatched:
-        yield _no_match(key, unmatched, _last(modules))
+        yield nothing_matches(key, unmatched, last_parts(modules))
 
 
 def _unmatched_parameters(names: Iterable[str], parameters: list[str]) -> Iterator[UserError]:
-    unmatched = sorted(name for name in names if not _matching(parameters, [name]))
+    unmatched = sorted(name for name in names if not matching(parameters, [name]))
     if unmatched:
         ends = {".".join(name.split(".")[-2:]) for name in parameters}
         yield UserError(
             f"no parameter is called {', '.join(unmatched)}",
             where="lora.target_parameters",
-            remedy=f"some of {_some(ends)}",
+            remedy=f"some of {some_of(ends)}",
         )
 
 
@@ -177,7 +143,7 @@ def _unmatched_keys(key: str, patterns: dict[str, Any], adapted: list[str]) -> I
                 remedy="the narrower key first",
             )
         else:
-            yield _no_match(key, [pattern], _last(adapted), "no adapted module matches")
+            yield nothing_matches(key, [pattern], last_parts(adapted), "no adapted module matches")
 
 
 def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
@@ -189,9 +155,9 @@ def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[Use
     rows = weight.shape[0]
     named = indices if isinstance(indices, dict) else {None: indices}
     for name, tokens in named.items():
-        if name is not None and not _matching(modules, [name]):
-            embeddings = [each for each in _last(modules) if each in ("embed_tokens", "wte", "lm_head")]
-            yield _no_match("trainable_token_indices", [name], embeddings or _last(modules))
+        if name is not None and not matching(modules, [name]):
+            embeddings = [each for each in last_parts(modules) if each in ("embed_tokens", "wte", "lm_head")]
+            yield nothing_matches("trainable_token_indices", [name], embeddings or last_parts(modules))
         beyond = [token for token in tokens if not 0 <= token < rows]
         if beyond and not weight.is_meta:  # rows for new tokens are added to a model that has weights
             yield UserError(
@@ -210,10 +176,6 @@ def _biases(config: Any, adapted: list[str], parameters: list[str]) -> Iterator[
     yield UserError(f"no {where} has a bias", where="lora.bias", remedy="lora.bias=none")
 
 
-def _no_match(key: str, names: Sequence[str], there: Iterable[str], what: str = "no module is called") -> UserError:
-    return UserError(f"{what} {', '.join(names)}", where=f"lora.{key}", remedy=f"some of {_some(there)}")
-
-
 def _tell_saved(names: Iterable[str], modules: list[str]) -> None:
     """Say where peft trains more than the modules of a name: it takes all whose names end so."""
     for name in names:
@@ -224,38 +186,5 @@ def _tell_saved(names: Iterable[str], modules: list[str]) -> None:
                 "(%s) means that one alone",
                 name,
                 ", ".join(more),
-                min(_matching(modules, [name]), key=len),
+                min(matching(modules, [name]), key=len),
             )
-
-
-def _matching(names: Iterable[str], ends: Iterable[str]) -> list[str]:
-    """Names that are one of `ends`, or end in one after a dot."""
-    ends = list(ends)
-    return [name for name in names if any(name == end or name.endswith(f".{end}") for end in ends)]
-
-
-def _fullmatch(pattern: str, modules: list[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for name in modules)
-
-
-def _listed(value: Any) -> list[str]:
-    """A list of names; none of a single expression, which is matched otherwise."""
-    return list(value) if isinstance(value, list | tuple | set) else []
-
-
-def _layer_lists(config: Any) -> list[str]:
-    pattern = config.layers_pattern
-    return [pattern] if isinstance(pattern, str) and pattern else _listed(pattern)
-
-
-def _last(modules: Iterable[str]) -> set[str]:
-    return {last for name in modules if not (last := name.rpartition(".")[2]).isdigit()}
-
-
-def _lists_of_layers(modules: list[str]) -> set[str]:
-    return {match.group(1) for name in modules if (match := re.search(r"([^.]+)\.\d+\.", name))}
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")

@@ -64,6 +64,11 @@ class SearchOptions:
                 "seeds are different whole numbers", where=_key("seeds"), remedy="'hydra.sweeper.seeds=[1,2,3]'"
             )
 
+    @property
+    def job_seeds(self) -> Sequence[int | None]:
+        """The seed of each of a point's jobs; None is the config's own."""
+        return self.seeds or [None]
+
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> SearchOptions:
         """From the `hydra.sweeper` node."""
@@ -104,7 +109,7 @@ def trial_reporter(node: Mapping[str, Any], directory: Path, number: int) -> Tri
     if not str(node.get("_target_", "")).endswith(".OptunaSweeper") or node.get("pruner") == "none":
         return None
     optuna, options = import_optuna(), SearchOptions.of(node)
-    many = len(options.seeds or [None])
+    many = len(options.job_seeds)
     study = optuna.load_study(storage=_storage(directory), study_name=STUDY, pruner=make_pruner(options))
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
     mine = [trial for trial in running if trial.user_attrs.get(PLACE) == number // many]

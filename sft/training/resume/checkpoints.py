@@ -13,6 +13,7 @@ from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
+from sft.run.manifest import problem
 
 HANDED_ON = ("template_date", "data", "tokenizer", "template", "gradient_checkpointing")  # of run.json
 
@@ -49,7 +50,7 @@ def source_of(resume: str) -> Source | None:
     if not run.config.is_file():
         what = "is not in a run directory: it is not known what it was trained with (no config.resolved.yaml)"
         raise UserError(what, where=where, remedy="resume=RUN or resume=RUN/checkpoints/checkpoint-<step>")
-    if chosen and (reason := checkpoint.problem(chosen)):
+    if chosen and (reason := problem(chosen)):
         raise UserError(f"is not whole: {reason}", where=where, remedy=f"resume={run.path} takes the newest whole one")
     return Source(run, chosen)
 

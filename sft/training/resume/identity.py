@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sft.config.build import build
-from sft.data.cache import Cache, key_of
+from sft.data.cache import Cache
+from sft.data.cache.keys import key_of
 from sft.data.content import content_of
 from sft.data.spec import Dataset
 from sft.training.resume.sameness import changed_inputs, changed_versions, refuse

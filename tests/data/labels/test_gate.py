@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sft.config.errors import UserError
-from sft.data.labels import cross_check as twoway
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.documents import IGNORE
+from sft.data.labels.encoder import Encoder
 from sft.data.labels.gate import Gate, span_ends
+from sft.data.labels.spans_by_contents import measured_closings
 from sft.template.bind import bind
 from sft.template.families import GENERIC
 from sft.template.spec import Template
@@ -139,4 +140,4 @@ def test_other_ways_say_nothing_of_what_they_cannot_tell(tokenizer):
     two = {"messages": [user("a"), assistant("b"), assistant("c")]}
     report = Encoder(bound, tok).check([two])
     assert report["found_one_way_only"] == 0 and report["methods"]["response marker"] == 2
-    assert twoway.measured_closings(bound) == {"user": "<|im_end|>\n<|im_start|>user\n", "": "<|im_end|>\n"}
+    assert measured_closings(bound) == {"user": "<|im_end|>\n<|im_start|>user\n", "": "<|im_end|>\n"}

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from sft.config.errors import UserError
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.documents import IGNORE
+from sft.data.labels.encoder import Encoder
 from sft.template.bind import bind
 from sft.template.spec import Template
 

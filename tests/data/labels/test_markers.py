@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.documents import IGNORE
+from sft.data.labels.encoder import Encoder
 from sft.data.labels.markers import Markers, find_all
 from sft.template.bind import bind
 from sft.template.spec import Template

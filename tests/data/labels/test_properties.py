@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.documents import IGNORE
+from sft.data.labels.encoder import Encoder
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates
 from sft.template.families import by_template, detect

@@ -15,7 +15,7 @@ from sft.data.encode import Work
 from sft.data.formats import recognise
 from sft.data.formats.marks import SWITCHES, WEIGHTS
 from sft.data.labels.encoder import Encoder
-from sft.data.spec import Source
+from sft.data.source import Source
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates
 from sft.template.families import by_template

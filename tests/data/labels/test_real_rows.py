@@ -10,7 +10,7 @@ import pytest
 from sft.data.formats import RowError, recognise
 from sft.data.labels.encoder import Encoder
 from sft.data.report.notes import collected
-from sft.data.spec import Source
+from sft.data.source import Source
 from sft.template.bind import bind
 from sft.template.candidates import packaged_templates
 from sft.template.families import by_template

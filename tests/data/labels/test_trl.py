@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.labels.encoder import IGNORE, Encoder
+from sft.data.documents import IGNORE
+from sft.data.labels.encoder import Encoder
 from sft.template.bind import bind
 from sft.template.families import detect
 from sft.template.spec import Template

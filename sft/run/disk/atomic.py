@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sft.run.errors import storage
+from sft.run.disk.errors import storage
 
 TEMPORARY = ".tmp-"
 
@@ -84,7 +84,12 @@ def swap_directory(new: Path, path: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory and all in it, under a temporary name first: a kill leaves no half of one under its own name."""
+    """Remove a directory and all in it, under a temporary name first: a kill leaves no half of one under its own name.
+
+    Of a link to a directory the link alone is removed.
+    """
+    if path.is_symlink():
+        path.unlink()
     if not path.exists():
         return
     doomed = path if path.name.startswith(TEMPORARY) else path.with_name(f"{TEMPORARY}gone-{path.name}")
