@@ -20,6 +20,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 import sft.distributed.sharding
 import sft.training.arguments
 import sft.training.trainer.evaluating
+import sft.training.trainer.saving
 import sft.training.trainer.shrinking
 import sft.training.trainer.trainer
 from sft.config.build import build
@@ -167,8 +168,8 @@ READ_BY: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "logging_first_step": ("true", transformers.trainer_callback, ("trainer.logging_steps=5",)),
     "auto_find_batch_size": ("true", sft.training.trainer.shrinking, ()),
     "per_device_eval_batch_size": ("3", sft.training.trainer.evaluating, ()),
-    "save_only_model": ("true", sft.training.trainer.trainer, ()),
-    "save_total_limit": ("1", sft.training.trainer.trainer, ()),
+    "save_only_model": ("true", sft.training.trainer.saving, ()),
+    "save_total_limit": ("1", sft.training.trainer.saving, ()),
     "gradient_checkpointing": ("true", sft.training.trainer.trainer, ()),
 }
 # Keys that change nothing on one CPU, by what they are for.
