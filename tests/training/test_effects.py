@@ -28,8 +28,8 @@ from sft.config.checks.effects import without_effect
 from sft.config.checks.needs import NEEDS
 from sft.config.checks.no_effect import NO_EFFECT, PREDICTIONS
 from sft.config.checks.owners import OWNED
-from sft.config.checks.signature import read_signature
 from sft.config.errors import UserError
+from sft.config.source_code.signature import read_signature
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_trainer, built_early
