@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 class OptunaSweeper(Sweeper):
     """Takes the keys of `conf/hydra/sweeper/optuna.yaml`; they are documented at sft.sweep.search.study.SearchOptions."""
 
+    requires = ("optuna", "optuna")  # the module, and the extra that brings it
+
     def __init__(self, **options: Any) -> None:
         self.options = options
 
