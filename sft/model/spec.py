@@ -46,9 +46,11 @@ class Model:
         family: the family's name where the model's own config would not tell.
         template, stop_tokens, control_tokens, target_modules, system, response_marker, instruction_marker: facts about
             the model's family; the table of families fills in what is not given.
+        weight_neutral: the keys with no effect on the weights that are trained (see `sft.config.weight_neutral`).
         kind: where the weights come from while no `name` is given, as `training_info.json` has it.
     """
 
+    weight_neutral: ClassVar[tuple[str, ...]] = ("use_cache", "device_map")
     kind: ClassVar[Literal["hub", "embedded", "tiny"]] = "hub"
     name: str | None = None
     revision: str | None = None

@@ -11,7 +11,7 @@ from sft.config.checks.requirements import missing
 from sft.config.source_code.class_attributes import class_attribute
 from sft.safety.targets import packaged_targets
 
-ATTRIBUTES = ("role", "figure_argument", "wants_examples", "requires", "own_loss", "kind")
+ATTRIBUTES = ("role", "figure_argument", "wants_examples", "requires", "own_loss", "kind", "weight_neutral")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ class Generic(dict):
     plain = "generic"
 """
     )
+    (directory / "attributes_broken.py").write_text("class Base(:")
     (directory / "attributes_own.py").write_text(
         """
 import attributes_base
@@ -153,6 +154,7 @@ class Settings(TrlArguments):
         ("attributes_own.Subscripted", "plain", "generic"),
         ("attributes_own.function", "plain", "default"),
         ("attributes_own.Absent", "plain", "default"),
+        ("attributes_broken.Base", "plain", "default"),
         ("no_such_module.Base", "plain", "default"),
         ("Base", "plain", "default"),
         ("", "plain", "default"),

@@ -23,3 +23,10 @@ def in_role(config: Mapping[str, Any], *roles: str) -> list[str]:
 def role_of(node: Mapping[str, Any]) -> str | None:
     """The role of a callback's node; None for none."""
     return class_attribute(node.get("_target_"), "role")
+
+
+def follows_objective(node: Any) -> bool:
+    """Whether a callback's node is one that may go by the run's objective."""
+    if not isinstance(node, Mapping):
+        return False
+    return role_of(node) == "saves" or class_attribute(node.get("_target_"), "figure_argument") is not None

@@ -45,13 +45,14 @@ def class_attribute(target: object, name: str, default: Any = None) -> Any:
 @functools.cache
 def _classes(target: str) -> tuple[_Class, ...]:
     """A class and its bases in the order in which Python looks attributes up."""
-    found = find_definition(DEFINED_IN.get(target, target))
-    if found is None or not isinstance(found[0], ast.ClassDef):
-        return ()
     order: dict[ast.ClassDef, Path] = {}
-    for node, home in _with_bases(found[0], found[1]):
-        order.pop(node, None)  # a base of several classes comes behind the last of them
-        order[node] = home
+    with contextlib.suppress(SyntaxError, ValueError, OSError):  # a file that is no Python, or no file
+        found = find_definition(DEFINED_IN.get(target, target))
+        if found is None or not isinstance(found[0], ast.ClassDef):
+            return ()
+        for node, home in _with_bases(found[0], found[1]):
+            order.pop(node, None)  # a base of several classes comes behind the last of them
+            order[node] = home
     return tuple(order.items())
 
 

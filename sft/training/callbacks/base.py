@@ -34,11 +34,13 @@ class RunCallback(TrainerCallback):
             the best model at its end; None: nothing of it.
         figure_argument: its argument that names the figure it goes by; null there means the run's objective.
         wants_examples: whether it looks at `examples`.
+        weight_neutral: its arguments with no effect on the weights; "*": all, and the callback itself.
     """
 
     role: ClassVar[Literal["evaluates", "saves", "stops_early", "loads_best"] | None] = None
     figure_argument: ClassVar[str | None] = None
     wants_examples: ClassVar[bool] = False
+    weight_neutral: ClassVar[tuple[str, ...]] = ()
 
     run: RunDirectory | None = None
     tokenizer: Any = None
