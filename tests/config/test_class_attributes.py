@@ -11,7 +11,16 @@ from sft.config.checks.requirements import missing
 from sft.config.source_code.class_attributes import class_attribute
 from sft.safety.targets import packaged_targets
 
-ATTRIBUTES = ("role", "figure_argument", "wants_examples", "requires", "own_loss", "kind", "weight_neutral")
+ATTRIBUTES = (
+    "role",
+    "figure_argument",
+    "wants_examples",
+    "requires",
+    "own_loss",
+    "kind",
+    "weight_neutral",
+    "has_study",
+)
 
 
 @pytest.fixture(scope="module")
