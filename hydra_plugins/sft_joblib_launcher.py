@@ -17,6 +17,8 @@ class JoblibLauncher(Launcher):
         gpus_per_job: how many accelerators a job gets.
     """
 
+    requires = ("joblib", "joblib")  # the module, and the extra that brings it
+
     def __init__(self, n_jobs: int | None = None, gpus_per_job: int = 1) -> None:
         self.n_jobs, self.gpus_per_job = n_jobs, gpus_per_job
         self.pool: Any = None

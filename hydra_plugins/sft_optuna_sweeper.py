@@ -10,6 +10,9 @@ from omegaconf import DictConfig
 class OptunaSweeper(Sweeper):
     """Takes the keys of `conf/hydra/sweeper/optuna.yaml`; they are documented at sft.sweep.search.study.SearchOptions."""
 
+    requires = ("optuna", "optuna")  # the module, and the extra that brings it
+    has_study = True  # to which its jobs report
+
     def __init__(self, **options: Any) -> None:
         self.options = options
 

@@ -17,6 +17,8 @@ class SubmititLauncher(Launcher):
         parameters: the keys of `conf/hydra/launcher/submitit_*.yaml`, as submitit.AutoExecutor takes them.
     """
 
+    requires = ("submitit", "submitit")  # the module, and the extra that brings it
+
     def __init__(self, cluster: str, **parameters: Any) -> None:
         self.cluster, self.parameters = cluster, parameters
 

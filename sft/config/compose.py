@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.config import schema
 from sft.config.checks.check import check
 from sft.config.checks.owners import OWNED
 from sft.config.checks.requirements import missing
-from sft.config.checks.suggest import nearest
-from sft.config.command_line.overrides import parse_overrides
 from sft.config.command_line.sweeps import expand_sweep
 from sft.config.composed import Composed, apply, resolved
 from sft.config.errors import UserError, raise_all
+from sft.config.groups import sort_overrides
 from sft.config.paths import conf_dir, user_conf_dirs
 from sft.config.resolvers import register
-from sft.safety.configs import LONGEST_NAME, unsafe
+from sft.safety.configs import unsafe
 from sft.safety.expansion import endless
 from sft.safety.secrets import redact_command
 from sft.safety.yaml_files import check_yaml
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.types import Override
-
-OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  # a config may be without these
 
 
 def config_loader() -> ConfigLoaderImpl:
@@ -83,7 +77,7 @@ def compose_job(
         overlay: keys laid over what the groups give, below the overrides.
         predicts: whether a Python caller may give a `compute_metrics`.
     """
-    groups, values, errors = _sorted(loader, overrides, command)
+    groups, values, errors = sort_overrides(loader, overrides, command)
     config = _load(loader, name, [group.input_line or "" for group in groups], multirun)
     with open_dict(config):
         if overlay is not None:
@@ -103,24 +97,6 @@ def compose_job(
     if not composed.errors:
         composed.errors += _refused_by_specs(found)
     return composed
-
-
-def _sorted(
-    loader: ConfigLoaderImpl, overrides: list[str], command: str
-) -> tuple[list[Override], list[Override], list[UserError]]:
-    """The overrides that Hydra composes with, those of single values, and what is wrong with the former."""
-    groups, values, errors = [], [], []
-    for override in parse_overrides(overrides, loader):
-        if override.is_delete() and (error := _needed(loader, override, command)):
-            errors.append(error)
-        elif _is_group(loader, override):
-            error = _unknown_option(loader, override)
-            errors.append(error) if error else groups.append(override)
-        elif override.is_hydra_override():
-            groups.append(override)
-        else:
-            values.append(override)
-    return groups, values, errors
 
 
 def _load(loader: ConfigLoaderImpl, name: str, overrides: list[str], multirun: bool) -> DictConfig:
@@ -181,54 +157,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return found  # type: ignore[return-value]
 
 
-def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
-    key = (override.key_or_group or "").split("@")[0]
-    return "." not in key and len(key) <= LONGEST_NAME and loader.repository.group_exists(key)
-
-
-def _needed(loader: ConfigLoaderImpl, override: Override, command: str) -> UserError | None:
-    """The error for `~key` where a run cannot do without the key."""
-    key = (override.key_or_group or "").split("@")[0]
-    top, _, rest = key.partition(".")
-    types = {field.name: str(field.type) for field in fields(schema.COMMANDS[command])}
-    section = hasattr(schema, types.get(top, ""))  # its keys are read as they stand
-    options = loader.repository.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
-    if key.endswith("_target_") or (section if rest else top in types and top not in OPTIONAL):
-        off = f"{top}=none" if "none" in options else f"another value: {key}=..."
-        return UserError("cannot be taken away: nothing can be built without it", where=f"~{key}", remedy=off)
-    return None
-
-
 def _not_composed(what: str, overrides: list[str]) -> UserError:
     return UserError(
         f"the config cannot be composed: {what}",
         where=" ".join(redact_command(overrides)),
         remedy="look at the `defaults` and `# @package` of your own YAML files, and at what these overrides name",
     )
-
-
-def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError | None:
-    """The error for a group's option that does not exist, with the nearest that does."""
-    group, value = override.key_or_group, override.value()
-    if override.is_delete() and not isinstance(value, str | None):
-        return UserError(f"cannot be taken away: {value!r} is no option", where=group, remedy=f"~{group}")
-    if override.is_delete():
-        return None
-    options = loader.repository.get_group_options(group)
-    if value is None:
-        off = f"{group}=none" if "none" in options else "leave it out"
-        return UserError("null is no option", where=group, remedy=f"{off}. There are: {', '.join(options)}")
-    for name in value if isinstance(value, list) else [value]:
-        stem = str(name).removesuffix(".yaml")
-        if stem not in options and not loader.repository.config_exists(f"{group}/{stem}"):
-            near = nearest(stem, options)
-            shown = ", ".join(options)
-            return UserError(
-                f"there is no option {stem!r}",
-                where=group,
-                remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}",
-            )
-    return None
 
 
 def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:

@@ -6,7 +6,7 @@ These classes are never built; the key checker reads their names and types, as i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 @dataclass
@@ -35,7 +35,11 @@ class EstimateOptions:
 
 @dataclass
 class Train:
-    """One run: the groups are checked by their own `_target_`s, these are the keys beside them."""
+    """One run: the groups are checked by their own `_target_`s, these are the keys beside them.
+
+    Attributes:
+        weight_neutral: the keys with no effect on the weights, with all below them (see `sft.config.weight_neutral`).
+    """
 
     name: str
     seed: int
@@ -59,6 +63,10 @@ class Train:
     sweep: SweepOptions
     hub: HubOptions
     estimate: EstimateOptions
+    weight_neutral: ClassVar[tuple[str, ...]] = (
+        "name", "resume", "on_nonfinite", "objective", "direction", "save_merged_model", "profile", "allow_targets",
+        "allow_changes", "tracker", "evaluation", "sweep", "hub", "estimate",
+    )  # fmt: skip
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sft.config.app import over_base, read_dotenv
-from sft.config.command_line.base import BASE_NAME, is_snapshot, read_yaml, register_base
+from sft.config.command_line.base import BASE_NAME, is_snapshot, over_base, read_yaml, register_base
 from sft.config.command_line.overrides import quote_literal, with_environment
 from sft.config.compose import compose_job, config_loader
+from sft.config.entry.surroundings import read_dotenv
 from sft.config.errors import raise_all
 from sft.config.resolvers import evaluations_directory
 

@@ -66,6 +66,7 @@ class Dataset:
     num_proc: int | None = None
     cache: bool = True
     check_rows: int = 64
+    weight_neutral = ("num_proc", "cache", "check_rows")  # without effect on the weights
 
     def __post_init__(self) -> None:
         self.sources = _sources(self.sources, "dataset.sources")

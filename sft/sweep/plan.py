@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from sft.config.command_line.overrides import swept_values
 from sft.config.compose import compose_job, config_loader, plain
 from sft.config.errors import UserError, UserErrors
 from sft.config.resolvers import RESOLVER, as_typed, job_name
+from sft.config.weight_neutral import is_weight_neutral
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.safety.secrets import redact_command, typed_command
 from sft.sweep.directories import job_overrides, refuse_shared_directories
 from sft.sweep.record import SweepRecord
-from sft.training.resume.config_changes import HARMLESS, refuse_changes
+from sft.training.resume.config_changes import refuse_changes
 
 
 @dataclass
@@ -30,11 +31,13 @@ class Plan:
         facts: command, overrides, swept keys, objective, direction.
         jobs: number, directory and swept values of each job; empty for a search, which makes them as it goes.
         overrides: of each job, all of them.
+        config: plain, as it is without what the jobs differ in.
     """
 
     facts: dict[str, Any]
     jobs: list[dict[str, Any]]
     overrides: list[list[str]]
+    config: dict[str, Any]
 
 
 def plan(config: DictConfig) -> Plan:
@@ -64,7 +67,7 @@ def plan(config: DictConfig) -> Plan:
         }
         for number, each in enumerate(overrides)
     ]
-    return Plan(facts, jobs, overrides)
+    return Plan(facts, jobs, overrides, OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
 
 
 def swept_of(overrides: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
@@ -81,7 +84,7 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
             another one (a YAML file changed); with the differences.
     """
     stored = record.read().get("overrides")
-    before, now = _binding(stored or []), _binding(planned.facts["overrides"])
+    before, now = (_binding(each, planned.config) for each in (stored or [], planned.facts["overrides"]))
     if stored is not None and sorted(before) != sorted(now):
         raise _other_overrides(record.directory, before, now)
     errors = []
@@ -101,9 +104,9 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
 
 
-def _binding(overrides: Sequence[str]) -> list[str]:
+def _binding(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """Those that reach a job's weights; `sweep.retry_failed` and the like may change from one session to the next."""
-    return [each for each in overrides if not HARMLESS.fullmatch(each.lstrip("+~").partition("=")[0])]
+    return [each for each in overrides if not is_weight_neutral(each.lstrip("+~").partition("=")[0], config)]
 
 
 def _other_overrides(directory: Path, before: Sequence[str], now: Sequence[str]) -> UserError:

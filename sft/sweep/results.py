@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.weight_neutral import is_weight_neutral
 from sft.drawing.curves import Curve, curves
 from sft.run.directory import RunDirectory
 from sft.run.disk.atomic import TEMPORARY
@@ -17,7 +18,7 @@ from sft.run.lock import holder
 from sft.run.metrics import last_values
 from sft.run.record import read_record
 from sft.sweep.record import NAME
-from sft.training.resume.config_changes import HARMLESS, flat, read_snapshot
+from sft.training.resume.config_changes import flat, read_snapshot
 
 _NUMBERED = re.compile(r"(\d+)(?:_|$)")
 
@@ -173,10 +174,11 @@ def _scanned(directory: Path) -> SweepResults:
 
 def swept_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """The dotted keys that resolved configs differ in, those left out that cannot change what is trained."""
+    configs = list(configs)
     flats = [flat(config) for config in configs]
     keys = dict.fromkeys(key for config in flats for key in config)
     varied = [key for key in keys if any(config.get(key) != flats[0].get(key) for config in flats)]
-    return [key for key in varied if not HARMLESS.fullmatch(key) and not key.endswith("_target_")]
+    return [key for key in varied if not is_weight_neutral(key, *configs) and not key.endswith("_target_")]
 
 
 def _read_job(job: JobResult, path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sft.config.source_code.class_attributes import class_attribute
 from sft.data.conversations import evaluation_conversations
 from sft.distributed.ranks import Ranks
 from sft.evaluation.answers import Answers, evaluate_generation
@@ -111,7 +112,8 @@ class Examination:
 
 def few_examples(inputs: Inputs, count: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A few evaluation conversations for callbacks that show generations; [] where no callback does."""
-    if not any("generation" in str((node or {}).get("_target_")) for node in (config.get("callbacks") or {}).values()):
+    nodes = [node for node in (config.get("callbacks") or {}).values() if node]
+    if not any(class_attribute(node.get("_target_"), "wants_examples") for node in nodes):
         return []
     found = evaluation_conversations(inputs.dataset, inputs.data.eval, count)
     return [conversation for conversations in found.values() for conversation in conversations][:count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -35,7 +35,18 @@ class Arguments(TrainingArguments):
             `auto` is two where that is faster, 1 is the batch as a whole.
         resume_schedule: the learning rate's schedule of a run that is resumed with another end: `stretched` over the
             new length, or `kept` as it was, with its last rate from its end on.
+        own_loss: whether the trainer computes the loss in its own way, by an output layer that it puts into the model.
+        requires: as of `sft.run.trackers.base.Tracker`.
+        weight_neutral: the settings with no effect on the weights (see `sft.config.weight_neutral`).
     """
+
+    own_loss: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, str | None] | None] = None
+    weight_neutral: ClassVar[tuple[str, ...]] = (
+        "resume_schedule", "logging_*", "log_level*", "disable_tqdm", "report_to", "save_*", "skip_memory_metrics",
+        "per_device_eval_batch_size", "auto_find_batch_size", "ddp_timeout", "dataloader_num_workers",
+        "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    )  # fmt: skip
 
     max_tokens_per_batch: int | None = None
     cpu_parts: int | Literal["auto"] = "auto"

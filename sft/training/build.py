@@ -12,6 +12,7 @@ from typing import Any
 from sft.config.build import build
 from sft.config.checks.figures import evaluated_sources, objective_of
 from sft.config.errors import UserError
+from sft.config.source_code.class_attributes import class_attribute
 from sft.distributed.ranks import joined
 from sft.kernels import elementwise, lowrank
 from sft.model import shared
@@ -43,8 +44,8 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     quant = build(config.get("quant"), where="quant", allowed=allowed)
     lora = build(config.get("lora"), where="lora", allowed=allowed)
     load = partial(load_model, inputs.model, quant, trained=lora is None, config=inputs.model_config)
-    trl = str(config["trainer"].get("_target_", "")).endswith("TrlArguments")  # puts an output layer of its own into it
-    if shares_base and not trl and not changes_base(lora, inputs.model):
+    own_loss = class_attribute(config["trainer"].get("_target_"), "own_loss", False)  # puts its output layer into it
+    if shares_base and not own_loss and not changes_base(lora, inputs.model):
         base = shared.lend(_base_key(config), load)
         if current.get() is not None:  # other jobs train on it at the same time
             base = view_of(base)
@@ -56,7 +57,7 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     new_rows = fit_embeddings(base, inputs.tokenizer, control)
     targets = inputs.family.target_modules
     model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
-    if not trl:
+    if not own_loss:
         lowrank.install(model)
         elementwise.install(model)
     log.info("%s", coverage.line())

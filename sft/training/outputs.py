@@ -16,6 +16,7 @@ from sft.hub.card import Card
 from sft.model.base import base_of
 from sft.model.fingerprint import weights_fingerprint
 from sft.model.save import decode_greedily, save_adapter, save_model
+from sft.model.spec import Model
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
@@ -60,7 +61,7 @@ def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> Trai
     return TrainingInfo(
         model_name=spec.name or str(config["model"]["_target_"]).rpartition(".")[2],
         model_path=base.name_or_path,
-        model_kind=_kind(config, base.name_or_path),
+        model_kind=_kind(spec, base.name_or_path),
         model_revision=spec.revision,
         base_fingerprint=weights_fingerprint(base.name_or_path, spec.revision),
         model_type=getattr(inputs.model_config, "model_type", None),
@@ -123,10 +124,9 @@ def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, 
     Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
 
 
-def _kind(config: Mapping[str, Any], path: str) -> str:
-    target = str(config["model"].get("_target_", ""))
-    if not config["model"].get("name"):
-        return {"OfflineModel": "embedded", "TinyModel": "tiny"}.get(target.rpartition(".")[2], "hub")
+def _kind(spec: Model, path: str) -> str:
+    if not spec.name:
+        return spec.kind
     return "local" if Path(path).is_dir() else "hub"
 
 

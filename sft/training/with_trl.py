@@ -27,6 +27,9 @@ except ImportError as error:
 class TrlArguments(Arguments, SFTConfig):
     """trl.SFTConfig under its own names; what becomes of rows is `dataset`'s."""
 
+    own_loss = True
+    requires = ("trl", "trl")
+
     def __post_init__(self) -> None:
         self.dataset_kwargs = {"skip_prepare_dataset": True}  # rows come tokenized and labelled
         super().__post_init__()

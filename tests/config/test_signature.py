@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.config.checks.signature import read_signature
 from sft.config.checks.types import mismatch
+from sft.config.source_code.signature import read_signature
 
 
 def test_library_classes_are_read_as_python_sees_them():
@@ -26,7 +26,7 @@ def test_base_classes_are_followed():
 
 
 def test_nothing_is_imported():
-    code = "import sys; from sft.config.checks.signature import read_signature as r; r('peft.LoraConfig'); print('torch' in sys.modules, 'peft' in sys.modules)"
+    code = "import sys; from sft.config.source_code.signature import read_signature as r; r('peft.LoraConfig'); print('torch' in sys.modules, 'peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.split() == ["False", "False"]
 

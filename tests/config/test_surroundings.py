@@ -3,8 +3,8 @@
 import pytest
 
 from sft.api import compose
-from sft.config.app import read_dotenv
 from sft.config.compose import check_command, config_loader
+from sft.config.entry.surroundings import read_dotenv
 from sft.config.errors import UserError
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.config.app import _leave
+from sft.config.entry.exit_codes import leave
 from sft.config.errors import UserError
 from sft.config.text import harmless
 
@@ -36,7 +36,7 @@ def left(error: BaseException) -> str:
     sys.stderr = printed
     try:
         with pytest.raises(SystemExit):
-            _leave(error, None)
+            leave(error, None)
     finally:
         sys.stderr = before
     return printed.getvalue()

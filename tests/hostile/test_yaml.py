@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sft.config.app import over_base
+from sft.config.command_line.base import over_base
 from sft.config.command_line.overrides import parse_command_line
 from sft.config.compose import check_command, config_loader
 from sft.config.errors import UserError

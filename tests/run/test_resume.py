@@ -10,6 +10,8 @@ from sft.training.resume.config_changes import changes
 from sft.training.resume.sameness import changed_inputs, changed_versions, refuse
 
 STOPPING = {"_target_": "sft.training.callbacks.early_stopping.EarlyStopping", "patience": 2, "threshold": 0.0}
+DISPLAY = {"_target_": "sft.training.callbacks.display.Display", "seconds": 10.0}
+ARGUMENTS = {"_target_": "sft.training.arguments.Arguments"}
 NF4 = {"_target_": "transformers.BitsAndBytesConfig", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
@@ -19,7 +21,8 @@ NF4 = {"_target_": "transformers.BitsAndBytesConfig", "load_in_4bit": True, "bnb
         ({"seed": 1, "name": "a"}, {"seed": 2, "name": "b"}, {"seed": (1, 2)}),
         ({"callbacks": {"stop": STOPPING}}, {"callbacks": {}}, {"callbacks.stop": ("EarlyStopping", "none")}),
         ({"callbacks": {}}, {"callbacks": {"stop": STOPPING}}, {"callbacks.stop": ("none", "EarlyStopping")}),
-        ({"callbacks": None}, {"callbacks": {"display": STOPPING}}, {}),
+        ({"callbacks": None}, {"callbacks": {"display": DISPLAY}}, {}),
+        ({"callbacks": None}, {"callbacks": {"display": STOPPING}}, {"callbacks.display": ("none", "EarlyStopping")}),
         (
             {"callbacks": {"stop": STOPPING}},
             {"callbacks": {"stop": {**STOPPING, "patience": 3}}},
@@ -28,7 +31,11 @@ NF4 = {"_target_": "transformers.BitsAndBytesConfig", "load_in_4bit": True, "bnb
         ({"quant": None}, {"quant": NF4}, {"quant": ("none", "BitsAndBytesConfig")}),
         ({"lora": {"_target_": "peft.LoraConfig", "r": 8}}, {"lora": None}, {"lora": ("LoraConfig", "none")}),
         ({"on_nonfinite": "stop"}, {"on_nonfinite": "skip"}, {}),
-        ({"trainer": {"save_steps": 1}}, {"trainer": {"save_steps": 2, "auto_find_batch_size": True}}, {}),
+        (
+            {"trainer": {**ARGUMENTS, "save_steps": 1}},
+            {"trainer": {**ARGUMENTS, "save_steps": 2, "auto_find_batch_size": True}},
+            {},
+        ),
     ],
 )
 def test_changes_that_reach_the_weights(before, now, found) -> None:

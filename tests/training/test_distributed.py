@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sft.config import app
+from sft.config.entry.surroundings import refuse_several
 from sft.config.errors import UserError
 from sft.distributed.sharding import refuse_unspreadable, with_own_checkpointing
 
@@ -396,4 +396,4 @@ def test_sweeps_and_other_commands_are_for_one_process(arguments, key, monkeypat
     monkeypatch.setenv("WORLD_SIZE", "2")
     name, together = ("train", True) if arguments else ("evaluate", False)
     with pytest.raises(UserError, match=key or "sft.evaluate: this command works in one process"):
-        app._refuse_several(name, bool(arguments), together)
+        refuse_several(name, bool(arguments), together)

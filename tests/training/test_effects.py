@@ -20,6 +20,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 import sft.distributed.sharding
 import sft.training.arguments
 import sft.training.trainer.evaluating
+import sft.training.trainer.saving
 import sft.training.trainer.shrinking
 import sft.training.trainer.trainer
 from sft.config.build import build
@@ -27,8 +28,8 @@ from sft.config.checks.effects import without_effect
 from sft.config.checks.needs import NEEDS
 from sft.config.checks.no_effect import NO_EFFECT, PREDICTIONS
 from sft.config.checks.owners import OWNED
-from sft.config.checks.signature import read_signature
 from sft.config.errors import UserError
+from sft.config.source_code.signature import read_signature
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_trainer, built_early
@@ -167,8 +168,8 @@ READ_BY: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "logging_first_step": ("true", transformers.trainer_callback, ("trainer.logging_steps=5",)),
     "auto_find_batch_size": ("true", sft.training.trainer.shrinking, ()),
     "per_device_eval_batch_size": ("3", sft.training.trainer.evaluating, ()),
-    "save_only_model": ("true", sft.training.trainer.trainer, ()),
-    "save_total_limit": ("1", sft.training.trainer.trainer, ()),
+    "save_only_model": ("true", sft.training.trainer.saving, ()),
+    "save_total_limit": ("1", sft.training.trainer.saving, ()),
     "gradient_checkpointing": ("true", sft.training.trainer.trainer, ()),
 }
 # Keys that change nothing on one CPU, by what they are for.

@@ -108,7 +108,7 @@ def test_a_run_that_left_a_step_out_resumes_to_the_same_weights(run):
 
 
 def test_steps_left_out_one_after_another_stop_the_run(run, monkeypatch):
-    monkeypatch.setattr("sft.training.trainer.trainer.IN_A_ROW", 3)
+    monkeypatch.setattr("sft.training.trainer.guarding.IN_A_ROW", 3)
 
     class Always(Poison):
         def on_step_begin(self, args, state, control, **kwargs):

@@ -14,10 +14,11 @@ from sft.config.checks.figures import unknown_figures
 from sft.config.checks.nodes import misplaced
 from sft.config.checks.owners import OWNED
 from sft.config.checks.schedules import clashing
-from sft.config.checks.signature import Signature, find_in_file, read_signature, signature_of
 from sft.config.checks.suggest import nearest, suggestion
 from sft.config.checks.types import mismatch, nested_dataclass
 from sft.config.errors import UserError
+from sft.config.source_code.definitions import find_in_file
+from sft.config.source_code.signature import Signature, read_signature, signature_of
 from sft.safety.targets import check_target
 
 # Keys of other commands, by what this one has instead.

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sft.config.checks.ranges import out_of_range
+from sft.config.checks.roles import in_role
 from sft.config.errors import UserError
+from sft.config.source_code.class_attributes import class_attribute
 
 # Attention that keeps packed documents apart; eager and flex need a 4-D mask that nobody builds.
 ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"}
@@ -33,21 +35,19 @@ def _quantized_full(config: dict[str, Any]) -> Iterator[UserError]:
 
 
 def _early_stopping(config: dict[str, Any]) -> Iterator[UserError]:
-    for name, node in (config.get("callbacks") or {}).items():
-        target = str((node or {}).get("_target_", ""))
-        stops = target.endswith(("EarlyStoppingCallback", "EarlyStopping"))
-        if stops and not evaluates(config):
-            yield UserError(
-                "early stopping looks at evaluations, and this run makes none",
-                where=f"callbacks.{name}",
-                remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
-            )
+    if evaluates(config):
+        return
+    for name in in_role(config, "stops_early"):
+        yield UserError(
+            "early stopping looks at evaluations, and this run makes none",
+            where=f"callbacks.{name}",
+            remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
+        )
 
 
 def _best_model(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
-    nodes = (config.get("callbacks") or {}).items()
-    best = [name for name, node in nodes if str((node or {}).get("_target_", "")).endswith(".BestModel")]
+    best = in_role(config, "loads_best")
     if (trainer.get("load_best_model_at_end") or best) and not evaluates(config):
         yield UserError(
             "the best model is chosen by evaluations, and this run makes none",
@@ -153,7 +153,7 @@ def _dataset(config: dict[str, Any]) -> Iterator[UserError]:
 
 def _smoothing(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
-    if trainer.get("label_smoothing_factor") and "trl" not in str(trainer.get("_target_")).lower():
+    if trainer.get("label_smoothing_factor") and not class_attribute(trainer.get("_target_"), "own_loss"):
         yield UserError(
             "the loss is cross entropy at trained positions alone, without smoothing",
             where="trainer.label_smoothing_factor",
@@ -211,8 +211,7 @@ def evaluates(config: dict[str, Any]) -> bool:
     """Whether a run has evaluation rows and a strategy that uses them."""
     trainer, dataset = config.get("trainer") or {}, config.get("dataset") or {}
     rows = bool(dataset.get("eval_fraction", 0.1)) or bool(dataset.get("eval_sources"))  # 0.1: spec.Dataset
-    nodes = (config.get("callbacks") or {}).values()
-    asks = any(str((node or {}).get("_target_", "")).endswith("Validation") for node in nodes)
+    asks = bool(in_role(config, "evaluates"))
     return rows and (asks or str(trainer.get("eval_strategy", "no")).lower() not in ("no", "false"))
 
 

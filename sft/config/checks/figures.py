@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sft.config.checks.roles import role_of
 from sft.config.checks.suggest import nearest
 from sft.config.errors import UserError
+from sft.config.source_code.class_attributes import class_attribute
 
 _LOSS = ("loss", "perplexity", "token_accuracy")
 _ANSWERS = ("exact_match", "f1", "rouge_l")
@@ -114,9 +116,10 @@ def _watched(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None, bool]
         yield "trainer.metric_for_best_model", trainer["metric_for_best_model"], False
     callbacks = config.get("callbacks")
     for name, node in callbacks.items() if isinstance(callbacks, Mapping) else []:
-        target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
-        key = {"BestModel": "metric_for_best_model", "EarlyStopping": "metric"}.get(target.rpartition(".")[2])
-        if key is None and target.endswith(".Checkpoint") and node.get("best_only"):
+        if not isinstance(node, Mapping):
+            continue
+        key = class_attribute(node.get("_target_"), "figure_argument")
+        if key is None and role_of(node) == "saves" and node.get("best_only"):
             yield f"callbacks.{name}.best_only", objective, True
         elif key is not None:
             own = node.get(key)

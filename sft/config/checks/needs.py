@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.config.checks.roles import in_role
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -43,12 +45,6 @@ def _on(key: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda config: bool(_trainer(config).get(key))
 
 
-def _callback(config: Mapping[str, Any], *names: str) -> bool:
-    """Whether one of these callbacks is on."""
-    nodes = node_of(config, "callbacks").values()
-    return any(str(node.get("_target_", "")).endswith(names) for node in nodes if isinstance(node, Mapping))
-
-
 def _picks_best(config: Mapping[str, Any]) -> bool:
     """Whether something watches a figure of the evaluations."""
     trainer = _trainer(config)
@@ -56,7 +52,7 @@ def _picks_best(config: Mapping[str, Any]) -> bool:
         bool(trainer.get("load_best_model_at_end"))
         or trainer.get("save_strategy") == "best"
         or trainer.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
-        or _callback(config, "EarlyStopping", "EarlyStoppingCallback", "BestModel")
+        or bool(in_role(config, "stops_early", "loads_best"))
     )
 
 
@@ -83,12 +79,12 @@ _READS_ARGS = (
 
 NEEDS: dict[str, Needs] = {
     "trainer.eval_steps": Needs(
-        lambda config: _is("eval_strategy", "steps")(config) or _callback(config, "Validation"),
+        lambda config: _is("eval_strategy", "steps")(config) or bool(in_role(config, "evaluates")),
         "read where trainer.eval_strategy is steps",
         "trainer.eval_strategy=steps",
     ),
     "trainer.save_steps": Needs(
-        lambda config: _is("save_strategy", "steps", None)(config) or _callback(config, "Checkpoint"),
+        lambda config: _is("save_strategy", "steps", None)(config) or bool(in_role(config, "saves")),
         "read where trainer.save_strategy is steps",
         "trainer.save_strategy=steps",
     ),

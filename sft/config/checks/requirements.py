@@ -17,20 +17,9 @@ from urllib.parse import urlsplit
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded, nearest_path
+from sft.config.source_code.class_attributes import class_attribute
 from sft.safety.secrets import holds_secret
 
-# The module that says whether it is there, and the extra that brings it; None for a package that no extra has.
-_TRACKERS = {
-    "MlflowTracker": ("mlflow", "trackers"),
-    "TensorboardTracker": ("tensorboard", "trackers"),
-    "TrackioTracker": ("trackio", "trackers"),
-    "WandbTracker": ("wandb", None),
-}
-_HYDRA = {
-    "optuna": ("optuna", "optuna"),
-    "joblib": ("joblib", "joblib"),
-    "submitit": ("submitit", "submitit"),
-}
 _OPTIMIZERS = {
     "galore": "galore_torch",
     "apollo": "apollo_torch",
@@ -78,13 +67,11 @@ def missing(
 
 def _of_training(config: Mapping[str, Any]) -> Iterator[UserError]:
     trainer, lora = _node(config, "trainer"), _node(config, "lora")
-    tracker = str(_node(config, "tracker").get("_target_", "")).rpartition(".")[2]
-    if tracker in _TRACKERS:
-        yield from _absent(*_TRACKERS[tracker], where="tracker", instead="tracker=none")
-    if tracker == "WandbTracker":
-        yield from _wandb_key(_node(config, "tracker"))
-    if str(trainer.get("_target_", "")).endswith("TrlArguments"):
-        yield from _absent("trl", "trl", where="trainer", instead="trainer=default")
+    tracker = _node(config, "tracker")
+    yield from _required_by(tracker, where="tracker", instead="tracker=none")
+    if "wandb" in _requires(tracker):
+        yield from _wandb_key(tracker)
+    yield from _required_by(trainer, where="trainer", instead="trainer=default")
     if trainer.get("deepspeed"):
         yield from _absent("deepspeed", "deepspeed", where="trainer.deepspeed", instead="trainer=default")
     if trainer.get("use_liger_kernel"):
@@ -142,10 +129,18 @@ def _is_absent(text: str) -> bool:
 
 def _of_hydra(hydra: Mapping[str, Any]) -> Iterator[UserError]:
     for node in ("sweeper", "launcher"):
-        target = str(_node(hydra, node).get("_target_", "")).lower()
-        for name, (module, extra) in _HYDRA.items():
-            if name in target:
-                yield from _absent(module, extra, where=f"hydra/{node}", instead=f"hydra/{node}=basic")
+        yield from _required_by(_node(hydra, node), where=f"hydra/{node}", instead=f"hydra/{node}=basic")
+
+
+def _required_by(node: Mapping[str, Any], *, where: str, instead: str) -> Iterator[UserError]:
+    """The error for the module that the class of a node says it requires, where that is not installed."""
+    if requires := _requires(node):
+        yield from _absent(*requires, where=where, instead=instead)
+
+
+def _requires(node: Mapping[str, Any]) -> tuple[Any, ...]:
+    """(module, extra that brings it or None), as the class of a node has it; () for none."""
+    return tuple(class_attribute(node.get("_target_"), "requires") or ())
 
 
 def _absent(module: str, extra: str | None, *, where: str, instead: str) -> Iterator[UserError]:

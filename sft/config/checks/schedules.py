@@ -99,7 +99,7 @@ def best_model(
     return {"load_best_model_at_end": True, **metric}
 
 
-# The callbacks that ask for something, by the end of their `_target_`; those marked true know the run's objective.
+# The callbacks that ask for something, by their `_target_`; those marked true know the run's objective.
 ASKING: dict[str, tuple[Callable[..., Asked], bool]] = {
     "sft.training.callbacks.validation.Validation": (validation, False),
     "sft.training.callbacks.checkpoint.Checkpoint": (checkpoint, True),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.checks.signature import read_signature
+from sft.config.source_code.signature import read_signature
 
 MEANINGS = Path(__file__).with_name("meanings.yaml")
 _SHORTEST_PREFIX = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from sft.config.checks.signature import find_in_file, is_dataclass, literal_values
+from sft.config.source_code.definitions import find_in_file, is_dataclass, literal_values
 
 _SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _SEQUENCES = {"list", "List", "tuple", "Tuple", "set", "Sequence", "Iterable"}

@@ -7,12 +7,34 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sft.config.command_line.bare_adapter import COMMANDS, as_model, run_around
+from sft.config.command_line.quoting import quoted
 from sft.config.errors import UserError
 from sft.config.paths import conf_dir, expanded
 from sft.safety.yaml_files import check_yaml
 
 SNAPSHOT = "config.resolved.yaml"
 BASE_NAME = "sft_base"
+
+
+def over_base(loader: Any, config_name: str, command_name: str, overrides: list[str]) -> tuple[str, list[str]]:
+    """With `run=DIR`, the run's resolved config takes the place of the command's defaults.
+
+    DIR may be the adapter in it; one that was trained elsewhere becomes `model.adapter`.
+    """
+    given = [o for o in overrides if o.partition("=")[0] == "run"]
+    if not given:
+        return config_name, overrides
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    run = OverridesParser.create().parse_override(given[-1]).value()
+    named = expanded(str(run).replace("\\${", "${"))
+    if command_name in COMMANDS and (instead := as_model(run_around(named), overrides)) is not None:
+        return config_name, instead
+    if (around := run_around(named)) != named:
+        overrides = [o if o.partition("=")[0] != "run" else f"run={quoted(str(around))}" for o in overrides]
+    base = read_run(str(around))
+    return BASE_NAME, register_base(base, command_name, overrides, set(loader.list_groups("")))
 
 
 def read_yaml(path: Path) -> DictConfig:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
@@ -23,7 +23,13 @@ class Tracker:
 
     Use it as ``start``, any number of ``log`` and ``artifact``, ``finish``; then it can be started again for another
     run. :func:`tracking` does the first and the last. Only the main process of a distributed run holds a real one.
+
+    Attributes:
+        requires: the module that it imports and the extra of sft that brings it (None: no extra does); None: no module.
+            Read from source before a run begins, so a literal (see `sft.config.source_code.class_attributes`).
     """
+
+    requires: ClassVar[tuple[str, str | None] | None] = None
 
     def start(self, run: RunDirectory, config: Mapping[str, Any], name: str, group: str | None = None) -> None:
         """Open the run at the tracker; the same one again if this run directory has been tracked before.

@@ -27,6 +27,8 @@ class MlflowTracker(Tracker):
         log_merged: keep the merged model as an artifact.
     """
 
+    requires = ("mlflow", "trackers")
+
     def __init__(
         self,
         tracking_uri: str | None = None,

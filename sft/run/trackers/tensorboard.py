@@ -21,6 +21,8 @@ class TensorboardTracker(Tracker):
         flush_secs: how often the file is flushed, in seconds.
     """
 
+    requires = ("tensorboard", "trackers")
+
     def __init__(self, log_dir: str | None = None, flush_secs: int = 30) -> None:
         self.log_dir, self.flush_secs = log_dir, flush_secs
         self._open: tuple[Any, Path, str] | None = None

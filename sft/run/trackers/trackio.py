@@ -26,6 +26,8 @@ class TrackioTracker(Tracker):
         log_merged: keep the merged model as an artifact.
     """
 
+    requires = ("trackio", "trackers")
+
     def __init__(
         self,
         project: str = "sft",

@@ -28,6 +28,8 @@ class WandbTracker(Tracker):
         log_merged: upload the merged model as an artifact of its own.
     """
 
+    requires = ("wandb", None)
+
     def __init__(
         self,
         project: str | None = "sft",

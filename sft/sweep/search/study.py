@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.config.errors import UserError
+from sft.config.source_code.class_attributes import class_attribute
 from sft.sweep.search.pruning import TrialReporter
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def trial_reporter(node: Mapping[str, Any], directory: Path, number: int) -> Tri
         node: the `hydra.sweeper` node.
         directory: the sweep's.
     """
-    if not str(node.get("_target_", "")).endswith(".OptunaSweeper") or node.get("pruner") == "none":
+    if not class_attribute(node.get("_target_"), "has_study") or node.get("pruner") == "none":
         return None
     optuna, options = import_optuna(), SearchOptions.of(node)
     many = len(options.job_seeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainerCallback
 
@@ -23,11 +23,24 @@ class RunCallback(TrainerCallback):
         run: the run directory, None until bound.
         tokenizer: the run's tokenizer.
         template: the bound chat template (``render``, ``stop_tokens``).
-        examples: a few conversations of the evaluation data.
+        examples: a few conversations of the evaluation data, where a callback of the config `wants_examples`.
         objective: the metric that decides which model is better, such as "eval_loss".
         direction: "minimize" or "maximize".
         rows_of_step: gives the rows of the step being made, as text.
+
+    What the checks of a config want to know of a class is read from its source, so these are literals:
+
+        role: what it does for the run as a whole: it has the run evaluate, saves checkpoints, stops it early or loads
+            the best model at its end; None: nothing of it.
+        figure_argument: its argument that names the figure it goes by; null there means the run's objective.
+        wants_examples: whether it looks at `examples`.
+        weight_neutral: its arguments with no effect on the weights; "*": all, and the callback itself.
     """
+
+    role: ClassVar[Literal["evaluates", "saves", "stops_early", "loads_best"] | None] = None
+    figure_argument: ClassVar[str | None] = None
+    wants_examples: ClassVar[bool] = False
+    weight_neutral: ClassVar[tuple[str, ...]] = ()
 
     run: RunDirectory | None = None
     tokenizer: Any = None

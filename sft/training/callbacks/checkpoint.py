@@ -17,6 +17,8 @@ class Checkpoint(RunCallback):
         best_only: save only when an evaluation is the best so far. A killed run then resumes from the best one.
     """
 
+    role = "saves"
+
     def __init__(self, every: float | str | None = None, limit: int | None = None, best_only: bool = False) -> None:
         self.every, self.limit, self.best_only = every, limit, best_only
 
@@ -32,6 +34,9 @@ class BestModel(RunCallback):
         metric_for_best_model: an evaluation's figure; None takes the run's objective.
         greater_is_better: None follows the run's direction, or the metric's name: a loss is better when smaller.
     """
+
+    role = "loads_best"
+    figure_argument = "metric_for_best_model"
 
     def __init__(self, metric_for_best_model: str | None = None, greater_is_better: bool | None = None) -> None:
         self.metric_for_best_model, self.greater_is_better = metric_for_best_model, greater_is_better

@@ -25,6 +25,8 @@ class Display(RunCallback):
         live: draw a live bar; None does so if stderr is a terminal.
     """
 
+    weight_neutral = ("*",)
+
     def __init__(self, seconds: float = 10.0, live: bool | None = None) -> None:
         self.seconds, self.live = seconds, live
         self._bar: _Bar | None = None

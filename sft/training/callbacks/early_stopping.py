@@ -28,6 +28,9 @@ class EarlyStopping(RunCallback, ExportableState):
         metric: the figure to watch; None takes the run's objective, or eval_loss.
     """
 
+    role = "stops_early"
+    figure_argument = "metric"
+
     def __init__(
         self,
         early_stopping_patience: int = 3,

@@ -29,6 +29,9 @@ class GenerationSamples(RunCallback):
         max_new_tokens: the longest answer.
     """
 
+    wants_examples = True
+    weight_neutral = ("*",)
+
     def __init__(self, prompts: list[str] | None = None, count: int = 3, max_new_tokens: int = 64) -> None:
         if max_new_tokens < 1 or count < 0:
             raise UserError(

@@ -25,6 +25,8 @@ class LossLogger(RunCallback, ExportableState):
         spike_least: a spike is at least so much above the median, in nats per token: small losses vary more.
     """
 
+    weight_neutral = ("*",)
+
     def __init__(self, spike_factor: float | None = 2.0, window: int = 20, spike_least: float = 0.5) -> None:
         self.spike_factor, self.window, self.spike_least = spike_factor, window, spike_least
         self.recent: list[float] = []

@@ -23,6 +23,8 @@ class MemoryMonitor(RunCallback, ExportableState):
         warn_above: warn once when this share of the accelerator's or the machine's memory has been taken.
     """
 
+    weight_neutral = ("*",)
+
     def __init__(self, warn_above: float = 0.95) -> None:
         self.warn_above = warn_above
         self.peak_bytes = 0

@@ -17,6 +17,8 @@ class MetricsJsonl(RunCallback):
     of another directory begins with the lines of the steps before.
     """
 
+    weight_neutral = ("*",)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

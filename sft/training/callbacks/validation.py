@@ -17,6 +17,8 @@ class Validation(RunCallback):
         delay: steps or epochs to let pass before the first evaluation.
     """
 
+    role = "evaluates"
+
     def __init__(self, every: float | str | None = "epoch", at_start: bool = False, delay: float = 0) -> None:
         self.every, self.at_start, self.delay = every, at_start, delay
 

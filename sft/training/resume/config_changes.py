@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sft.config.checks.roles import follows_objective
 from sft.config.errors import UserError, raise_all
+from sft.config.weight_neutral import is_weight_neutral
 from sft.run.directory import RunDirectory
 from sft.training.resume.changeable import batch_of_a_step, effect_of, why_fixed
-
-# What a run may be resumed under although it differs: nothing here reaches the weights.
-HARMLESS = re.compile(
-    r"(name|resume|on_nonfinite|objective|direction|save_merged_model|allow_targets|allow_changes|sweep|estimate|hub|profile|evaluation"
-    r"|tracker|callbacks\.(display|metrics_jsonl|memory_monitor|loss_logger|generation_samples)"
-    r"|trainer\.(resume_schedule|logging_\w+|log_level\w*|disable_tqdm|report_to|save_\w+|per_device_eval_batch_size|dataloader_num_workers"
-    r"|dataloader_pin_memory|dataloader_persistent_workers|dataloader_prefetch_factor|ddp_timeout|skip_memory_metrics|auto_find_batch_size)"
-    r"|dataset\.(num_proc|cache|check_rows)|model\.(use_cache|device_map))(\..*)?"
-)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -41,11 +33,11 @@ def changes(
         if (pair[0] is None) != (pair[1] is None):
             found = {name: pair for name, pair in found.items() if name != key and not name.startswith(f"{key}.")}
             found[key] = (_class(pair[0]), _class(pair[1]))
-    decides = any(_class(node) in _BY_OBJECTIVE for each in (before, now) for node in _callbacks(each).values())
+    decides = any(follows_objective(node) for each in (before, now) for node in _callbacks(each).values())
     return {
         key: pair
         for key, pair in found.items()
-        if not (HARMLESS.fullmatch(key) and not (decides and key in ("objective", "direction")))
+        if not (is_weight_neutral(key, now, before) and not (decides and key in ("objective", "direction")))
         and not any(key == name or key.startswith(f"{name}.") for name in allowed)
     }
 
@@ -159,6 +151,5 @@ def _typed(value: Any) -> Any:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-_BY_OBJECTIVE = ("BestModel", "EarlyStopping", "Checkpoint")
 _RATE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 _FOLLOWING = ("reduce_lr_on_plateau", "greedy")

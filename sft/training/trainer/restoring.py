@@ -14,7 +14,6 @@ from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from sft.config.errors import UserError
-from sft.model.facts import stored_bytes
 from sft.run import checkpoint
 from sft.training.trainer.progress import Progress
 from sft.training.trainer.schedule import held_after, set_rates
@@ -142,19 +141,6 @@ class RestoringTrainer(Trainer):
         """Have the progress keep what the epoch's end would log of the present step."""
         norm, rate = getattr(self, "_of_step", (None, None))
         self.progress.last_step = [None if norm is None else float(norm), rate]
-
-    def _checkpoint_bytes(self) -> int | None:
-        """What a checkpoint of now takes: trained weights, the optimizer's state. None where each process has a share."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.model is None:
-            return None
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        adapts = hasattr(self.model, "peft_config")
-        weights = trained if adapts else list(self.model.state_dict().values())
-        size = stored_bytes(weights)
-        if not self.args.save_only_model and self.optimizer is not None:
-            states = (value for state in self.optimizer.state.values() for value in state.values())
-            size += stored_bytes(each for each in states if hasattr(each, "element_size"))
-        return size
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         """As in transformers; the evaluation before the first step is made once and not at every resume."""

@@ -37,6 +37,11 @@ class ShrinkingTrainer(Trainer):
         self._loss_before = self._tr_loss.clone()
         self._draws = Draws() if self.args.auto_find_batch_size else None
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        found = super()._init_training_state(*args, **kwargs)
+        self.state.train_batch_size = self._train_batch_size  # a checkpoint's may be from before memory ran out
+        return found
+
     def _inner_training_loop(  # type: ignore[override]
         self, batch_size: int | None = None, args: Any = None, resume_from_checkpoint: Any = None, **kwargs: Any
     ) -> Any:

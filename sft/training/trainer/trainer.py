@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer import TRAINER_STATE_NAME
 
 from sft.config.checks.conflicts import spreads
 from sft.data.batches.collate import PaddedCollator, split_batch
@@ -16,18 +14,17 @@ from sft.data.documents import IGNORE, Rows
 from sft.distributed.ranks import joined
 from sft.kernels.cross_entropy import summed_loss
 from sft.model.head import chooses_positions, output_layer
-from sft.run import checkpoint
-from sft.training.callbacks.state import collect, restore
 from sft.training.layout.layout import Layout
 from sft.training.layout.microbatches import SideBySide, computed_in, parts_for
 from sft.training.trainer.batching import BatchingTrainer
 from sft.training.trainer.evaluating import EvaluatingTrainer
+from sft.training.trainer.guarding import GuardingTrainer
 from sft.training.trainer.joining import JoiningTrainer
 from sft.training.trainer.neftune import Noise, noisy
-from sft.training.trainer.nonfinite import IN_A_ROW, Guard, NonFinite
+from sft.training.trainer.nonfinite import Guard
 from sft.training.trainer.progress import Progress
-from sft.training.trainer.restoring import RestoringTrainer
-from sft.training.trainer.shrinking import ShrinkingTrainer
+from sft.training.trainer.reporting import ReportingTrainer
+from sft.training.trainer.saving import SavingTrainer
 from sft.training.work import hardware_rate, work_of
 
 log = logging.getLogger(__name__)
@@ -40,7 +37,7 @@ def _use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, JoiningTrainer, EvaluatingTrainer):
+class SftTrainer(ReportingTrainer, SavingTrainer, BatchingTrainer, GuardingTrainer, JoiningTrainer, EvaluatingTrainer):
     """A thin Trainer over prepared rows.
 
     Args:
@@ -94,7 +91,6 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, JoiningTra
         self.noise = Noise(alpha) if alpha else None
         self.lengths = getattr(train, "lengths", None)  # tokens of each row
         self.effective_batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self._window = 1  # steps that a logged loss is the mean of
 
     def attention_for(self, asked: str | None) -> str | None:
         """The attention to lay batches out for; None: the cheapest that the model takes."""
@@ -144,7 +140,6 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, JoiningTra
         ):
             return super().train(*args, **kwargs)
 
-    # -- loss ----------------------------------------------------------------------------------------------------------
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -172,106 +167,3 @@ class SftTrainer(RestoringTrainer, BatchingTrainer, ShrinkingTrainer, JoiningTra
             )  # ranks' gradients are averaged, and the count is of all of them
         self.look(model, loss, batch, about)
         return (loss, outputs) if return_outputs else loss
-
-    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Count a training batch and see that its loss is a number."""
-        if model.training:
-            if not torch.isfinite(loss):
-                self.guard.meet("loss", about, self.state.global_step + 1)
-            self.progress.count(batch, about)
-
-    # -- steps ---------------------------------------------------------------------------------------------------------
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of a step; what must be known when the step fails is noted."""
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.guard.begin(found[0])
-        self._note_step()
-        return found
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm; without gradients, and so without an update, where the step is left out."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.accelerator.scaler is not None  # fp16: its scaler leaves steps out by itself and lowers the scale
-        if self.guard.found is None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            self.guard.meet("gradient", self.guard.about_step(), self.state.global_step + 1)
-        self.guard.settle(self.state.global_step + 1)
-        if self.guard.found is None:
-            self.progress.skipped_in_a_row = 0
-            return norm
-        self.progress.skipped_steps += 1
-        self.progress.skipped_in_a_row += 1
-        if self.progress.skipped_in_a_row >= IN_A_ROW:
-            raise NonFinite(str(self.guard.found), f"{IN_A_ROW} steps in a row", self.state.global_step + 1)
-        self._tr_loss = self._loss_before
-        if not scaled:
-            model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient, decay and moments included
-        return None
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._window = self.state.global_step - self._globalstep_last_logged
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        found = super()._init_training_state(*args, **kwargs)
-        self.state.train_batch_size = self._train_batch_size  # a checkpoint's may be from before memory ran out
-        return found
-
-    # -- figures -------------------------------------------------------------------------------------------------------
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a line, training lines with the speed so far."""
-        if "loss" in logs:
-            self._without_skipped(logs)
-            if self.progress.tokens_per_second:
-                logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
-                logs["trained_tokens_per_second"] = round(self.progress.trained_tokens_per_second or 0.0, 1)
-                utilization = self.progress.utilization(self.work, self.rate)
-                if utilization is not None:
-                    logs["model_flop_utilization"] = round(utilization, 4)
-        super().log(logs, start_time)
-
-    def _without_skipped(self, logs: dict[str, float]) -> None:
-        """Make a logged loss the mean of the steps that were made; no loss where all were left out."""
-        skipped = self.progress.skipped_steps - self.progress.skipped_logged
-        if not skipped:
-            return
-        self.progress.skipped_logged = self.progress.skipped_steps
-        loss, made = logs.pop("loss"), self._window - skipped
-        if made > 0:
-            logs["loss"] = loss * self._window / made
-        logs["skipped_steps"] = self.progress.skipped_steps
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
-        self.store_flos()
-        root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
-        self.progress.unlogged_loss = self.ranks.gather(float(self._tr_loss))
-        self.progress.last_logged = self._globalstep_last_logged
-        self._note_checkpoint()
-        main, barrier, needed = self.args.should_save, self.accelerator.wait_for_everyone, self._checkpoint_bytes()
-        with checkpoint.writing(root, step, main=main, barrier=barrier, needed=needed) as directory:
-            self.save_model(str(directory), _internal_call=True)
-            if state.best_global_step:
-                best = root / checkpoint.name(state.best_global_step)
-                if best.is_dir() or state.best_global_step == step:
-                    state.best_model_checkpoint = str(best)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(directory))
-                self._save_scaler(str(directory))
-                self._save_rng_state(str(directory))
-            if self.args.should_save:
-                state.stateful_callbacks = collect([*self.callback_handler.callbacks, self.control])  # type: ignore[assignment]
-                state.save_to_json(str(directory / TRAINER_STATE_NAME))
-        if self.args.should_save:
-            keep = [state.best_model_checkpoint] if state.best_model_checkpoint else []
-            checkpoint.prune(root, self.args.save_total_limit, keep=keep)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        # a pickle of all arguments, which nothing here reads; config.resolved.yaml says the same
-        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
-
-    def _load_callback_state(self) -> None:
-        """Callbacks keep their place and their run directory; only their state comes from the checkpoint."""
-        states: Any = self.state.stateful_callbacks
-        restore([*self.callback_handler.callbacks, self.control], states or {})

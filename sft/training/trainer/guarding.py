@@ -1,0 +1,53 @@
+"""A training loop that leaves out, or stops at, a step whose loss or gradient is no number; every batch is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sft.training.trainer.nonfinite import IN_A_ROW, NonFinite
+from sft.training.trainer.shrinking import ShrinkingTrainer
+
+
+class GuardingTrainer(ShrinkingTrainer):
+    """A Trainer with a guard; a step that is left out is undone by what was noted when it began.
+
+    Attributes:
+        guard: decides what a non-finite value leads to.
+        progress: counts batches and the steps left out.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step; what must be known when the step fails is noted."""
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.guard.begin(found[0])
+        self._note_step()
+        return found
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm; without gradients, and so without an update, where the step is left out."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = self.accelerator.scaler is not None  # fp16: its scaler leaves steps out by itself and lowers the scale
+        if self.guard.found is None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
+            self.guard.meet("gradient", self.guard.about_step(), self.state.global_step + 1)
+        self.guard.settle(self.state.global_step + 1)
+        if self.guard.found is None:
+            self.progress.skipped_in_a_row = 0
+            return norm
+        self.progress.skipped_steps += 1
+        self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row >= IN_A_ROW:
+            raise NonFinite(str(self.guard.found), f"{IN_A_ROW} steps in a row", self.state.global_step + 1)
+        self._tr_loss = self._loss_before
+        if not scaled:
+            model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient, decay and moments included
+        return None
+
+    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Count a training batch and see that its loss is a number."""
+        if model.training:
+            if not torch.isfinite(loss):
+                self.guard.meet("loss", about, self.state.global_step + 1)
+            self.progress.count(batch, about)
