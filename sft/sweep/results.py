@@ -10,7 +10,8 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
-from sft.drawing.curves import Curve, curves
+from sft.drawing.canvas import Curve
+from sft.drawing.curves import curves
 from sft.run.atomic import TEMPORARY
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
