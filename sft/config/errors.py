@@ -72,6 +72,11 @@ def _rebuild(kind: type[UserError], what: str, where: str | None, remedy: str | 
     return kind(what, where=where, remedy=remedy)
 
 
+def not_installed(library: str, extra: str, where: str) -> UserError:
+    """The error for a library that comes with one of sft's extras."""
+    return UserError(f"{library} is not installed", where=where, remedy=f"pip install 'sft[{extra}]'")
+
+
 def raise_all(errors: list[UserError]) -> None:
     """Raise the one error or all of them together; nothing when the list is empty."""
     if errors:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sft.config.command_line.overrides import swept_values
 from sft.config.compose import compose_job, config_loader, plain
@@ -17,7 +17,7 @@ from sft.config.resolvers import RESOLVER, as_typed, job_name
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.safety.secrets import redact_command, typed_command
-from sft.sweep.directories import job_overrides, refuse_shared_directories
+from sft.sweep.directories import job_overrides, refuse_shared_directories, subdir_of
 from sft.sweep.record import SweepRecord
 from sft.training.resume.config_changes import HARMLESS, refuse_changes
 
@@ -55,7 +55,7 @@ def plan(config: DictConfig) -> Plan:
     found = job_overrides(config)
     refuse_shared_directories(config, found)
     overrides = found or []
-    named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    named = RESOLVER in subdir_of(config)
     jobs = [
         {
             "number": number,
