@@ -8,7 +8,8 @@ INSTALLED := .venv/.installed-dev
 # Two threads on busy cores stall small models: each test process computes with one. Our own modules are compiled once.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all test-slow test-cpus test-web test-deepeval browser soak lint type format bench docs install clean
+.PHONY: demo test test-all test-slow test-cpus test-web test-deepeval browser soak
+.PHONY: check lint type imports format bench docs install clean
 
 demo: $(RUN)  ## the main job: a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
@@ -48,6 +49,8 @@ test-deepeval: .venv-deepeval/.installed  ## judge.scorer=deepeval through DeepE
 soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with one left alone
 	$(PY) tests/soak/soak.py --rounds 50 --jobs 2
 
+check: lint type imports  ## what CI checks beside the tests, and a commit with pre-commit
+
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -58,6 +61,9 @@ format: $(INSTALLED)
 
 type: $(INSTALLED)
 	.venv/bin/mypy
+
+imports: $(INSTALLED)  ## imports go one way, and tests lie where what they test lies
+	$(TEST_ENV) $(PY) -m pytest tests/test_imports.py
 
 bench: $(INSTALLED)  ## data preparation beside TRL's
 	$(PY) benchmarks/data.py

@@ -63,7 +63,7 @@ def evaluate(config: DictConfig) -> Evaluated:
         from sft.inference.subject import find_subject
         from sft.model.dtype import autocast_dtype
 
-        spec = build(plain["evaluation"], where="evaluation")
+        spec = build(plain["evaluation"], where="evaluation", allowed=plain.get("allow_targets") or [])
         find_benchmarks(plain)
         spec = spec if judging is None else with_answers(spec)
         subject = find_subject(plain)

@@ -80,7 +80,7 @@ def workplace(tmp_path_factory):
     """A directory with the files that CONTRIBUTING.md's examples consist of, each named by its block's first line."""
     directory = tmp_path_factory.mktemp("docs")
     example_files(directory)
-    assert len(list(directory.rglob("*.*"))) == 5
+    assert len(list(directory.rglob("*.*"))) == 11
     for name in ("there", "bad.jsonl", "tools.jsonl"):
         (directory / name).touch()
     return directory
@@ -244,6 +244,7 @@ def example_files(place: Path, page: Path = ROOT / "CONTRIBUTING.md") -> None:
             (place / match[1]).parent.mkdir(parents=True, exist_ok=True)
             (place / match[1]).write_text(block)
     write_rows(place / "sums.jsonl", SUMS)
+    write_rows(place / "pairs.jsonl", [{"sum": f"{n}+4", "is": n + 4} for n in range(40)])
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

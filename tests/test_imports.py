@@ -1,6 +1,7 @@
-"""Imports go one way: no module of sft leads back to itself, and no folder has become a drawer."""
+"""Imports go one way: no module of sft leads back to itself, no folder has become a drawer, and tests/ mirrors sft/."""
 
 import ast
+import re
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_a_circle_would_be_found():
 def test_no_folder_has_more_than_16_modules():
     counts = Counter(path.parent for path in FILES.values() if path.name != "__init__.py")
     assert {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > 16} == {}
+
+
+def test_a_folder_of_tests_is_named_for_the_folder_it_tests():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    across = {Path("hostile")}  # attacks, by the way they come in
+    assert {str(folder) for folder in folders - across if not (ROOT / "sft" / folder).is_dir()} == set()
+
+
+def test_every_folder_is_a_room_of_the_architecture():
+    rooms = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    folders = {path.parent for path in FILES.values()} - {ROOT / "sft"}
+    assert sorted(f"{folder.name}/" for folder in folders if not re.search(rf"\b{folder.name}/", rooms)) == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -70,6 +70,26 @@ class PastHydra(BaseException):
 
 def _rebuild(kind: type[UserError], what: str, where: str | None, remedy: str | None) -> UserError:
     return kind(what, where=where, remedy=remedy)
+
+
+def out_of_range(node: object, rules: Mapping[str, tuple[bool, str]], where: str = "") -> list[UserError]:
+    """An error for each value of a config node that is out of its range.
+
+    Args:
+        node: what has the values.
+        rules: by key: whether the rule holds, and the range in words.
+        where: what the keys are prefixed with in the config (`judge.`).
+    """
+    return [
+        UserError(f"{getattr(node, key)!r} is out of range", where=f"{where}{key}", remedy=f"give {range_}")
+        for key, (holds, range_) in rules.items()
+        if not holds
+    ]
+
+
+def not_installed(library: str, extra: str, where: str) -> UserError:
+    """The error for a library that comes with one of sft's extras."""
+    return UserError(f"{library} is not installed", where=where, remedy=f"pip install 'sft[{extra}]'")
 
 
 def raise_all(errors: list[UserError]) -> None:

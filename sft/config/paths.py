@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
+
+from sft.config.text import alike
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -37,5 +38,5 @@ def nearest_path(path: Path) -> str | None:
         names = os.listdir(path.parent)
     except OSError:
         return f"{path.parent} is no directory"
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"did you mean {path.parent / near[0]}?" if near else None
+    near = alike(path.name, names)
+    return f"did you mean {path.with_name(near[0])}?" if near else None

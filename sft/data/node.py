@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.text import did_you_mean
 
 
 def refuse_unknown(node: Mapping[str, Any], schema: type, where: str) -> None:
@@ -17,8 +17,7 @@ def refuse_unknown(node: Mapping[str, Any], schema: type, where: str) -> None:
     for key in node:
         if key in known or is_hydra_key(key):
             continue
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        remedy = f"did you mean {where}.{near[0]}?" if near else f"its keys are {', '.join(known)}"
+        remedy = did_you_mean(str(key), known, f"its keys are {', '.join(known)}", prefix=f"{where}.", cutoff=0.5)
         raise UserError(f"unknown key {where}.{key}", where=where, remedy=remedy)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.documents import IGNORE, Rows
+from sft.drawing.page import page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,13 +78,11 @@ def to_html(previews: Sequence[PreviewRow], title: str = "preview", account: Seq
     told = "".join(f"{html.escape(visible(line))}\n" for line in account)
     told = f"<pre>{told}</pre>\n" if told else ""
     body = "\n".join(_html_row(row) for row in previews)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
+    legend = (
         '<p class="legend"><span class="t">trained tokens</span> <span class="c">context only</span> '
         "· every box is one token · ↵ → ␀ stand for control characters</p>\n"
-        f"{told}{body}\n</body></html>\n"
     )
+    return page(title, _STYLE, f"{legend}{told}{body}\n")
 
 
 def show(previews: Iterable[PreviewRow], console: Console) -> None:

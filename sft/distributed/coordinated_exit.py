@@ -27,6 +27,7 @@ from sft.distributed.failure_reports import Note, exit_code, text_of
 from sft.distributed.ranks import Ranks, machine
 from sft.run.log import FILE_ONLY
 from sft.safety.secrets import redact
+from sft.system.processes import alive
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Ending:
         return ", ".join(
             f"rank {index} (process {pid})"
             for index, (host, pid) in enumerate(self.ranks.processes)
-            if host == here and not _alive(pid)
+            if host == here and not alive(pid)
         )
 
     def _look(self) -> None:
@@ -186,13 +187,3 @@ def _killed(who: str) -> Ended:
 
 def _is_broken(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))
-
-
-def _alive(pid: int) -> bool:
-    if not os.path.exists("/proc/self/stat"):
-        return True  # nobody can tell
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.config.checks.conflicts import spreads
-from sft.config.errors import UserError
+from sft.config.errors import UserError, not_installed
 from sft.config.rank import world_size
 
 
@@ -32,7 +32,7 @@ def refuse_unspreadable(config: Mapping[str, Any]) -> None:
                 remedy=f"trainer={'fsdp' if key == 'fsdp' else 'deepspeed_zero3'}, and accelerate launch without it",
             )
     if trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("DeepSpeed is not installed", where="trainer.deepspeed", remedy="pip install 'sft[deepspeed]'")
+        raise not_installed("DeepSpeed", "deepspeed", "trainer.deepspeed")
     key = "trainer.fsdp" if trainer.get("fsdp") else "trainer.deepspeed"
     if not (trainer.get("fsdp") or trainer.get("deepspeed")):
         return

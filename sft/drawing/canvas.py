@@ -8,23 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.drawing.curves import Curve
-from sft.sweep.text import clean
+from sft.config.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_NAMED = 24
+Curve = tuple[list[float], list[float]]  # steps and values
 Line = tuple[str, Curve | None, dict[str, Any]]
 
 
-def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure without pyplot, so that it needs no display and is safe in threads."""
+def new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
+    """A figure without pyplot, so that it needs no display, nothing is global and it is safe in threads.
+
+    Args:
+        size: width and height in inches.
+        layout: how its parts are arranged; None leaves that to the caller, which costs half as much.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure
 
@@ -38,7 +43,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def printable(text: str, most: int | None = None) -> str:
     """Text on one line that is no mathematics to matplotlib (which it reads between dollar signs)."""
-    return clean(text, most).replace("$", r"\$")
+    return one_line(text, most).replace("$", r"\$")
 
 
 def empty(axes: Axes, text: str) -> None:

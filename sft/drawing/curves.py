@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sft.drawing.canvas import Curve, empty, new_figure, printable
 from sft.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _EVAL_LOSS = re.compile(r"^eval_(?:(?P<part>.+)_)?loss$")
-Curve = tuple[list[float], list[float]]
 
 
 def write_curves(
@@ -44,15 +44,9 @@ def curves(history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def _draw(history: list[Mapping[str, Any]], title: str, path: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     found = curves(history)
-    figure = Figure(figsize=(9, 9))  # no pyplot: nothing global, no display, safe in threads
-    FigureCanvasAgg(figure)
-    figure.subplots_adjust(
-        left=0.1, right=0.97, top=0.94, bottom=0.06, hspace=0.08
-    )  # solving a layout costs as much again
+    figure = new_figure((9, 9), layout=None)  # solving a layout costs as much again
+    figure.subplots_adjust(left=0.1, right=0.97, top=0.94, bottom=0.06, hspace=0.08)
     losses, rate, norm = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1, 1]})
     for key, curve in found.items():
         if key == "loss" or _EVAL_LOSS.match(key):
@@ -63,11 +57,11 @@ def _draw(history: list[Mapping[str, Any]], title: str, path: str) -> None:
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         if not axes.lines:
-            axes.text(0.5, 0.5, "nothing logged", ha="center", va="center", transform=axes.transAxes, color="gray")
+            empty(axes, "nothing logged")
     if losses.lines:
         losses.legend()
     norm.set_xlabel("step")
-    figure.suptitle(_printable(title))
+    figure.suptitle(printable(title))
     figure.savefig(path, dpi=110, format="png")
 
 
@@ -81,11 +75,7 @@ def _label(key: str) -> str:
     match = _EVAL_LOSS.match(key)
     if match is None:
         return "training"
-    return f"evaluation: {_printable(match['part'])}" if match["part"] else "evaluation"
-
-
-def _printable(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads text between dollar signs as mathematics
+    return f"evaluation: {printable(match['part'])}" if match["part"] else "evaluation"
 
 
 def _number(value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sft.config.text import printable, shortened
 from sft.evaluation.answers import Answers, Scored
 from sft.evaluation.questions import Question
 
@@ -167,12 +168,11 @@ def _asked(messages: Sequence[dict]) -> str:
 
 
 def _short(text: str, width: int = 2 * _WIDEST) -> str:
-    line = _printable(" ".join(text.split()))
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return shortened(_printable(" ".join(text.split())), width)
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(text, "\N{REPLACEMENT CHARACTER}")
 
 
 def _percent(value: float | None) -> str:

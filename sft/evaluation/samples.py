@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Iterator
 
+from sft.drawing.page import page
 from sft.evaluation.answers import Answers, Scored
 from sft.evaluation.compare import by_question, pick, place_of
 
@@ -69,10 +70,7 @@ def samples_html(
     rows = after.rows if count is None else pick(after, count)
     old = by_question(before)
     articles = [_article(row, old.get(place_of(row.question))) for row in rows]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    counted = f"<p>{len(rows)} of {len(after.rows)} answers</p>"
-    body = f"<h1>{html.escape(title)}</h1>{counted}{''.join(articles)}"
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    return page(title, _STYLE, f"<p>{len(rows)} of {len(after.rows)} answers</p>{''.join(articles)}")
 
 
 def _article(row: Scored, earlier: Scored | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sft.config.errors import UserError, raise_all
+from sft.config.errors import UserError, out_of_range, raise_all
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 changes nothing"),
         }
-        return [
-            UserError(f"{getattr(self, key)!r} is out of range", where=f"{where}{key}", remedy=f"give {range_}")
-            for key, (holds, range_) in rules.items()
-            if not holds
-        ]
+        return out_of_range(self, rules, where)
 
     @classmethod
     def of(cls, settings: Any) -> Sampling:

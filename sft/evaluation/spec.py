@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
-from sft.config.errors import UserError, raise_all
+from sft.config.errors import UserError, out_of_range, raise_all
 from sft.evaluation.sampling import Sampling
 
 
@@ -58,14 +58,7 @@ class Evaluation:
             "num_samples": (self.num_samples >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
         }
-        raise_all(
-            [
-                UserError(f"{getattr(self, key)!r} is out of range", where=f"evaluation.{key}", remedy=f"give {range_}")
-                for key, (holds, range_) in rules.items()
-                if not holds
-            ]
-            + self.sampling().faults("evaluation.")
-        )
+        raise_all(out_of_range(self, rules, "evaluation.") + self.sampling().faults("evaluation."))
 
     def sampling(self, seed: int = 0) -> Sampling:
         """How the answers' tokens are drawn.

@@ -14,6 +14,7 @@ from typing import Any
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.text import alike
 from sft.evaluation.spec import LmEval
 from sft.evaluation.undisturbed import same_draws
 
@@ -82,10 +83,7 @@ def _task_manager(folder: str | None, packaged: bool) -> Any:
 
 
 def _unknown_task(name: str, known: list[str], spec: LmEval) -> UserError:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    near = near or [other for other in known if name in other][:3]
+    near = alike(name, known, most=3) or [other for other in known if name in other][:3]
     own = f" or in {spec.include_path}" if spec.include_path else ""
     remedy = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
     return UserError(f"there is no task {name!r} in lm-eval{own}", where="evaluation.tasks", remedy=remedy)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.config.text import fenced, one_line
 from sft.run.disk.atomic import replacing
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
@@ -79,7 +80,7 @@ class Card:
         what = "A fine-tuned copy of" if self.whole else "A LoRA adapter for"
         line = f"{what} `{_plain(str(self.base or self.info.model_name or self.info.model_path))}`, made with sft {self.info.sft_version}."
         if self.info.system:
-            line += f"\n\nIt was trained with this system prompt:\n\n{_fenced(self.info.system)}"
+            line += f"\n\nIt was trained with this system prompt:\n\n{fenced(self.info.system)}"
         return line
 
     def _usage(self) -> str:
@@ -105,7 +106,7 @@ class Card:
             "answer = model.generate(**inputs, max_new_tokens=256)[0, inputs['input_ids'].shape[1]:]",
             "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
-        return _fenced("\n".join(lines), "python")
+        return fenced("\n".join(lines), "python")
 
     def _data(self) -> str:
         sources = self.info.dataset.get("sources")
@@ -144,11 +145,4 @@ def _inline(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Text on one line that ends no code span and holds no HTML and nothing invisible: names come from elsewhere."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(line.split()).translate({ord("`"): "'", ord("<"): "‹", ord(">"): "›"})
-
-
-def _fenced(text: str, language: str = "") -> str:
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
+    return one_line(text).translate({ord("`"): "'", ord("<"): "‹", ord(">"): "›"})

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sft.evaluation.answers import Answers, evaluate_generation
 from sft.evaluation.benchmarks import Benchmarks, run_benchmarks
 from sft.evaluation.loss import evaluate_loss
+from sft.evaluation.progress import told_now_and_then
 from sft.evaluation.spec import Evaluation
 from sft.inference.rows import EvaluationRows
 from sft.inference.subject import Subject
 
 log = logging.getLogger(__name__)
-
-SAY_EVERY = 20.0  # seconds between two lines on how far it is
 
 
 @dataclass
@@ -62,12 +60,20 @@ def examine(
     if spec.measures_loss:
         with _computing_in(autocast, model):
             head = _as_in_training(model, rows)
-            figures.loss = evaluate_loss(model, rows.rows, batch_size=batch_size, progress=_said("loss"), head=head)
+            figures.loss = evaluate_loss(
+                model, rows.rows, batch_size=batch_size, progress=told_now_and_then("loss", "rows"), head=head
+            )
     if spec.generates:
         reading = rows.reading
         conversations = rows.conversations(spec.max_samples)
         figures.answers = evaluate_generation(
-            model, reading.tokenizer, reading.template, conversations, spec, seed=seed, progress=_said("answers")
+            model,
+            reading.tokenizer,
+            reading.template,
+            conversations,
+            spec,
+            seed=seed,
+            progress=told_now_and_then("answers", "rows"),
         )
     if spec.benchmarks is not None:
         figures.benchmarks = run_benchmarks(model, rows.reading.tokenizer, spec.benchmarks)
@@ -111,18 +117,6 @@ def _computing_in(dtype: Any, model: Any) -> Iterator[None]:
     device = next(model.parameters()).device.type
     with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         yield
-
-
-def _said(what: str) -> Callable[[int, int], None]:
-    """A progress function that logs a line now and then."""
-    last = [time.monotonic()]
-
-    def progress(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > SAY_EVERY and done < total:
-            last[0] = time.monotonic()
-            log.info("%s: %d of %d rows", what, done, total)
-
-    return progress
 
 
 def batch_size_of(config: Mapping[str, Any]) -> int:

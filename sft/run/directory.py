@@ -14,7 +14,7 @@ from sft.config.paths import expanded
 from sft.config.rank import is_main
 from sft.run.disk import atomic
 from sft.run.disk.errors import storage
-from sft.run.jsonable import dumps
+from sft.run.jsonable import dumps, lines_of, object_of, read_jsonl
 from sft.safety.secrets import redact
 
 
@@ -137,8 +137,8 @@ class RunDirectory:
         path = self.inside(name)
         if not self.main or not path.exists():
             return 0
-        lines = _lines(path)
-        kept = [line for line in lines if (value := _parse(line)) is not None and keep(value)]
+        lines = lines_of(path)
+        kept = [line for line in lines if (value := object_of(line)) is not None and keep(value)]
         if len(kept) < len(lines):
             self.write_text(name, "".join(line + "\n" for line in kept))
         return len(lines) - len(kept)
@@ -167,19 +167,4 @@ class RunDirectory:
     def read_jsonl(self, name: str | os.PathLike[str]) -> list[dict[str, Any]]:
         """The objects of a JSON-lines file in order, without torn lines; empty where there is no file."""
         path = self.inside(name)
-        if not path.exists():
-            return []
-        return [value for line in _lines(path) if (value := _parse(line)) is not None]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines that are not empty; split at newlines alone, for text may hold other line separators."""
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return read_jsonl(path) if path.exists() else []

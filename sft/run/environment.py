@@ -11,6 +11,7 @@ from typing import Any
 
 import sft
 from sft.run.memory import total_bytes
+from sft.system.processes import usable_cores
 
 PACKAGES = (
     "torch",
@@ -44,7 +45,7 @@ def hardware() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_bytes": total_bytes(),
         "gpus": _gpus(),
     }

@@ -1,4 +1,4 @@
-"""Values as strict JSON: no NaN, no tensor, no path object."""
+"""Values as strict JSON: no NaN, no tensor, no path object. JSON lines read again, torn ones left out."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def plain(value: Any) -> Any:
 def dumps(value: Any, *, indent: int | None = 2) -> str:
     """Strict JSON without secrets, ending in no newline."""
     return json.dumps(redact_tree(plain(value)), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file in order, without torn lines."""
+    return [value for line in lines_of(path) if (value := object_of(line)) is not None]
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines that are not empty; split at newlines alone, for text may hold other line separators."""
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+
+
+def object_of(line: str) -> dict[str, Any] | None:
+    """The object that a line holds; None for a torn line, and for any other value."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

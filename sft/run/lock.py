@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import time
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +21,8 @@ from typing import Any, Self
 from sft.config.errors import UserError
 from sft.config.rank import is_main
 from sft.run.disk.errors import storage
+from sft.run.record import now
+from sft.system.processes import alive
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class RunLock:
             before = _read(self.descriptor)
             if before:
                 log.info("took over the lock of %s, left by a run that is gone (%s)", self.path.parent, _who(before))
-            content = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
+            content = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
             os.truncate(self.descriptor, 0)
             os.pwrite(self.descriptor, content.encode(), 0)
         return self
@@ -105,7 +106,8 @@ class RunLock:
 
     def _without_flock(self, holder: dict[str, Any]) -> int:
         """On file systems without locks the text decides: a holder on another host, or alive on this one, is refused."""
-        if holder and (holder.get("host") != socket.gethostname() or _alive(holder.get("pid"))):
+        pid = holder.get("pid")
+        if holder and (holder.get("host") != socket.gethostname() or (isinstance(pid, int) and alive(pid))):
             raise self._refusal(holder)
         log.warning("%s: this file system knows no locks; a second run at the same moment may go unnoticed", self.path)
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -159,24 +161,8 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

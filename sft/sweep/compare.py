@@ -11,13 +11,14 @@ from typing import Any
 from sft.config.command_line.base import read_run
 from sft.config.errors import UserError
 from sft.config.paths import expanded
-from sft.drawing.canvas import draw_curves, new_figure, printable, save
-from sft.drawing.curves import Curve, curves
+from sft.config.text import one_line
+from sft.drawing.canvas import Curve, draw_curves, new_figure, printable, save
+from sft.drawing.curves import curves
 from sft.run.directory import RunDirectory
 from sft.run.disk.atomic import replacing
 from sft.run.record import read_record
 from sft.sweep.ranking import finite
-from sft.sweep.text import clean, plain, print_table
+from sft.sweep.text import plain, print_table
 from sft.training.resume.config_changes import flat, read_snapshot
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -103,7 +104,7 @@ def show(runs: Sequence[Run]) -> None:
     """Print what differs, then the figures with their differences, to stdout."""
     letters = [run.letter for run in runs]
     for run in runs:
-        print(f"{run.letter}  {clean(run.name)}")
+        print(f"{run.letter}  {one_line(run.name)}")
     print()
     _section("config", letters, differing([run.config for run in runs]))
     print()
@@ -196,7 +197,7 @@ def _section(title: str, letters: Sequence[str], rows: Mapping[str, Sequence[Any
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return clean(plain(value), 120) or _ABSENT
+    return one_line(plain(value), 120) or _ABSENT
 
 
 def _difference(before: Any, after: Any) -> tuple[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sft.system.processes import usable_cores
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -41,12 +44,7 @@ def threads_each(workers: int, environment: Mapping[str, str] | None = None) -> 
     """Threads of each of so many workers: the user's OMP_NUM_THREADS, else the cores shared out."""
     environment = os.environ if environment is None else environment
     given = environment.get(THREADS[0], "")
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, cores() // workers)
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given.isdigit() and int(given) > 0 else max(1, usable_cores() // workers)
 
 
 def take(devices: Sequence[str], threads: int, environment: MutableMapping[str, str] | None = None) -> None:
@@ -81,11 +79,14 @@ def claim_slot(directory: Path, slots: int, patience: float = 30.0) -> int:
 
 def _free_slot(directory: Path, slots: int) -> int | None:
     for slot in range(slots):
-        handle = os.open(directory / f"slot-{slot}", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = FileLock(directory / f"slot-{slot}", mode=0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
+            lock.acquire(blocking=False)
+        except Timeout:
             continue
-        return slot  # the handle stays open as long as the process lives
+        _claimed.append(lock)
+        return slot
     return None
+
+
+_claimed: list[FileLock] = []  # held as long as the process lives

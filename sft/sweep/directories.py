@@ -36,7 +36,7 @@ def refuse_shared_directories(config: DictConfig, overrides: Sequence[Sequence[s
     Raises:
         UserError: naming the first two such jobs, or a search whose directories do not follow the job's number.
     """
-    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    subdir = subdir_of(config)
     if RESOLVER in subdir:
         return
     if overrides is None:
@@ -53,6 +53,11 @@ def refuse_shared_directories(config: DictConfig, overrides: Sequence[Sequence[s
             what = f"jobs {seen[directory]} and {number} would both write {directory}"
             raise UserError(what, where="hydra.sweep.subdir", remedy=_REMEDY)
         seen[directory] = number
+
+
+def subdir_of(config: DictConfig) -> str:
+    """`hydra.sweep.subdir` as it is written, interpolations and all."""
+    return str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
 
 
 def _directory(config: DictConfig, overrides: list[str], number: int) -> str | None:

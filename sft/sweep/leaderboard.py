@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.config.text import fenced, one_line
 from sft.run.directory import RunDirectory
 from sft.run.jsonable import plain as as_json
 from sft.safety.secrets import redact
 from sft.sweep.ranking import Leaderboard, Point, finite, point_keys, rank
 from sft.sweep.results import JobResult, read_sweep
-from sft.sweep.text import as_text, clean, markdown_cell, markdown_table, plain, print_table, short, short_keys
+from sft.sweep.text import as_text, markdown_cell, markdown_table, plain, print_table, short, short_keys
 
 # The figures of the .md and the terminal, where some job has them; leaderboard.csv has every one.
 _SHOWN = ("eval_loss", "eval_exact_match", "eval_token_accuracy", "train_loss", "steps", "train_seconds")
@@ -56,12 +56,12 @@ def show(board: Leaderboard) -> None:
     print_table(*_jobs_table(board, short_keys(board.sweep.keys), _terminal_name))
     for job in board.unranked:
         if job.error:
-            print(clean(f"{_terminal_name(job)}: {_first_line(job.error)}"))
+            print(one_line(f"{_terminal_name(job)}: {_first_line(job.error)}"))
     if board.repeated:
         print()
         print_table(*_points_table(board, short_keys(board.sweep.keys)))
     print()
-    print("\n".join(clean(redact(line)) for line in _verdict(board)))
+    print("\n".join(one_line(redact(line)) for line in _verdict(board)))
     for command in winner_commands(board):
         print(f"  {command}")
 
@@ -111,10 +111,10 @@ def markdown(board: Leaderboard) -> str:
     """leaderboard.md."""
     parts = [f"# {markdown_cell(board.directory.name)}"]
     if board.sweep.command:
-        parts.append(_fenced(clean(board.sweep.command)))
+        parts.append(fenced(one_line(board.sweep.command)))
     parts += [" ".join(map(markdown_cell, _verdict(board)))]
     if commands := winner_commands(board):
-        parts.append(_fenced("\n".join(commands)))
+        parts.append(fenced("\n".join(commands)))
     parts.append(markdown_table(*_jobs_table(board, {key: key for key in board.sweep.keys}, lambda job: job.name)))
     if board.repeated:
         parts += ["## Points", markdown_table(*_points_table(board, {key: key for key in board.sweep.keys}))]
@@ -134,7 +134,7 @@ def winner_commands(board: Leaderboard) -> list[str]:
         return []
     path = board.winner.path
     here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    run = shlex.quote(f"run={clean(os.fspath(here))}")
+    run = shlex.quote(f"run={one_line(os.fspath(here))}")
     commands = [f'python -m sft.chat {run} prompt="..."']
     if not RunDirectory(path).model.is_dir():
         commands.append(f"python -m sft.merge {run}")
@@ -225,7 +225,7 @@ def _terminal_name(job: JobResult) -> str:
 
 def _first_line(error: str | None) -> str:
     lines = [line for line in str(error or "").splitlines() if line.strip()]
-    return clean(lines[0], 300) if lines else ""
+    return one_line(lines[0], 300) if lines else ""
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -234,9 +234,3 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writerow(map(as_text, rows[0]))
     writer.writerows([as_text(value) for value in row.values()] for row in rows)
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
-
-
-def _fenced(text: str) -> str:
-    longest = max(map(len, re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"

@@ -18,7 +18,7 @@ from sft.config.weight_neutral import is_weight_neutral
 from sft.run.directory import RunDirectory
 from sft.run.record import begun
 from sft.safety.secrets import redact_command, typed_command
-from sft.sweep.directories import job_overrides, refuse_shared_directories
+from sft.sweep.directories import job_overrides, refuse_shared_directories, subdir_of
 from sft.sweep.record import SweepRecord
 from sft.training.resume.config_changes import refuse_changes
 
@@ -58,7 +58,7 @@ def plan(config: DictConfig) -> Plan:
     found = job_overrides(config)
     refuse_shared_directories(config, found)
     overrides = found or []
-    named = RESOLVER in str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    named = RESOLVER in subdir_of(config)
     jobs = [
         {
             "number": number,

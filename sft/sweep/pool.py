@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from sft.config.errors import UserError
+from sft.config.errors import not_installed
 from sft.sweep.devices import THREADS, claim_slot, deal, take, threads_each
 from sft.sweep.launching import lost
 
@@ -155,7 +155,5 @@ def import_loky() -> Any:
     try:
         from joblib.externals import loky
     except ImportError as error:
-        raise UserError(
-            "joblib is not installed", where="hydra/launcher=joblib", remedy='pip install "sft[joblib]"'
-        ) from error
+        raise not_installed("joblib", "joblib", "hydra/launcher=joblib") from error
     return loky

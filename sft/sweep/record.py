@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from sft.run.directory import RunDirectory
 from sft.run.record import now, read_record
@@ -65,8 +66,7 @@ class SweepRecord:
     def _changing(self) -> Iterator[dict[str, Any]]:
         """The content, to be changed; written when the block ends. One process at a time."""
         self.files.create()
-        with open(self.directory / f".{NAME}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.directory / f".{NAME}.lock"):
             content = self.read()
             yield content
             order = ("command", "overrides", "swept", "objective", "direction", "status", "started", "ended")

@@ -11,7 +11,8 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.config.weight_neutral import is_weight_neutral
-from sft.drawing.curves import Curve, curves
+from sft.drawing.canvas import Curve
+from sft.drawing.curves import curves
 from sft.run.directory import RunDirectory
 from sft.run.disk.atomic import TEMPORARY
 from sft.run.lock import holder

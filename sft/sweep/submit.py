@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from sft.config.errors import Interrupted, PastHydra, UserError
+from sft.config.errors import Interrupted, PastHydra, UserError, not_installed
 from sft.sweep.devices import deal, take, threads_each, visible_devices
 from sft.sweep.launching import Sweep, lost
 
@@ -99,11 +99,7 @@ def _executor(cluster: str, parameters: Mapping[str, Any]) -> Any:
     try:
         import submitit
     except ImportError as error:
-        raise UserError(
-            "submitit is not installed",
-            where=f"hydra/launcher=submitit_{cluster}",
-            remedy='pip install "sft[submitit]"',
-        ) from error
+        raise not_installed("submitit", "submitit", f"hydra/launcher=submitit_{cluster}") from error
     found: dict[str, Any] = {
         key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in parameters.items()
     }

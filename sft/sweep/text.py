@@ -6,16 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.config.text import one_line
+
 # What Markdown or HTML would read as their own, as entities: a backslash before a pipe would need one itself.
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;", "*": "&#42;"}
 )
-
-
-def clean(text: str, most: int | None = None) -> str:
-    """Text on one line without control characters, cut to `most` characters."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
 def plain(value: Any) -> str:
@@ -38,7 +34,7 @@ def short(value: Any, most: int = 60) -> str:
     """A value for people: figures to five digits, long numbers of a search too."""
     if isinstance(value, float):
         return f"{value:.5g}"
-    text = clean(plain(value), most)
+    text = one_line(plain(value), most)
     if len(text) > 8:
         try:
             return f"{float(text):.5g}" if "_" not in text and "." in text else text
@@ -49,7 +45,7 @@ def short(value: Any, most: int = 60) -> str:
 
 def markdown_cell(text: str) -> str:
     """Text that stands in a Markdown table as it is."""
-    return clean(text).translate(_MARKDOWN).replace("](", "]&#40;")
+    return one_line(text).translate(_MARKDOWN).replace("](", "]&#40;")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,9 +68,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(header):
         figures = _figures([row[index] for row in rows])
-        table.add_column(Text(clean(name)), justify="right" if figures else "left", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     with console.capture() as printed:
         console.print(table)
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))

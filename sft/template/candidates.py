@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.text import did_you_mean
 from sft.template.families import Family, by_template
 from sft.template.rendering.render import LONGEST
 from sft.template.spec import Template
@@ -80,8 +80,7 @@ def packaged_text(name: str) -> str:
     """
     known = packaged_templates()
     if name not in known:
-        near = difflib.get_close_matches(name, ["auto", "file", *known], n=1)
-        hint = f"did you mean {near[0]}?" if near else "one of: auto, file, " + ", ".join(known)
+        hint = did_you_mean(name, ["auto", "file", *known], "one of: auto, file, " + ", ".join(known))
         raise UserError(f"there is no chat template {name!r}", where="template.name", remedy=hint)
     return (FILES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 

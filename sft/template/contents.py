@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from sft.config.text import shortened
 from sft.template.bound import BoundTemplate
 from sft.template.control import HIDE, TokenFinder, hidden, in_texts
 from sft.template.rendering.messages import REASONING, parsed
@@ -201,5 +202,4 @@ def _said_by(role: str) -> str:
 
 
 def _short(text: str, most: int = 40) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= most else f"{line[: most - 1]}…")
+    return repr(shortened(" ".join(text.split()), most))

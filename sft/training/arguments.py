@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -61,7 +61,14 @@ class Arguments(TrainingArguments):
 
 
 def build_arguments(
-    node: Mapping[str, Any], run: RunDirectory, *, seed: int, asked: Mapping[str, Any], dtype: str, evaluates: bool
+    node: Mapping[str, Any],
+    run: RunDirectory,
+    *,
+    seed: int,
+    asked: Mapping[str, Any],
+    dtype: str,
+    evaluates: bool,
+    allowed: Iterable[str] = (),
 ) -> Any:
     """The training arguments of a run.
 
@@ -72,9 +79,10 @@ def build_arguments(
         asked: what callbacks ask for; wins over the node.
         dtype: `model.dtype` as configured; `auto` precision follows it.
         evaluates: whether there are evaluation rows.
+        allowed: the user's own `allow_targets`.
 
     Raises:
-        UserError: TrainingArguments refuses them.
+        UserError: TrainingArguments refuses them, or the node names a class that is not admitted.
     """
     import torch
 
@@ -99,6 +107,7 @@ def build_arguments(
     return build(
         settings,
         where="trainer",
+        allowed=allowed,
         output_dir=str(run.checkpoints),
         seed=seed,
         report_to="none",

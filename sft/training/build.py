@@ -90,7 +90,15 @@ def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable
     asked = trainer_arguments(callbacks, config["trainer"], explicit)
     dtype = str(config["model"].get("dtype", "auto"))
     if not (config["trainer"].get("fsdp") or config["trainer"].get("deepspeed")):  # they change how a model is loaded
-        build_arguments(config["trainer"], run, seed=config["seed"], asked=asked, dtype=dtype, evaluates=evaluates)
+        build_arguments(
+            config["trainer"],
+            run,
+            seed=config["seed"],
+            asked=asked,
+            dtype=dtype,
+            evaluates=evaluates,
+            allowed=allowed,
+        )
     return callbacks
 
 
@@ -163,6 +171,7 @@ def build_trainer(
         asked=asked,
         dtype=inputs.model.dtype,
         evaluates=bool(inputs.data.eval),
+        allowed=config.get("allow_targets") or [],
     )
     trainer = arguments.trainer()(
         model,

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from sft.config.errors import UserError
+from sft.config.errors import UserError, not_installed
 
 # Liger's own losses would take the place of ours; kernels for norms, rotations and gated layers are left.
 LIGER_LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -43,9 +43,7 @@ def _liger(found: dict[str, Any], cuda: bool) -> None:
             remedy="trainer.use_liger_kernel=false",
         )
     if importlib.util.find_spec("liger_kernel") is None:
-        raise UserError(
-            "liger-kernel is not installed", where="trainer.use_liger_kernel", remedy="pip install 'sft[liger]'"
-        )
+        raise not_installed("liger-kernel", "liger", "trainer.use_liger_kernel")
     asked = dict(found.get("liger_kernel_config") or {})
     wrong = next((name for name in LIGER_LOSSES if asked.get(name)), None)
     if wrong:

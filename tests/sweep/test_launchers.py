@@ -92,7 +92,7 @@ def test_visible_devices_are_those_of_the_environment():
 
 
 def test_threads_are_shared_out_unless_the_user_says(monkeypatch):
-    monkeypatch.setattr("sft.sweep.devices.cores", lambda: 10)
+    monkeypatch.setattr("sft.sweep.devices.usable_cores", lambda: 10)
     assert [threads_each(workers, {}) for workers in (1, 3, 16)] == [10, 3, 1]
     assert threads_each(3, {"OMP_NUM_THREADS": "6"}) == 6
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sft.config.errors import UserError
+from sft.config.text import one_line
 from sft.run.lock import RunLock
 from sft.sweep.leaderboard import csv_rows, markdown, show, winner_commands, write_leaderboard
 from sft.sweep.ranking import rank
 from sft.sweep.results import JobResult, SweepResults, read_sweep
-from sft.sweep.text import clean, markdown_cell, markdown_table
+from sft.sweep.text import markdown_cell, markdown_table
 
 NAN = float("nan")
 ROOT = Path(__file__).parents[2]
@@ -269,7 +270,7 @@ def test_ranks_are_one_to_n_and_in_order(found):
 def test_no_text_breaks_a_markdown_table(text):
     cell = markdown_cell(text)
     assert not set(cell) & set("|\n\r<>`\\") and cell.isprintable()
-    assert html.unescape(cell) == clean(text)
+    assert html.unescape(cell) == one_line(text)
     assert all(line.count("|") == 3 for line in markdown_table(["a", text], [["1", text]]).split("\n"))
 
 

@@ -4,26 +4,16 @@ from pathlib import Path
 
 import pytest
 
-TINY = [
-    "model=tiny",
-    "lora=r8",
-    "dataset=tickets",
-    "dataset.sources.tickets.generator.rows=24",
-    "dataset.eval_sources.known.generator.rows=4",
-    "dataset.eval_sources.unseen.generator.rows=4",
-    "dataset.num_proc=0",
-    "model.dtype=float32",
-    "trainer.per_device_train_batch_size=4",
-    "trainer.max_steps=4",
-    "callbacks=quiet",
-]
+from tests.runs import run_in
+
+__all__ = ["run_in"]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def empty_pictures():
     """curves.png and lengths.png are empty files: drawing them takes as long as the few steps of a run here.
 
-    What is in them is for tests/run/test_plots.py and tests/data/test_length.py, that a run draws them for
+    What is in them is for tests/drawing/test_curves.py and tests/data/report/test_length.py, that a run draws them for
     tests/test_doors.py.
     """
     from sft.data.report import length
@@ -33,17 +23,6 @@ def empty_pictures():
         patch.setattr(plots, "_draw", lambda history, title, path: Path(path).write_bytes(b""))
         patch.setattr(length, "_picture", lambda *_: b"")
         yield
-
-
-@pytest.fixture(scope="session")
-def run_in():
-    """A directory and overrides -> a finished run's Result."""
-    from sft.api import compose, train
-
-    def start(directory, *overrides: str, **kwargs):
-        return train(compose(*TINY, f"hydra.run.dir={directory}", *overrides), **kwargs)
-
-    return start
 
 
 @pytest.fixture

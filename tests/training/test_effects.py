@@ -33,8 +33,7 @@ from sft.config.source_code.signature import read_signature
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_trainer, built_early
-
-from .conftest import TINY
+from tests.runs import TINY
 
 REFUSED = {*OWNED, *NO_EFFECT, *PREDICTIONS}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.text import did_you_mean
 from sft.data.formats.table import FORMATS
 from sft.data.source import Source
 
@@ -30,13 +30,11 @@ def checked_columns(source: Source, rows: list[Any], where: str) -> dict[str, st
     for ours, theirs in source.columns.items():
         key = f"{where}.columns.{ours}"
         if source.convert is None and ours not in known:
-            near = difflib.get_close_matches(ours, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(known)}"
+            remedy = did_you_mean(ours, known, f"columns: {', '.join(known)}")
             raise UserError(f"{ours} is no column that a format reads", where=key, remedy=remedy)
         if rows and not any(_lookup(row, theirs)[0] for row in rows):
             names = list(dict.fromkeys(str(name) for row in rows for name in row))
-            near = difflib.get_close_matches(theirs, names, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"columns: {', '.join(names[:20])}"
+            remedy = did_you_mean(theirs, names, f"columns: {', '.join(names[:20])}")
             raise UserError(f"no row has a column {theirs}", where=key, remedy=remedy)
     return dict(source.columns)
 

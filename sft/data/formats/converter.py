@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.text import did_you_mean
 from sft.data.formats.columns import checked_columns, renamed
 from sft.data.formats.errors import RowError
 from sft.data.formats.function import code_of, function_of
@@ -148,8 +148,7 @@ def format_named(name: str, where: str) -> str:
     """The format that a name or an alias means. Raises UserError with the nearest that there is."""
     if name in ALIASES:
         return ALIASES[name]
-    near = difflib.get_close_matches(str(name).lower(), ALIASES, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"formats: auto, {', '.join(FORMATS)}"
+    remedy = did_you_mean(str(name).lower(), ALIASES, f"formats: auto, {', '.join(FORMATS)}")
     raise UserError(f"there is no format {name!r}", where=where, remedy=remedy)
 
 

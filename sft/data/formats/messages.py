@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
+from sft.config.text import did_you_mean
 from sft.data.formats.assistant import CALLS, DETAILS, REASONING, assistant_message, keys_read
 from sft.data.formats.errors import RowError
 from sft.data.formats.marks import MARKS, is_trained, message_marks
@@ -112,8 +112,8 @@ def _role(raw: dict[str, Any], where: str) -> str:
         known = ROLES.get(role) or ROLES.get(role.strip().lower())
         if known:
             return known
-        near = difflib.get_close_matches(role.lower(), ROLES, n=1)
-        raise RowError("unknown role", f" {role!r} in {where}" + (f" (did you mean {near[0]}?)" if near else ""))
+        hint = did_you_mean(role.lower(), ROLES, "")
+        raise RowError("unknown role", f" {role!r} in {where}" + f" ({hint})" * bool(hint))
     if role is None:
         raise RowError("no role", f" in {where}; its keys are {', '.join(map(str, raw)) or 'none'}")
     raise RowError("unknown role", f" in {where}: {kind_of(role)}")

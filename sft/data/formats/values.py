@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.config.text import shortened
 from sft.data.formats.errors import RowError
 
 DEEPEST = 64  # levels of nesting that tools and arguments may have; templates render them by recursion
@@ -74,8 +75,9 @@ def parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        shown = text if len(text) <= 40 else text[:40] + "..."
-        raise RowError("not JSON", f": the {what}, {shown!r} ({getattr(error, 'msg', 'nested too deeply')})") from None
+        raise RowError(
+            "not JSON", f": the {what}, {shortened(text, 40)!r} ({getattr(error, 'msg', 'nested too deeply')})"
+        ) from None
 
 
 def checked_json(value: Any, what: str, depth: int = 0) -> Any:

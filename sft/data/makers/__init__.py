@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import inspect
 import itertools
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.text import did_you_mean
 from sft.data.makers.flat import alpaca, dolly
 from sft.data.makers.made import Counts, Made
 from sft.data.makers.oasst import oasst1
@@ -141,8 +141,7 @@ def _rows(place: Source, name: str) -> Rows:
 def _check(source: str, output: str, mode: str, context: str) -> None:
     names = (*MAKERS, "all")
     if source not in names:
-        near = difflib.get_close_matches(str(source), names, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"sources: {', '.join(names)}"
+        remedy = did_you_mean(str(source), names, f"sources: {', '.join(names)}")
         raise UserError(f"there is no source {source!r}", where="source", remedy=remedy)
     for key, value, choices in (
         ("mode", mode, ("simple", "code_context")),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft.config.errors import UserError, raise_all
+from sft.config.text import one_line
 from sft.data.documents import Documents
 from sft.data.labels.gate import Gate
 from sft.data.report.length import statistics
@@ -78,11 +79,11 @@ def _broken_text(part: Part, broken: list[Failed]) -> str:
         same = by_kind[each.kind]
         if (len(same) > ALONE and each is not same[0]) or len(lines) >= LINES:
             continue
-        lines.append(f"{each.file} row {each.row}: {_one_line(each.reason)}")
+        lines.append(f"{each.file} row {each.row}: {one_line(each.reason, 300)}")
         told += 1
         if len(same) > ALONE:
             places = "; ".join(f"{file} row {rows}" for file, rows in named((f.file, f.row) for f in same[1:]).items())
-            lines.append(f"and {len(same) - 1:,} more for this reason: {_one_line(places, 120)}")
+            lines.append(f"and {len(same) - 1:,} more for this reason: {one_line(places, 120)}")
             told += len(same) - 1
     if told < len(broken):
         lines.append(f"and {len(broken) - told:,} more")
@@ -138,8 +139,3 @@ def _longer(part: Part) -> str | None:
     if not lengths:
         return None
     return f"dataset.max_length={max(lengths)} holds them all; dataset.on_long=truncate cuts after an answer that fits"
-
-
-def _one_line(text: str, most: int = 300) -> str:
-    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
-    return line if len(line) <= most else f"{line[:most]} ..."

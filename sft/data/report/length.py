@@ -14,6 +14,7 @@ import numpy as np
 
 from sft.data.documents import Documents, Tokens
 from sft.data.encode import digest_of
+from sft.drawing.canvas import new_figure
 
 BINS = 40  # of a source's histogram
 
@@ -99,14 +100,11 @@ def plot_lengths(report: Mapping[str, Any], path: Path) -> Path:
 
 @functools.lru_cache(maxsize=1)  # the jobs of a sweep have the same rows, and drawing is a good part of their overhead
 def _picture(facts: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
     known = json.loads(facts)
     lengths, max_length = known["lengths"], known["max_length"]
-    figure = Figure(figsize=(8, 1.2 + 1.6 * max(1, len(lengths))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 1.2 + 1.6 * max(1, len(lengths))))
     axes = figure.subplots(max(1, len(lengths)), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, length) in zip(axes, lengths.items(), strict=False):
         histogram = length["histogram"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from sft.evaluation.answers import Answers, Scored
 from sft.evaluation.judges.cases import Case
-from sft.evaluation.judges.judging import Judging, said_now_and_then
+from sft.evaluation.judges.judging import Judging
+from sft.evaluation.progress import told_now_and_then
 
 
 def judge_answers(judging: Judging, answers: Answers) -> Answers:
@@ -20,7 +21,7 @@ def judge_answers(judging: Judging, answers: Answers) -> Answers:
         UserError: a judge that refuses every call.
         Interrupted: by a signal; verdicts that were had are kept.
     """
-    verdicts = judging.judge([_case(row) for row in answers.rows], said_now_and_then("verdicts"))
+    verdicts = judging.judge([_case(row) for row in answers.rows], told_now_and_then("verdicts"))
     rows = [replace(row, verdicts=found) for row, found in zip(answers.rows, verdicts, strict=True)]
     return replace(answers, rows=rows)
 

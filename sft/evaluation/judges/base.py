@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sft.config.errors import UserError, raise_all
+from sft.config.errors import UserError, out_of_range, raise_all
 
 
 class Judge(Protocol):
@@ -111,14 +111,7 @@ class JudgeSpec(ABC):
             ),
             "concurrency": (1 <= self.concurrency <= 64, "1 to 64"),
         }
-        raise_all(
-            [
-                UserError(f"{getattr(self, key)!r} is out of range", where=f"judge.{key}", remedy=f"give {range_}")
-                for key, (holds, range_) in rules.items()
-                if not holds
-            ]
-            + self._metric_faults()
-        )
+        raise_all(out_of_range(self, rules, "judge.") + self._metric_faults())
 
     @abstractmethod
     def open(self) -> Judge:

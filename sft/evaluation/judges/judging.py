@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -20,8 +16,7 @@ from sft.evaluation.judges.cases import Case
 from sft.evaluation.judges.ledger import Ledger
 from sft.evaluation.judges.rubrics import RUBRICS, question
 from sft.evaluation.judges.verdict import SCHEMA, Nonsense, Verdict, read_verdict
-
-log = logging.getLogger(__name__)
+from sft.system.signals import taken
 
 Verdicts = dict[str, Verdict]
 
@@ -85,7 +80,10 @@ class Judging:
         wanted = [(i, name) for i, case in enumerate(cases) for name in self.metrics if RUBRICS[name].applies(case)]
         self._measure  # noqa: B018  (DeepEval is imported here, in the main thread)
         workers = self.spec.concurrency if self.judge_model.parallel else 1
-        with self._listening(), ThreadPoolExecutor(workers, thread_name_prefix="judge") as pool:
+        with (
+            taken((signal.SIGINT, signal.SIGTERM), self._take),
+            ThreadPoolExecutor(workers, thread_name_prefix="judge") as pool,
+        ):
             waiting = {pool.submit(self._verdict, name, cases[i]): (i, name) for i, name in wanted}
             try:
                 for done, future in enumerate(_completed(waiting, self._interrupt), 1):
@@ -114,19 +112,6 @@ class Judging:
 
     def _own(self, name: str, case: Case) -> Verdict:
         return self.asking.ask(question(name, case), SCHEMA, read_verdict)
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM for the time of the block, where this is the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _take(self, number: int, frame: Any) -> None:
         if self._signal is not None:
@@ -171,15 +156,3 @@ def _completed(futures: dict[Future, Any], interrupt: Callable[[], None]) -> Ite
         done, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
         interrupt()
         yield from done
-
-
-def said_now_and_then(what: str, every: float = 20.0) -> Callable[[int, int], None]:
-    """A progress function that logs a line now and then."""
-    last = [time.monotonic()]
-
-    def progress(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > every and done < total:
-            last[0] = time.monotonic()
-            log.info("%s: %d of %d", what, done, total)
-
-    return progress

@@ -5,7 +5,6 @@ A process that is killed in the middle of a line leaves half of one, which the n
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,9 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sft.config.paths import cache_dir, expanded
 from sft.config.resolvers import plain_name
 from sft.run.disk.errors import storage
+from sft.run.jsonable import read_jsonl
 from sft.safety.secrets import redact
 
 
@@ -40,7 +42,7 @@ class Ledger:
         folder = expanded(directory) if directory else cache_dir() / "judge"
         self.path = folder / f"{plain_name(name)[-60:]}-{self.identity[:12]}.jsonl"
         self._lock = threading.Lock()
-        self._said = dict(_read(self.path))
+        self._said = _read(self.path)
 
     def __len__(self) -> int:
         return len(self._said)
@@ -63,13 +65,13 @@ class Ledger:
         line = redact(json.dumps({"key": key, "text": text}, ensure_ascii=False)) + "\n"
         with self._lock, storage(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may judge with the same judge
-                _write_line(descriptor, line.encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with FileLock(self.path.with_suffix(".lock"), mode=0o600):  # another process may judge with the same judge
+                descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+                try:
+                    _write_line(descriptor, line.encode())
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
             self._said[key] = text
 
 
@@ -81,16 +83,9 @@ def _write_line(descriptor: int, line: bytes) -> None:
         line = line[os.write(descriptor, line) :]
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
+def _read(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_bytes().splitlines()
+        entries = read_jsonl(path)
     except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            found.append((str(entry["key"]), str(entry["text"])))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+        return {}
+    return {str(entry["key"]): str(entry["text"]) for entry in entries if {"key", "text"} <= entry.keys()}

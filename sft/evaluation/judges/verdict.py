@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sft.config.text import shortened
+
 HIGHEST = 10  # judges give whole numbers from 0 to this; a share between 0 and 1 is what is kept
 
 SCHEMA: dict[str, Any] = {
@@ -75,5 +77,4 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def _start(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= 80 else line[:80] + "…")
+    return repr(shortened(" ".join(text.split()), 80))

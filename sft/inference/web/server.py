@@ -13,6 +13,7 @@ from typing import Any
 
 from sft.config.errors import Interrupted, UserError
 from sft.inference.web.access import Access, in_use
+from sft.system.signals import taken
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,8 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, frame: Any) -> None:
         raise Interrupted(f"{signal.Signals(number).name}: the page is closed", 128 + number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with taken((signal.SIGTERM, signal.SIGINT), end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft.config.errors import UserError
+from sft.config.text import byte_size
 
 _REMEDIES = {
     errno.ENOSPC: (
@@ -94,7 +95,7 @@ def _sizes(number: int, path: Path, needed: int | None) -> str:
     if needed is None or number not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     free = _free(path) if number == errno.ENOSPC else None
-    return f": {_text(needed)} needed" + (f", {_text(free)} free" if free is not None else "")
+    return f": {byte_size(needed)} needed" + (f", {byte_size(free)} free" if free is not None else "")
 
 
 def _free(path: Path) -> int | None:
@@ -103,7 +104,3 @@ def _free(path: Path) -> int | None:
         return shutil.disk_usage(there).free if there else None
     except OSError:
         return None
-
-
-def _text(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.text import shortened
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
 
@@ -95,8 +96,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{key}.")
         else:
-            text = str(value)
-            yield key, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+            yield key, shortened(str(value), _LONGEST_VALUE)
 
 
 def _batches(items: Iterator[tuple[str, str]]) -> Iterator[dict[str, str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.config.errors import UserError
+from sft.config.errors import UserError, not_installed
 from sft.config.source_code.class_attributes import class_attribute
 from sft.sweep.search.pruning import TrialReporter
 
@@ -151,9 +151,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UserError(
-            "Optuna is not installed", where="hydra/sweeper=optuna", remedy='pip install "sft[optuna]"'
-        ) from error
+        raise not_installed("Optuna", "optuna", "hydra/sweeper=optuna") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

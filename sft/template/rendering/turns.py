@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from sft.config.text import shortened
 from sft.template.bound import BoundTemplate
 from sft.template.rendering.conversation import Conversation
 from sft.template.rendering.messages import Marked, reasoning_of
@@ -134,7 +135,7 @@ def end_of(
     ):
         return None
     short = next((missing for _, missing in found if missing is not None), orders[0][-1])
-    short = short if len(short) <= 60 else short[:57] + "…"
+    short = shortened(short, 60)
     raise Unlabelable(f"the chat template drops or rewrites part of a turn: message {turn + 1}, {short!r}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.config.text import byte_size
 from sft.model.load import load_config
 from sft.run.directory import RunDirectory
 from sft.run.memory import Place, places
@@ -102,7 +103,7 @@ class Answer:
 
 def gib(size: int) -> str:
     """Bytes as text."""
-    return f"{size / 2**30:.2f} GiB" if size >= 10 << 20 else f"{size / 2**20:.2f} MiB"
+    return byte_size(size, digits=2, gib_from=10 << 20)
 
 
 def answer(config: Mapping[str, Any], rows: bool = False, measured: bool = False) -> Answer:

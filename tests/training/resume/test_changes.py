@@ -463,7 +463,7 @@ def test_a_changed_run_is_not_replayed_as_if_it_had_one_config(run, tmp_path):
 def test_the_table_in_the_docs_is_that_of_the_code():
     from pathlib import Path
 
-    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
     table = text.partition("<!-- changes:")[2].partition("<!-- end of changes")[0]
     for effects in (EFFECTS, FACTS):
         for key, effect in effects.items():

@@ -27,7 +27,7 @@ def test_base_classes_are_followed():
 
 def test_nothing_is_imported():
     code = "import sys; from sft.config.source_code.signature import read_signature as r; r('peft.LoraConfig'); print('torch' in sys.modules, 'peft' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.split() == ["False", "False"]
 
 

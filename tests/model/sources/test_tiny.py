@@ -102,7 +102,7 @@ def test_parameters_are_counted_from_the_config_alone():
 
 def test_importing_the_spec_loads_nothing_heavy():
     code = "import sys, sft.model.spec as s; s.TinyModel(); print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(root)})
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -140,7 +140,7 @@ def pushed(monkeypatch):
 
 def test_a_finished_training_is_pushed_and_the_same_command_pushes_again(pushed, tmp_path):
     from sft.api import compose, train
-    from tests.inference.conftest import TINY
+    from tests.runs import TINY
 
     command = [*TINY, "hub.push=org/name", f"hydra.run.dir={tmp_path / 'run'}"]
     for _ in range(2):

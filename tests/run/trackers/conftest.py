@@ -1,0 +1,5 @@
+"""Whole runs for trackers to follow."""
+
+from tests.runs import run_in
+
+__all__ = ["run_in"]
