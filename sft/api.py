@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from sft.inference.evaluated import Evaluated
+    from sft.sweep.ranking import Leaderboard
     from sft.training.result import Result
 
-__all__ = ["compose", "evaluate", "train"]
+__all__ = ["compose", "evaluate", "sweep", "train"]
 
 
 def compose(*overrides: str, file: str | Path | None = None, command: str = "train") -> DictConfig:
@@ -52,6 +53,35 @@ def train(
     from sft.train import train as run
 
     return run(config, callbacks, compute_metrics)
+
+
+def sweep(
+    config: DictConfig,
+    grid: Mapping[str, Sequence[Any]],
+    fused: bool = False,
+    directory: str | Path | None = None,
+    n_jobs: int | None = None,
+) -> Leaderboard:
+    """Run every combination of a grid, `sweep(config, {"lora.r": [8, 16], "trainer.learning_rate": [1e-4, 3e-4]})`.
+
+    The same grid and directory go on with what an earlier call began. A job that fails does not stop the others.
+
+    Args:
+        config: from `compose`.
+        grid: values by key; groups too (`{"lora": ["r8", "dora"]}`).
+        fused: let jobs that share a base model train together, as `hydra/launcher=fused` does.
+        directory: where the jobs' directories and the leaderboard go; None: outputs/<name>/sweep_<date>_<time>.
+        n_jobs: how many train together at a time; None: as many as the memory allows.
+
+    Returns:
+        The ranked jobs: `found.winner`, `found.ranked`, each with `path`, `values` and `figures`; `found.differences`.
+
+    Raises:
+        UserError: a mistake in any job's config, before the first one runs.
+    """
+    from sft.sweep.script import run_grid
+
+    return run_grid(config, grid, fused, directory, n_jobs)
 
 
 def evaluate(what: DictConfig | str | Path, *overrides: str) -> Evaluated:

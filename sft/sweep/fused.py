@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,13 +16,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sft.sweep.launching import directory
-from sft.sweep.search.pruning import reporting
+from sft.sweep.search.hydra import judged_by
+from sft.sweep.search.pruning import RungReporter, Rungs, reporting
 from sft.sweep.search.study import trial_reporter
 from sft.training.fused.refusal import why_config_alone
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 8  # jobs, where n_jobs is left open
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -51,11 +52,13 @@ def run_fused(
     """
     setup_globals()
     directory(config).mkdir(parents=True, exist_ok=True)
+    rungs = _rungs(config)
     composed = {first + at: _composed(context, config, overrides, first + at) for at, overrides in enumerate(jobs)}
     returned: dict[int, JobReturn] = {}
-    together, alone = _by_base(composed)
+    together, alone = by_base(composed)
     for numbers in together:
-        returned |= _run_together(context, task, {number: composed[number] for number in numbers}, n_jobs, max_tokens)
+        jobs_of_one_base = {number: partial(_run, context, task, composed[number], number, rungs) for number in numbers}
+        returned |= train_together(jobs_of_one_base, n_jobs, max_tokens)
     for number, reason in alone.items():
         _say(f"job {number} trains by itself: {reason}")
         returned[number] = _run(context, task, composed[number], number)
@@ -69,15 +72,16 @@ def _composed(context: HydraContext, config: DictConfig, overrides: Sequence[str
     return composed
 
 
-def _by_base(composed: dict[int, DictConfig]) -> tuple[list[list[int]], dict[int, str]]:
+def by_base(configs: Mapping[int, DictConfig]) -> tuple[list[list[int]], dict[int, str]]:
     """Jobs that may share a pass, by what they share; and those that train alone, with the reason."""
     together: dict[str, list[int]] = {}
     alone: dict[int, str] = {}
-    for number, config in composed.items():
-        HydraConfig.instance().set_config(config)  # values may refer to Hydra's own
+    for number, config in configs.items():
+        if "job" in config.hydra:
+            HydraConfig.instance().set_config(config)  # values may refer to Hydra's own
         task = {key: value for key, value in config.items() if key != "hydra"}
         plain: Any = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
-        reason = why_config_alone(plain) or _why_hydra_alone(config)
+        reason = why_config_alone(plain) or _why_hydra_alone(config.hydra)
         if reason:
             alone[number] = reason
             continue
@@ -92,31 +96,32 @@ def _by_base(composed: dict[int, DictConfig]) -> tuple[list[list[int]], dict[int
     return [numbers for numbers in together.values() if len(numbers) > 1], dict(sorted(alone.items()))
 
 
-def _why_hydra_alone(config: DictConfig) -> str | None:
+def _why_hydra_alone(hydra: DictConfig) -> str | None:
     """Settings of the process that jobs at the same time cannot each have."""
-    if config.hydra.job.chdir:
+    if OmegaConf.select(hydra, "job.chdir"):
         return "hydra.job.chdir=true changes the directory of the process"
-    if config.hydra.job.env_set:
+    if OmegaConf.select(hydra, "job.env_set"):
         return "hydra.job.env_set changes the environment of the process"
     return None
 
 
-def _run_together(
-    context: HydraContext,
-    task: TaskFunction,
-    composed: dict[int, DictConfig],
-    n_jobs: int | None,
-    max_tokens: int | None,
-) -> dict[int, JobReturn]:
+def train_together(
+    jobs: Mapping[int, Callable[[], Any]], n_jobs: int | None = None, max_tokens: int | None = None
+) -> dict[int, Any]:
+    """Run jobs of one base together; gives what each returned.
+
+    Raises:
+        BaseException: what the first job raised that was interrupted, or else any; the others have ended by then.
+    """
     from sft.config.errors import Interrupted, PastHydra
     from sft.training.fused.group import Group, Member, Work
     from sft.training.fused.passes import Passes
     from sft.training.fused.table import Table
 
-    passes, returned, errors = Passes(max_tokens), {}, []
-    table = Table(len(composed))
-    group = Group(passes, n_jobs or AT_ONCE, table)
-    _say(f"{len(composed)} jobs train together, up to {group.at_once} at a time")
+    passes, table = Passes(max_tokens), Table(len(jobs))
+    group, returned = Group(passes, n_jobs, table), {}
+    errors: list[BaseException] = []
+    _say(f"{len(jobs)} jobs train together, {n_jobs or 'as many as the memory allows'} at a time")
 
     def ended(member: Member) -> None:
         if member.error is not None:
@@ -124,27 +129,37 @@ def _run_together(
         else:
             returned[member.number] = member.result
 
-    def work(number: int) -> Work:
-        return Work(number, lambda: _run(context, task, composed[number], number))
-
     try:
         with _signals_to(group), table:
-            group.run([work(number) for number in composed], ended)
+            group.run([Work(number, run) for number, run in jobs.items()], ended)
     finally:
         passes.close()
     if group.stopping and not errors:
         errors.append(PastHydra(Interrupted("stopped before its first job; the same command goes on", 130)))
     if errors:
-        interrupted = [error for error in errors if isinstance(error, PastHydra)]
+        interrupted = [error for error in errors if isinstance(error, PastHydra | Interrupted)]
         raise (interrupted or errors)[0]
     return returned
 
 
-def _run(context: HydraContext, task: TaskFunction, config: DictConfig, number: int) -> JobReturn:
+def _rungs(config: DictConfig) -> Rungs | None:
+    """What judges the jobs of a search by halving or hyperband, all that reach a rung at once."""
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    if sweeper.get("pruner") not in ("halving", "hyperband"):
+        return None
+    _, direction = judged_by(config)
+    return Rungs(int(sweeper["reduction_factor"]), direction)
+
+
+def _run(
+    context: HydraContext, task: TaskFunction, config: DictConfig, number: int, rungs: Rungs | None = None
+) -> JobReturn:
     """One job from its beginning to its end, as Hydra's own launcher runs it."""
     HydraConfig.instance().set_config(config)
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    with reporting(trial_reporter(sweeper, directory(config), number)):
+    reporter = trial_reporter(sweeper, directory(config), number)
+    judge = RungReporter(reporter, rungs, number) if reporter is not None and rungs is not None else reporter
+    with reporting(judge):
         return run_job(
             hydra_context=context,
             task_function=task,

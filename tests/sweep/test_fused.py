@@ -229,3 +229,68 @@ def test_a_quantized_base_is_shared(command, tmp_path):
             )
         )  # fmt: skip
         assert_trained_alike(run, alone.directory)
+
+
+def test_a_grid_from_python_ranks_what_trained_together(tmp_path):
+    from sft.api import sweep
+
+    config = compose(*BASE, *STEPS)
+    board = sweep(
+        config, {"lora.r": [4, 8], "trainer.learning_rate": [1e-3, 1e-2]}, fused=True, directory=tmp_path / "s"
+    )
+    assert len(board.ranked) == 4 and not board.unranked
+    assert {job.name for job in board.ranked} == {
+        "0_lora.r-4_learning_rate-0.001",
+        "1_lora.r-4_learning_rate-0.01",
+        "2_lora.r-8_learning_rate-0.001",
+        "3_lora.r-8_learning_rate-0.01",
+    }
+    scores = [job.figures["eval_loss"] for job in board.ranked]
+    assert scores == sorted(scores) and board.winner is board.ranked[0]
+    assert set(board.differences) == {job.number for job in board.ranked[1:]}
+    assert (tmp_path / "s" / "leaderboard.csv").is_file()
+    again = sweep(config, {"lora.r": [4, 8], "trainer.learning_rate": [1e-3, 1e-2]}, directory=tmp_path / "s")
+    assert [job.figures["eval_loss"] for job in again.ranked] == scores  # finished jobs are left as they are
+
+
+def test_a_grid_with_a_wrong_key_is_refused_before_its_first_job(tmp_path):
+    from sft.api import sweep
+    from sft.config.errors import UserError
+
+    with pytest.raises(UserError, match=r"lora\.rr"):
+        sweep(compose(*BASE, *STEPS), {"lora.rr": [4, 8]}, directory=tmp_path / "s")
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_search_draws_points_that_train_together_and_are_judged_together(command, tmp_path):
+    pytest.importorskip("optuna")
+    search = [
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=4", "hydra.sweeper.pruner=halving",
+        "hydra.sweeper.reduction_factor=2", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
+        "trainer.max_steps=8", STEPS[1], "trainer.learning_rate=tag(log, interval(1e-4,1e-1))",
+    ]  # fmt: skip
+    done = fused(command, tmp_path / "sweep", *search)
+    assert done.returncode == 0, done.stderr
+    found = states(tmp_path / "sweep")
+    # of four that reach step 2, two go on, and of these one after step 4, which it ends
+    assert sorted(found.values()) == ["finished", "pruned", "pruned", "pruned"]
+    logs = {n: next((tmp_path / "sweep").glob(f"{n}_*/metrics.jsonl")).read_text().splitlines() for n in found}
+    first = {
+        n: next(line["eval_loss"] for line in map(json.loads, each) if "eval_loss" in line) for n, each in logs.items()
+    }
+    steps = {n: json.loads(next((tmp_path / "sweep").glob(f"{n}_*/metrics.json")).read_text())["steps"] for n in found}
+    assert sorted(steps.values()) == [2, 2, 4, 8]
+    assert {n for n, count in steps.items() if count > 2} == set(sorted(first, key=first.__getitem__)[:2])
+
+
+def test_a_rung_keeps_one_in_so_many_and_judges_by_the_direction():
+    from sft.sweep.search.pruning import Rungs
+
+    rungs = Rungs(2, "maximize")
+    for job, value in enumerate([0.1, 0.4, 0.3, 0.2]):
+        rungs.report(job, 10, value)
+    assert [rungs.is_out(job, 10) for job in range(4)] == [True, False, False, True]
+    assert not any(rungs.is_out(job, 15) for job in (1, 2))  # between two rungs nobody is judged anew
+    rungs.report(1, 20, 0.5)
+    rungs.report(2, 20, 0.6)
+    assert [rungs.is_out(job, 20) for job in (1, 2)] == [True, False]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
+from sft.run.log_lines import job_prefix
 from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
 from sft.safety.secrets import redact_command
 
@@ -71,7 +72,7 @@ class WandbTracker(Tracker):
                 config=start_clean(config),
                 id=known,
                 resume="allow" if known and self.mode == "online" else None,
-                reinit="finish_previous",
+                reinit="create_new" if job_prefix() else "finish_previous",  # jobs that train together have one each
                 settings=self._settings(wandb),
             )
         except (wandb.errors.Error, OSError) as error:

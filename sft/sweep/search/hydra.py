@@ -21,7 +21,11 @@ from sft.sweep.search.study import SearchOptions
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 # Their workers open the study of the job that they run.
-REPORTING = ("hydra_plugins.sft_joblib_launcher.JoblibLauncher", "hydra_plugins.sft_submitit_launcher.SubmititLauncher")
+REPORTING = (
+    "hydra_plugins.sft_fused_launcher.FusedLauncher",
+    "hydra_plugins.sft_joblib_launcher.JoblibLauncher",
+    "hydra_plugins.sft_submitit_launcher.SubmititLauncher",
+)
 
 
 def search(config: DictConfig, loader: Any, launcher: Any, arguments: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def _check_pruning(options: SearchOptions, config: DictConfig) -> None:
         raise UserError(
             f"jobs of {launcher} cannot report to the search",
             where="hydra.sweeper.pruner",
-            remedy="hydra.sweeper.pruner=none, or hydra/launcher=basic, joblib or submitit_local",
+            remedy="hydra.sweeper.pruner=none, or hydra/launcher=basic, fused, joblib or submitit_local",
         )
     if config.hydra.launcher.get("cluster") == "slurm":
         raise UserError(

@@ -69,4 +69,70 @@ class TrialReporter:
         return self.trial.study._storage.get_trial(self.trial._trial_id)
 
 
+class Rungs:
+    """Successive halving of jobs that train together (Jamieson and Talwalkar 2016): all reach a rung before any is judged.
+
+    The first rung is the first evaluation, each later one at `reduction_factor` times the steps of the one before. Of
+    those that reach a rung one in so many goes on. Optuna's own pruners judge a job by those that came before it alone.
+
+    Args:
+        reduction_factor: one in so many goes on.
+        direction: minimize or maximize.
+    """
+
+    def __init__(self, reduction_factor: int, direction: str) -> None:
+        self.reduction_factor, self.sign = reduction_factor, -1 if direction == "maximize" else 1
+        self.first: int | None = None
+        self.values: dict[int, dict[int, float]] = {}  # of each rung, by job
+
+    def report(self, job: int, step: int, value: float) -> None:
+        """A job's evaluation after a step."""
+        self.first = step if self.first is None else min(self.first, step)
+        for rung in range(self._reached(step) + 1):
+            self.values.setdefault(rung, {}).setdefault(job, self.sign * value)
+
+    def is_out(self, job: int, step: int) -> bool:
+        """Whether a job that is at this step is given up; called when all have reported that come so far."""
+        rung = self._reached(step)
+        values = self.values.get(rung, {})
+        keeps = max(1, len(values) // self.reduction_factor)
+        order = sorted(values, key=lambda each: (values[each], each))
+        return job in values and order.index(job) >= keeps
+
+    def _reached(self, step: int) -> int:
+        """The number of the last rung at this step or before it."""
+        rung, first = 0, self.first or step
+        while first * self.reduction_factor ** (rung + 1) <= step:
+            rung += 1
+        return rung
+
+
+class RungReporter:
+    """Reports a job of an Optuna trial, and judges it with those that train with it.
+
+    Args:
+        inner: stores what is reported.
+        rungs: of all jobs that train together.
+        job: this one's number.
+    """
+
+    def __init__(self, inner: TrialReporter, rungs: Rungs, job: int) -> None:
+        self.inner, self.rungs, self.job = inner, rungs, job
+
+    def report(self, step: int, value: float) -> None:
+        """Store an evaluation."""
+        self.inner.report(step, value)
+        if self.inner.decides:
+            self.rungs.report(self.job, step, value)
+
+    def should_prune(self) -> bool:
+        """Whether the job is given up, by its rung."""
+        if not self.inner.decides:
+            return self.inner.should_prune()
+        out = self.rungs.is_out(self.job, self.inner.step)
+        if out:
+            self.inner.trial.set_user_attr(PRUNED_AT, self.inner.step)
+        return out
+
+
 PRUNED_AT = "pruned_at"

@@ -10,6 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from sft.config.errors import Pruned
 from sft.sweep.search.pruning import Reporter
 from sft.training.callbacks.base import RunCallback
+from sft.training.fused.place import current
 
 
 class Pruning(RunCallback):
@@ -51,13 +52,15 @@ class Pruning(RunCallback):
             return
         self.last_step = state.global_step
         self.reporter.report(state.global_step, value)
+        if (place := current.get()) is not None:  # jobs that train together are judged together
+            place.wait(state.global_step)
         if state.global_step < state.max_steps and self.reporter.should_prune():
             raise Pruned(f"given up by the search at step {state.global_step} of {state.max_steps}")
 
 
 def pruning_callbacks() -> list[RunCallback]:
     """The callback of a search's job; [] for any other run."""
-    from sft.sweep.search.pruning import current
+    from sft.sweep.search.pruning import current as current_reporter
 
-    reporter = current()
+    reporter = current_reporter()
     return [Pruning(reporter)] if reporter is not None else []

@@ -15,6 +15,7 @@ from sft.training.estimate.advice import advise
 from sft.training.estimate.answer import gib
 from sft.training.estimate.estimate import Estimate, Estimator, fits, longest_batch, with_lengths
 from sft.training.estimate.step import Batch
+from sft.training.fused.place import current
 from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,18 @@ def with_memory(
         log.warning("memory: not estimated (%s: %s)", type(error).__name__, error)
         return _settled(given, bool(settled) if asked == "auto" else asked)
     log.info("%s", line(estimate, place))
+    if (among := current.get()) is not None:
+        among.takes(estimate.needs, own_bytes(estimate), place.free)
     if not fits(estimate, place, SURE) and (config.get("estimate") or {}).get("enforce", True):
         found = advise(config, run, place, batch, evaluation, inputs.model_config)
         raise refusal(estimate, place, [(each.overrides, each.needs, each.fits) for each in found])
     return _settled(given, estimate.checkpointing if asked == "auto" else asked)
+
+
+def own_bytes(estimate: Estimate) -> int:
+    """What a run takes that shares its base model and its process with others."""
+    trained = estimate.adapter + estimate.gradients + estimate.optimizer
+    return trained + estimate.activations + estimate.logits
 
 
 def line(estimate: Estimate, place: Place) -> str:

@@ -24,6 +24,10 @@ from sft.training.memory import free, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
+# jobs at a time, where none is said: at most; and where the memory of one is not known
+MOST, UNKNOWN = 32, 4
+MARGIN = 0.85  # of the memory that there is
+
 
 @dataclass(frozen=True)
 class Work:
@@ -50,6 +54,7 @@ class Member:
         self.result: Any = None
         self.error: BaseException | None = None
         self.trainer: Any = None
+        self.own: int | None = None
         self.take: Callable[[int, Any], None] | None = None
         context = contextvars.copy_context()
         self.thread = threading.Thread(
@@ -70,6 +75,11 @@ class Member:
             self.group.back.release()
 
     # -- what the job calls, in its own thread ---------------------------------------------------------------------------
+    def takes(self, needs: int, own: int, free: int) -> None:
+        """See `Place`."""
+        self.own = own
+        self.group.shared, self.group.free = needs - own, free
+
     def join(self, trainer: Any) -> str | None:
         """See `Place`."""
         reason = why_alone(trainer)
@@ -94,6 +104,11 @@ class Member:
             raise answer
         return answer
 
+    def wait(self, step: int) -> None:
+        """See `Place`."""
+        if self.trainer is not None:
+            self.ask(Request("wait", step=step))
+
     def listen(self, take: Callable[[int, Any], None]) -> Callable[[], None]:
         """See `Place`."""
         self.take = take
@@ -109,15 +124,16 @@ class Group:
 
     Args:
         passes: computes requests.
-        at_once: jobs at a time.
+        at_once: jobs at a time; None for as many as the memory allows by their estimates.
         table: shows them; None shows nothing.
     """
 
-    def __init__(self, passes: Passes, at_once: int, table: Table | None = None) -> None:
+    def __init__(self, passes: Passes, at_once: int | None, table: Table | None = None) -> None:
         self.passes, self.at_once, self.table = passes, at_once, table
         self.back = threading.Semaphore(0)  # released by the job that hands its turn on
         self.members: list[Member] = []
         self.stopping = False
+        self.shared, self.free = 0, 0  # bytes that all jobs take together but for their own, and that there are
 
     def run(self, jobs: Sequence[Work], ended: Callable[[Member], None]) -> None:
         """Run all jobs to their end.
@@ -127,7 +143,7 @@ class Group:
         """
         pending = deque(jobs)
         while self.members or (pending and not self.stopping):
-            while pending and not self.stopping and len(self.members) < self.at_once:
+            while pending and not self.stopping and self._has_room():
                 self.members.append(Member(self, pending.popleft()))
                 self._give_turn(self.members[-1])
                 self._drop_ended(ended)
@@ -143,6 +159,16 @@ class Group:
         for member in self.members:
             if member.take is not None:
                 member.take(number, frame)
+
+    def _has_room(self) -> bool:
+        """Whether one more job may begin."""
+        if self.at_once is not None:
+            return len(self.members) < self.at_once
+        known = [member.own for member in self.members if member.own is not None]
+        if len(known) < len(self.members):  # one is on its way to its rows, or could not be estimated
+            return len(self.members) < UNKNOWN and all(member.trainer is not None for member in self.members)
+        wanted = self.shared + sum(known) + max(known, default=0)
+        return len(self.members) < MOST and (not known or wanted <= MARGIN * self.free)
 
     def _drop_ended(self, ended: Callable[[Member], None]) -> None:
         for member in [member for member in self.members if member.done]:
@@ -163,7 +189,13 @@ class Group:
         home.restore()
 
     def _answer(self, asking: Sequence[Member]) -> None:
-        """Compute what jobs ask for, the same kind together."""
+        """Compute what jobs ask for, the same kind together; those that wait go on when nobody is behind them."""
+        waiting = [member for member in asking if member.request and member.request.kind == "wait"]
+        asking = [member for member in asking if member not in waiting]
+        for member in waiting:
+            step = member.request.step if member.request else 0
+            if not any(other.trainer is not None and other.trainer.state.global_step <= step for other in asking):
+                member.request = None
         for kind in dict.fromkeys(member.request.kind for member in asking if member.request):
             self._compute([member for member in asking if member.request and member.request.kind == kind])
 

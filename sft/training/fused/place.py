@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -13,14 +13,17 @@ class Request:
     """What a job asks the others' pass to compute for it.
 
     Attributes:
-        kind: "train" for loss and gradients, "outputs" for what the model predicts.
+        kind: "train" for loss and gradients, "outputs" for what the model predicts, "wait" for nothing: it is answered
+            when no other job is at `step` or before it any more.
         batch: padding-free.
         noise: adds to the embeddings of its tokens; None for nothing.
+        step: optimizer step of a "wait".
     """
 
     kind: str
-    batch: Mapping[str, Any]
+    batch: Mapping[str, Any] = field(default_factory=dict)
     noise: Any = None
+    step: int = 0
 
     @property
     def tokens(self) -> int:
@@ -33,6 +36,9 @@ class Place(Protocol):
 
     number: int
 
+    def takes(self, needs: int, own: int, free: int) -> None:
+        """Tell the bytes that this job is estimated to take: in all, of its own, and what there is."""
+
     def join(self, trainer: Any) -> str | None:
         """Train with the others from here on; gives the reason where this job cannot."""
 
@@ -41,6 +47,9 @@ class Place(Protocol):
 
     def ask(self, request: Request) -> Any:
         """Have a request computed, together with those of the other jobs."""
+
+    def wait(self, step: int) -> None:
+        """Until the other jobs that train have come so far."""
 
     def listen(self, take: Callable[[int, Any], None]) -> Callable[[], None]:
         """Have signals to the process told to this job; gives what ends that."""
