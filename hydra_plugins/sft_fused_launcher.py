@@ -1,4 +1,4 @@
-"""`hydra/launcher=fused`: a sweep's jobs train together on one base. The work is done in sft.sweep.fused."""
+"""`hydra/launcher=fused`: a sweep's jobs train together on one base. The work is done in sft.sweep.launchers.fused."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ class FusedLauncher(Launcher):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from sft.sweep.fused import run_fused
+        from sft.sweep.launchers.fused import run_fused
 
         return run_fused(
             self.context, self.task, self.config, job_overrides, initial_job_idx, self.n_jobs, self.max_tokens

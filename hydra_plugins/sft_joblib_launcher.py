@@ -1,4 +1,4 @@
-"""`hydra/launcher=joblib`: a sweep's jobs in parallel processes on one machine. The work is done in sft.sweep.pool."""
+"""`hydra/launcher=joblib`: a sweep's jobs in parallel processes on one machine. The work is done in sft.sweep.launchers.pool."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +28,9 @@ class JoblibLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sft.config.errors import PastHydra, UserError
-        from sft.sweep.devices import visible_devices
-        from sft.sweep.launching import Sweep, note_lost
-        from sft.sweep.pool import Pool
+        from sft.sweep.launchers.devices import visible_devices
+        from sft.sweep.launchers.job import Sweep, note_lost
+        from sft.sweep.launchers.pool import Pool
 
         if self.pool is None:
             devices = visible_devices()

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class SubmititLauncher(Launcher):
-    """Runs jobs through submitit. The work is done in sft.sweep.submit.
+    """Runs jobs through submitit. The work is done in sft.sweep.launchers.submit.
 
     Args:
         cluster: slurm or local.
@@ -27,8 +27,8 @@ class SubmititLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sft.config.errors import PastHydra, UserError
-        from sft.sweep.launching import Sweep, note_lost
-        from sft.sweep.submit import submit_all
+        from sft.sweep.launchers.job import Sweep, note_lost
+        from sft.sweep.launchers.submit import submit_all
 
         sweep = Sweep.of(self.context, self.task, self.config)
         try:

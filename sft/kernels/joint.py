@@ -1,6 +1,6 @@
 """Several jobs in one pass of a base model: it is computed once for all their tokens, each job's adapter for its own.
 
-The documents of all jobs lie end to end in one padding-free row, each job's in one stretch (`Stretch`). A `JointLinear`
+A pass is one padding-free row of the documents of all jobs, each job's in one stretch (`Stretch`). A `JointLinear`
 stands where some job adapts a linear layer and adds to every stretch what its job's own layer adds; attention keeps to
 the documents of each stretch. Training N adapters so is that of each alone: the parameters of one reach the loss of no
 other (Ye et al. 2023, "mLoRA"; Zhu et al. 2025, "LoRAFusion").

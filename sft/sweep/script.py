@@ -79,7 +79,7 @@ def _composed(config: DictConfig, points: Sequence[Mapping[str, Any]], directori
 
 def _run_all(configs: Sequence[DictConfig], record: SweepRecord, fused: bool, n_jobs: int | None) -> None:
     """Run the jobs; one that fails is noted and does not stop the others."""
-    from sft.sweep.fused import by_base, train_together
+    from sft.sweep.launchers.fused import by_base, train_together
 
     together, alone = by_base(dict(enumerate(configs))) if fused else ([], dict.fromkeys(range(len(configs)), ""))
     for numbers in together:

@@ -84,9 +84,24 @@ def build_arguments(
     Raises:
         UserError: TrainingArguments refuses them, or the node names a class that is not admitted.
     """
+    return build(
+        _settled({**node, **asked}, dtype, evaluates),
+        where="trainer",
+        allowed=allowed,
+        output_dir=str(run.checkpoints),
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,  # the display callback draws; two bars would garble each other
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it would hide what must stop the run
+        include_num_input_tokens_seen="no",
+    )
+
+
+def _settled(settings: dict[str, Any], dtype: str, evaluates: bool) -> dict[str, Any]:
+    """The node with what it leaves open decided by this machine, the number of processes and the rows."""
     import torch
 
-    settings = {**node, **asked}
     if settings.get("bf16") == "auto":
         settings["bf16"] = autocast_dtype(settings, dtype) is torch.bfloat16
     if settings.get("gradient_checkpointing") == "auto":
@@ -103,16 +118,4 @@ def build_arguments(
             if settings.get(name) is None:
                 settings[name] = value
     settings = with_own_checkpointing(settings)
-    settings = supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])
-    return build(
-        settings,
-        where="trainer",
-        allowed=allowed,
-        output_dir=str(run.checkpoints),
-        seed=seed,
-        report_to="none",
-        disable_tqdm=True,  # the display callback draws; two bars would garble each other
-        remove_unused_columns=False,
-        logging_nan_inf_filter=False,  # it would hide what must stop the run
-        include_num_input_tokens_seen="no",
-    )
+    return supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])

@@ -13,8 +13,8 @@ from hydra.types import RunMode
 
 from sft.config.compose import config_loader
 from sft.config.errors import Interrupted, PastHydra
-from sft.sweep.devices import claim_slot, deal, take, threads_each, visible_devices
-from sft.sweep.submit import Submitted, _result
+from sft.sweep.launchers.devices import claim_slot, deal, take, threads_each, visible_devices
+from sft.sweep.launchers.submit import Submitted, _result
 
 ROOT = Path(__file__).parents[2]
 DOOR = '''
@@ -92,7 +92,7 @@ def test_visible_devices_are_those_of_the_environment():
 
 
 def test_threads_are_shared_out_unless_the_user_says(monkeypatch):
-    monkeypatch.setattr("sft.sweep.devices.usable_cores", lambda: 10)
+    monkeypatch.setattr("sft.sweep.launchers.devices.usable_cores", lambda: 10)
     assert [threads_each(workers, {}) for workers in (1, 3, 16)] == [10, 3, 1]
     assert threads_each(3, {"OMP_NUM_THREADS": "6"}) == 6
 
@@ -114,7 +114,7 @@ def test_take_sets_what_a_worker_sees():
 
 
 def test_a_slot_is_one_processs_until_it_ends(tmp_path):
-    script = f"from pathlib import Path; from sft.sweep.devices import claim_slot; print(claim_slot(Path({str(tmp_path)!r}), 3))"
+    script = f"from pathlib import Path; from sft.sweep.launchers.devices import claim_slot; print(claim_slot(Path({str(tmp_path)!r}), 3))"
     assert claim_slot(tmp_path, 3) == 0
     for _ in range(2):  # the first one's end frees its slot
         found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

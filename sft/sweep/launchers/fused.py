@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sft.sweep.launching import directory
+from sft.sweep.launchers.job import directory
 from sft.sweep.search.hydra import judged_by
 from sft.sweep.search.pruning import RungReporter, Rungs, reporting
 from sft.sweep.search.study import trial_reporter

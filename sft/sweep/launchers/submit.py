@@ -11,8 +11,8 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from sft.config.errors import Interrupted, PastHydra, UserError, not_installed
-from sft.sweep.devices import deal, take, threads_each, visible_devices
-from sft.sweep.launching import Sweep, lost
+from sft.sweep.launchers.devices import deal, take, threads_each, visible_devices
+from sft.sweep.launchers.job import Sweep, lost
 
 # What submitit knows for every cluster; the others get the cluster's name before them.
 SHARED = {

@@ -15,8 +15,8 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from sft.config.errors import not_installed
-from sft.sweep.devices import THREADS, claim_slot, deal, take, threads_each
-from sft.sweep.launching import lost
+from sft.sweep.launchers.devices import THREADS, claim_slot, deal, take, threads_each
+from sft.sweep.launchers.job import lost
 
 _PR_SET_PDEATHSIG = 1
 
