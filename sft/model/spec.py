@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from sft.config.errors import UserError
 
+# values of lora.init_lora_weights, or how they begin, that take an adapter's start out of the base's weights
+MUTATING = ("pissa", "olora", "corda", "lora_ga")
+
 
 @dataclass
 class Tokenizer:

@@ -15,6 +15,7 @@ from sft.config.paths import expanded
 
 if TYPE_CHECKING:
     from sft.run.lock import RunLock
+    from sft.sweep.plan import Plan
     from sft.sweep.record import SweepRecord
 
 
@@ -55,6 +56,7 @@ class SweepCallback(Callback):
             planned = plan(config)
             refuse_other_sweep(self.record, planned, str(config_name))
             self.record.begin(planned.facts, planned.jobs)
+            _tell_of_fusing(config, planned)
         except Exception as error:
             self._release()
             raise PastHydra(error) from error
@@ -129,6 +131,16 @@ class SweepCallback(Callback):
         if self.lock is not None:
             self.lock.release()
             self.lock = None
+
+
+def _tell_of_fusing(config: DictConfig, planned: Plan) -> None:
+    """Say once that the jobs, which run one after another, could train together."""
+    from sft.sweep.search.hydra import BASIC
+    from sft.training.fused.refusal import why_config_alone
+
+    one_by_one = OmegaConf.select(config, "hydra.launcher._target_") == BASIC
+    if one_by_one and len(planned.jobs) > 1 and why_config_alone(planned.config) is None:
+        print("these jobs could train together on one base model: hydra/launcher=fused", file=sys.stderr)
 
 
 def _in_sweep(config: DictConfig) -> bool:

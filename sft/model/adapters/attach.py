@@ -23,12 +23,12 @@ from sft.model.adapters.existing import (
     read_adapter_config,
     stored_rows,
 )
-from sft.model.adapters.initial import MUTATING, keep_initial, loftq_start
+from sft.model.adapters.initial import keep_initial, loftq_start
 from sft.model.adapters.names import no_match, refuse_unmatched, refuse_unskipped
 from sft.model.embeddings import embedding_names, is_tied
 from sft.model.load import set_use_cache
 from sft.model.quant import quantized_modules
-from sft.model.spec import Model
+from sft.model.spec import MUTATING, Model
 
 log = logging.getLogger(__name__)
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head"}

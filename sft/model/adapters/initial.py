@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from sft.model.spec import Model
-
-MUTATING = ("pissa", "olora", "corda", "lora_ga")  # values of init_lora_weights, or how they begin
+from sft.model.spec import MUTATING, Model
 
 
 def keep_initial(adapted: Any, config: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sft.model.adapters.initial import MUTATING
+from sft.model.spec import MUTATING
 
 OWN = "sft.training.arguments.Arguments"
 _SPECIAL = {
