@@ -1,17 +1,17 @@
-# What one does here. The first call of a target makes .venv and installs what it needs: a run's packages for the demo,
-# the developers' as well for everything else. A second call installs nothing.
+# Common tasks. The first call of a target creates .venv and installs what it needs: the packages of a run for the demo,
+# the development packages as well for everything else. A second call installs nothing.
 export PYTHON ?= python3
 PY := .venv/bin/python
 RUN := .venv/.installed
 INSTALLED := .venv/.installed-dev
 
-# Two threads on busy cores stall small models: each test process computes with one. Our own modules are compiled once.
+# Two threads on busy cores stall small models: each test process uses one. Our own modules are compiled once.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: demo test test-all test-slow test-cpus test-web test-deepeval browser soak
 .PHONY: check lint type imports format bench docs install clean
 
-demo: $(RUN)  ## the main job: a small model learns to turn tickets into JSON
+demo: $(RUN)  ## a small model learns to turn tickets into JSON
 	HF_HUB_OFFLINE=1 $(PY) -m sft.train experiment=demo
 
 test: $(INSTALLED)  ## the fast tests, offline
@@ -23,7 +23,7 @@ test-all: $(INSTALLED)  ## the slow ones too
 test-cpus: $(INSTALLED)  ## the numeric tests under restricted instruction sets, with one thread and with two
 	$(PY) .ci/test-cpus
 
-test-slow: $(INSTALLED)  ## the slow ones alone; TESTS=PATH for some of them
+test-slow: $(INSTALLED)  ## only the slow ones; TESTS=PATH for some of them
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "slow and not browser" $(TESTS)
 
 test-web: $(INSTALLED) browser  ## the page of sft.webui in a real browser
@@ -35,8 +35,8 @@ browser:  ## installs Chromium and its driver
 	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
 	  $$SUDO apt-get update && $$SUDO apt-get install -y --no-install-recommends chromium chromium-driver; }
 
-# DeepEval wants an older click and rich than huggingface_hub and sft were tested with: it lies over .venv, in a place
-# of its own.
+# DeepEval requires an older click and rich than huggingface_hub and sft were tested with: it gets a separate environment
+# on top of .venv.
 test-deepeval: .venv-deepeval/.installed  ## judge.scorer=deepeval through DeepEval itself, on loopback
 	$(TEST_ENV) .venv-deepeval/bin/python -m pytest -p no:deepeval tests/deepeval/check_deepeval.py
 
@@ -46,7 +46,7 @@ test-deepeval: .venv-deepeval/.installed  ## judge.scorer=deepeval through DeepE
 	.venv-deepeval/bin/python -m pip install -q deepeval==4.3.1
 	touch $@
 
-soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with one left alone
+soak: $(INSTALLED)  ## 50 runs killed at random moments and resumed, each compared with an uninterrupted one
 	$(PY) tests/soak/soak.py --rounds 50 --jobs 2
 
 check: lint type imports  ## what CI checks beside the tests, and a commit with pre-commit
@@ -65,7 +65,7 @@ type: $(INSTALLED)
 imports: $(INSTALLED)  ## imports go one way, and tests lie where what they test lies
 	$(TEST_ENV) $(PY) -m pytest tests/test_imports.py
 
-bench: $(INSTALLED)  ## data preparation beside TRL's
+bench: $(INSTALLED)  ## data preparation compared with TRL's
 	$(PY) benchmarks/data.py
 
 install: $(INSTALLED)

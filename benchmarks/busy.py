@@ -1,6 +1,6 @@
-"""A busy machine: processes that compute beside what is measured.
+"""Simulate a busy machine: processes that compute alongside the measurement.
 
-python benchmarks/busy.py THREADS    # one such process, until it is ended
+python benchmarks/busy.py THREADS    # one such process, until it is stopped
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def busy(processes: int, threads: int = 1) -> Iterator[None]:
-    """For the time of the block, so many processes multiply matrices, each with so many threads."""
+    """Within the block, multiply matrices in this many processes, each with this many threads."""
     running = [
         subprocess.Popen([sys.executable, __file__, str(threads)], stdout=subprocess.PIPE) for _ in range(processes)
     ]
@@ -21,7 +21,7 @@ def busy(processes: int, threads: int = 1) -> Iterator[None]:
         for process in running:
             assert process.stdout is not None
             if process.stdout.readline() != b"computing\n":
-                raise RuntimeError("a process of the busy machine did not start")
+                raise RuntimeError("a load process did not start")
         yield
     finally:
         for process in running:
@@ -31,7 +31,7 @@ def busy(processes: int, threads: int = 1) -> Iterator[None]:
 
 
 def compute(threads: int) -> None:
-    """Multiply matrices that fit into a core's own cache, for ever."""
+    """Multiply matrices that fit into a core's own cache, forever."""
     import torch
 
     torch.set_num_threads(threads)

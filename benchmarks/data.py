@@ -3,9 +3,9 @@
     python benchmarks/data.py FILE [FILE ...] [--rows 50000] [--processes 2] [--rounds 1] [--json OUT]
 
 The files hold instruction/input/output rows or ShareGPT conversations; their turns are recombined into distinct
-multi-turn rows. Each side runs in a process of its own with a cold cache. Ours is timed from the file on; TRL's from
-the loaded dataset on (its reading is printed apart). Both train assistant turns alone, with one chat template, and pack
-by best-fit decreasing.
+multi-turn rows. Each side runs in its own process with a cold cache. Ours is timed starting from the file; TRL's from
+the loaded dataset (its reading time is printed separately). Both train only assistant turns, with the same chat
+template, and pack by best-fit decreasing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def turns_of(paths: list[str]) -> list[tuple[str, str]]:
-    """(question, answer) pairs of all files; three of them fit MAX_LENGTH, so neither side drops or cuts."""
+    """(question, answer) pairs of all files; three of them fit MAX_LENGTH, so that neither side drops or truncates."""
     pairs = []
     for path in paths:
         for row in json.loads(Path(path).read_text()):
@@ -54,7 +54,8 @@ def turns_of(paths: list[str]) -> list[tuple[str, str]]:
 
 
 def write_rows(pairs: list[tuple[str, str]], count: int, path: Path, unlike: bool = False) -> None:
-    """Distinct conversations of one to three turns, drawn from the pairs; `unlike` numbers every turn, so none recurs."""
+    """Write distinct conversations of one to three turns, sampled from the pairs; `unlike` numbers every turn, so none
+    recurs."""
     rng, seen = random.Random(0), set()
     with path.open("w") as file:
         while len(seen) < count:
@@ -71,13 +72,13 @@ def write_rows(pairs: list[tuple[str, str]], count: int, path: Path, unlike: boo
 
 
 def cpu_seconds() -> float:
-    """Processor seconds of this process and those it has waited for."""
+    """CPU seconds of this process and its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def ours(rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
-    """Prepare with sft; seconds, and what came out."""
+    """Prepare with sft; seconds and results."""
     from transformers import AutoTokenizer
 
     from sft.data.labels.encoder import Encoder
@@ -100,7 +101,7 @@ def ours(rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
 
 
 def peer(rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
-    """Prepare with TRL; seconds of its preparation alone, and what came out."""
+    """Prepare with TRL; seconds of only its preparation, and results."""
     import torch
     from datasets import disable_progress_bars, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -150,7 +151,7 @@ def peer(rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
 
 
 def measured(side: str, rows: Path, tokenizer: str, processes: int) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Run one side in its own process."""
     command = [
         sys.executable,
         __file__,
@@ -176,8 +177,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--unlike", action="store_true", help="no turn in two rows: sft tokenizes shared ones once")
-    parser.add_argument("--tokenizer", help="a directory or hub id; the embedded model's if left out")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--tokenizer", help="a directory or hub id; default: the embedded model's")
+    parser.add_argument("--json", help="write the results here")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

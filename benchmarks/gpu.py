@@ -4,10 +4,11 @@
                              [--variants sft,sft padded,Trainer,TRL,TRL packing,...] [--rounds 3] [--json OUT]
     python benchmarks/gpu.py --smoke     # tiny shapes, on whatever device there is
 
-A copy of the checkout with torch, transformers, peft, hydra-core and omegaconf is enough; bitsandbytes is for qlora and
-trl for its variants, which are left out where it is not installed. Rows have the lengths of instruction data (log-normal,
-cut at the length asked for), and an answer of two thirds is trained. A variant trains a few steps of the same rows
-after a warm-up, in a process of its own; told are tokens a second (padding apart), model FLOP utilization and peak memory.
+A copy of the checkout with torch, transformers, peft, hydra-core and omegaconf is enough; bitsandbytes is needed for
+qlora and trl for its variants, which are skipped if they are not installed. Row lengths follow instruction data
+(log-normal, truncated at the given length), and two thirds of each row are a trained answer. Each variant trains a few
+steps on the same rows after a warm-up, in its own process; the results are tokens per second (without padding), model
+FLOPs utilization and peak memory.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ VARIANTS = ("sft", "sft padded", "Trainer", "TRL", "TRL packing", "TRL padding-f
 MEDIAN, SPREAD = (
     0.25,
     0.9,
-)  # of the rows' lengths: the median as a share of the length asked for, sigma of its logarithm
+)  # of the row lengths: the median as a fraction of the given length, sigma of its logarithm
 WARM = 2  # steps before the clock starts
 
 
 def model_config(shape: str, attention: str) -> Any:
-    """The config of a shape."""
+    """The model config of a shape."""
     from transformers import LlamaConfig, Qwen3Config
 
     kind, vocabulary, hidden, inner, layers, heads, shared, dimension, tied = SHAPES[shape]
@@ -56,7 +57,7 @@ def model_config(shape: str, attention: str) -> Any:
 
 
 def build_model(shape: str, method: str, attention: str, device: str) -> Any:
-    """Random weights on the device: bf16 with an LoRA adapter, in 4 bits with one, or bf16 all trained."""
+    """Random weights on the device: bf16 with a LoRA adapter, 4-bit with one, or bf16 with all weights trained."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -74,7 +75,7 @@ def build_model(shape: str, method: str, attention: str, device: str) -> Any:
 
 
 def quantize(model: Any, device: str) -> None:
-    """Every linear layer but the output layer in nf4, in place."""
+    """Quantize every linear layer except the output layer to nf4, in place."""
     import bitsandbytes as bnb
     import torch
 
@@ -109,7 +110,8 @@ def draw_rows(length: int, count: int, vocabulary: int) -> list[dict[str, Any]]:
 
 
 class Loop:
-    """A plain training loop: the same optimizer and clipping for every variant; each brings its batches and its loss."""
+    """A plain training loop with the same optimizer and clipping for every variant; batches and loss are the
+    variant's."""
 
     def __init__(self, model: Any, device: str) -> None:
         import torch
@@ -119,7 +121,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def step(self, batch: dict[str, Any], loss_of: Any) -> float:
-        """One optimizer step; the loss."""
+        """Make one optimizer step; return the loss."""
         import torch
 
         inputs = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
@@ -139,13 +141,13 @@ def ours(
     from sft.data.batches.collate import FlatCollator, PaddedCollator, split_batch
     from sft.kernels.attention import VARLEN, register
     from sft.kernels.cross_entropy import summed_loss
-    from sft.model.head import chooses_positions, output_layer
+    from sft.model.head import output_layer, supports_logits_to_keep
 
     register()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.set_attn_implementation("sdpa" if padded else VARLEN)
     collate = PaddedCollator(0) if padded else FlatCollator()
-    positions, head, loop = chooses_positions(model), output_layer(model), Loop(model, device)
+    positions, head, loop = supports_logits_to_keep(model), output_layer(model), Loop(model, device)
 
     def loss_of(inputs: dict[str, Any]) -> Any:
         total, _ = summed_loss(model, inputs, positions, head)
@@ -156,7 +158,7 @@ def ours(
 
 
 def plain(model: Any, rows: list[dict[str, Any]], batch: int, device: str) -> tuple[list[float], list[float]]:
-    """transformers' own loss over padded batches."""
+    """The same with transformers' own loss over padded batches."""
     from sft.data.batches.collate import PaddedCollator, split_batch
 
     loop, collate = Loop(model, device), PaddedCollator(0)
@@ -166,7 +168,7 @@ def plain(model: Any, rows: list[dict[str, Any]], batch: int, device: str) -> tu
 
 
 def clocked(parts: list[Any], step: Any, device: str) -> tuple[list[float], list[float]]:
-    """Seconds and loss of each step, the device waited for."""
+    """Seconds and loss of each step, with the device synchronized."""
     import torch
 
     seconds, losses = [], []
@@ -182,7 +184,7 @@ def clocked(parts: list[Any], step: Any, device: str) -> tuple[list[float], list
 def trl(
     model: Any, rows: list[dict[str, Any]], batch: int, length: int, device: str, kind: str
 ) -> tuple[list[float], list[float]]:
-    """TRL's SFTTrainer on the same tokens; its own clock is ours, around each optimizer step."""
+    """TRL's SFTTrainer on the same tokens, timed by us around each optimizer step."""
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -220,13 +222,13 @@ def trl(
 
 
 def attention_of(variant: str, device: str) -> str:
-    """The best attention that the variant has here; sft's is chosen later."""
+    """The best attention available to the variant; sft's is chosen later."""
     flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
     return "flash_attention_2" if flash and variant.startswith("TRL ") else "sdpa"
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
-    """One variant in this process."""
+    """Run one variant in this process."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -235,9 +237,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     count = batch * (options.steps + WARM)
     rows = draw_rows(length, count, SHAPES[shape][1])
     model = build_model(shape, method, attention_of(variant, device), device).train()
-    from sft.training.work import hardware_rate, pairs, work_of
+    from sft.training.flops import attention_pairs, flops_per_token, peak_flops
 
-    work = work_of(model)
+    flops = flops_per_token(model)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if variant.startswith("sft"):
@@ -246,14 +248,14 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         seconds, losses = plain(model, rows, batch, device)
     else:
         seconds, losses = trl(model, rows, batch, length, device, variant)
-    share = max(0.0, 1 - WARM / len(seconds))  # of the rows: a pack's are not known apart
+    share = max(0.0, 1 - WARM / len(seconds))  # per row: those of a pack are not known separately
     sizes = [len(row["input_ids"]) for row in rows[WARM * batch :]] if variant != "TRL packing" else None
     sizes = sizes or [len(row["input_ids"]) for row in rows]
     part = 1.0 if variant != "TRL packing" else share
     tokens, spent = sum(sizes) * part, sum(seconds[WARM:]) or sum(seconds)
     trained = sum(size - max(1, size // 3) for size in sizes) * part
-    rate = hardware_rate() or matrix_rate(device)
-    needed = work.operations(int(tokens), int(trained), pairs(sizes) * part) if work else None
+    rate = peak_flops() or matrix_rate(device)
+    needed = flops.operations(int(tokens), int(trained), attention_pairs(sizes) * part) if flops else None
     return {
         "tokens_per_second": tokens / spent,
         "utilization": needed / spent / rate if needed else None,
@@ -265,7 +267,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def matrix_rate(device: str) -> float:
-    """Operations a second of a large product, where no data sheet is known: the better of bf16 and fp32."""
+    """FLOP/s of a large product if no data sheet is known: the better of bf16 and fp32."""
     import torch
 
     size, best = 8192 if device == "cuda" else 512, 0.0
@@ -281,11 +283,11 @@ def matrix_rate(device: str) -> float:
 
 
 def available(variants: list[str], methods: list[str]) -> tuple[list[str], list[str]]:
-    """Those whose libraries are installed; the others are named."""
+    """The variants and methods whose libraries are installed; the others are printed."""
     has_trl, has_bnb = (importlib.util.find_spec(name) is not None for name in ("trl", "bitsandbytes"))
     for missing, name in ((not has_trl, "trl"), (not has_bnb, "bitsandbytes")):
         if missing:
-            print(f"{name} is not installed; what needs it is left out", file=sys.stderr)
+            print(f"{name} is not installed; skipping what needs it", file=sys.stderr)
     return (
         [variant for variant in variants if has_trl or not variant.startswith("TRL")],
         [method for method in methods if has_bnb or method != "qlora"],
@@ -298,7 +300,7 @@ def main() -> None:
     parser.add_argument("--methods", default="lora,qlora,full")
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens of a batch, about; padding apart")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="approximate tokens per batch, without padding")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -322,13 +324,13 @@ def main() -> None:
                 found.setdefault(variant, []).append(alone(options, shape, method, length, variant))
         results.append({"shape": shape, "method": method, "length": length, "variants": found})
         report(results[-1])
-        if options.json:  # after every case: a run that is broken off keeps what it has
+        if options.json:  # after every case, so that an interrupted run keeps its results
             options.json.write_text(json.dumps(results, indent=1))
     print(ratios(results))
 
 
 def alone(options: argparse.Namespace, shape: str, method: str, length: int, variant: str) -> dict[str, Any]:
-    """A variant in a process of its own; what stopped it, where it failed (memory, most often)."""
+    """Run a variant in its own process; if it failed (mostly out of memory), return the error."""
     command = [
         sys.executable, __file__, "--shape", shape, "--method", method, "--length", str(length), "--variant", variant,
         "--batch-tokens", str(options.batch_tokens), "--steps", str(options.steps),
@@ -341,13 +343,13 @@ def alone(options: argparse.Namespace, shape: str, method: str, length: int, var
 
 
 def middle(found: list[dict[str, Any]], key: str) -> float | None:
-    """The median of a figure over the rounds that worked."""
+    """The median of a value over the successful rounds."""
     values = [each[key] for each in found if each.get(key) is not None]
     return statistics.median(values) if values else None
 
 
 def report(result: dict[str, Any]) -> None:
-    """One case's table."""
+    """Print the table of one case."""
     print(f"\n{result['shape']} {result['method']} length {result['length']}")
     print(f"{'':<18} {'tokens/s':>10} {'MFU':>7} {'peak GiB':>9} {'loss':>8}")
     for variant, found in result["variants"].items():
@@ -361,7 +363,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def ratios(results: list[dict[str, Any]]) -> str:
-    """sft's speed by each peer's: the median over the cases."""
+    """sft's speed relative to each peer's: the median over the cases."""
     parts = []
     for variant in dict.fromkeys(name for result in results for name in result["variants"] if name != "sft"):
         pairs = [

@@ -1,8 +1,8 @@
-"""The estimate beside the measured peak of two real steps on a full batch, each configuration in a process of its own.
+"""The estimate and the measured peak of two real steps on a full batch, each configuration in its own process.
 
     python benchmarks/memory.py [--method lora qlora full] [--length 256 1024] [--batch 1 4] [--checkpointing false true]
 
-Prints a row of a Markdown table as soon as it is known, and the median and the largest error at the end.
+Prints each row of a Markdown table as soon as it is measured, and the median and the largest error at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METHODS = {"lora": ["lora=r16"], "qlora": ["lora=r16", "quant=nf4"], "full": ["l
 
 
 def measure(method: str, length: int, batch: int, checkpointing: str, more: list[str]) -> tuple[int, int]:
-    """(predicted, measured) peak in bytes."""
+    """The (predicted, measured) peak in bytes."""
     command = [sys.executable, "-m", "sft.estimate", "measure=true", "json=true", *METHODS[method]]
     command += [f"dataset.max_length={length}", f"trainer.per_device_train_batch_size={batch}"]
     command += [
@@ -34,13 +34,13 @@ def measure(method: str, length: int, batch: int, checkpointing: str, more: list
 
 
 def main() -> None:
-    """Make the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--length", nargs="+", type=int, default=[256, 1024])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--checkpointing", nargs="+", choices=["false", "true"], default=["false", "true"])
-    parser.add_argument("overrides", nargs="*", help="of sft.estimate, after --")
+    parser.add_argument("overrides", nargs="*", help="overrides for sft.estimate, after --")
     asked = parser.parse_args()
     print(
         "| method | length | batch | checkpointing | predicted MiB | measured MiB | error |\n|---|--:|--:|---|--:|--:|--:|"

@@ -1,4 +1,4 @@
-"""The peers' own scripts, as their documentation has them; `train.py` and `startup.py` start them.
+"""The peers' own scripts, as in their documentation; started by `train.py` and `startup.py`.
 
     python benchmarks/peers.py VARIANT DATA MODEL OUT BATCH MAX_LENGTH RATE
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def settings(out: str, batch: int, rate: float) -> dict[str, Any]:
-    """Arguments that all peers have in common."""
+    """Arguments common to all peers."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": out, "per_device_train_batch_size": batch, "num_train_epochs": 1, "bf16": True, "use_cpu": not cuda,
@@ -73,7 +73,7 @@ def trl(data: str, model: str, out: str, batch: int, length: int, rate: float, p
 
 
 def plain(data: str, model: str, out: str, batch: int, length: int, rate: float) -> float:
-    """transformers.Trainer with its own loss over padded batches, labels of answers alone."""
+    """transformers.Trainer with its own loss over padded batches, with labels only for answers."""
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     tokenizer = tokenizer_of(model)

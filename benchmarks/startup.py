@@ -1,9 +1,9 @@
-"""Seconds from the command to the end of the first step: sft, a script of TRL's, and the imports of each alone, in turns.
+"""Seconds from the command to the end of the first step: sft, a TRL script, and only the imports of each, alternating.
 
     python benchmarks/startup.py [--model DIR] [--rounds 5] [--json OUT]
 
-The token cache is warm, one step of one row is trained, and the whole process is timed up to its end of the first
-step. The last line has the ratios.
+The token cache is warm, one step of one row is trained, and the process is timed up to the end of that step. The last
+line has the ratios.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ SFTTrainer(AutoModelForCausalLM.from_pretrained(model), args=args, train_dataset
 
 
 def until(arguments: list[str], sign: str) -> float:
-    """Seconds until a process prints a line with `sign`; it is waited for, so that the next one has the machine alone."""
+    """Seconds until a process prints a line with `sign`; waits for its end, so that the next one has the machine to
+    itself."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     started, found = time.perf_counter(), None
     with subprocess.Popen(
@@ -64,7 +65,7 @@ def until(arguments: list[str], sign: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="", help="a local model; left out: the one that comes with sft")
+    parser.add_argument("--model", default="", help="a local model; default: the one that comes with sft")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def report(rounds: list[dict[str, Any]]) -> None:
-    """Medians, and the ratios as the last line."""
+    """Print medians, and the ratios as the last line."""
     median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     for name, seconds in median.items():
         print(f"{name:<14} {seconds:6.2f} s")

@@ -1,9 +1,9 @@
-"""A sweep of four jobs in one process against the same four runs in processes of their own.
+"""A sweep of four jobs in one process compared with the same four runs in separate processes.
 
     python benchmarks/sweep.py [--model smollm2_offline] [--steps 10] [--rounds 1] [--json OUT] [overrides ...]
 
-Both sides make the same runs (their adapters are compared, byte for byte) from a warm token cache. Printed are the wall
-times, their ratio, and where each side's time goes: in training and evaluation, and outside of it.
+Both sides train the same runs (their adapters are compared byte for byte) with a warm token cache. Prints the wall
+times, their ratio, and how each side's time splits into training and evaluation and the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RATES = ("1e-4", "3e-4", "1e-3", "3e-3")
 
 
 def sft(*arguments: str) -> float:
-    """Run `python -m sft.train` and give the seconds it took."""
+    """Run `python -m sft.train` and return the seconds it took."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     started = time.perf_counter()
     done = subprocess.run(
@@ -36,7 +36,7 @@ def sft(*arguments: str) -> float:
 
 
 def trained_seconds(runs: list[Path]) -> float:
-    """Seconds that the runs spent in training and evaluation."""
+    """Seconds spent by the runs in training and evaluation."""
     return sum(json.loads((run / "metrics.json").read_text())["train_seconds"] for run in runs)
 
 
@@ -45,7 +45,7 @@ def adapters(runs: list[Path]) -> list[bytes]:
 
 
 def measure(base: list[str], directory: Path) -> dict[str, Any]:
-    """One round: the sweep, then the single runs."""
+    """Measure one round: the sweep, then the single runs."""
     swept = sft("-m", *base, f"trainer.learning_rate={','.join(RATES)}", f"hydra.sweep.dir={directory}/sweep")
     jobs = sorted(path for path in (directory / "sweep").iterdir() if (path / "metrics.json").exists())
     single = []
@@ -92,9 +92,9 @@ def report(rounds: list[dict[str, Any]]) -> None:
     saved = median["single_seconds"] - median["sweep_seconds"]
     per_job = (median["single_seconds"] - median["single_training"]) / count
     outside = median["sweep_seconds"] - median["sweep_training"]
-    print(f"one run alone is {per_job:.1f} s outside of training; the sweep's {count} jobs together {outside:.1f} s,")
+    print(f"a single run takes {per_job:.1f} s outside of training; the sweep's {count} jobs together {outside:.1f} s,")
     print(f"so each job after the first costs {(outside - per_job) / (count - 1):.2f} s outside; {saved:.1f} s saved")
-    print(f"adapters byte for byte the same: {all(each['identical'] for each in rounds)}")
+    print(f"adapters byte-identical: {all(each['identical'] for each in rounds)}")
     print(f"ratio {median['single_seconds'] / median['sweep_seconds']:.2f}")
 
 

@@ -1,12 +1,12 @@
-"""Training beside the peers: sft, TRL's default, TRL's packing and plain transformers.Trainer, on the same rows.
+"""Training speed of sft, TRL's default, TRL's packing and plain transformers.Trainer, on the same rows.
 
     python benchmarks/train.py [--data FILE] [--model DIR] [--rows 16,48] [--rounds 3] [--json OUT] [--picture OUT]
                                [--busy N] [--busy-threads T]
 
 Same model, rows, LoRA (r=16, all linear layers), batch of 8 rows (TRL's packing: 2 packs), precision and seed. Every
-variant trains in a process of its own on few rows and on more; the difference is the time of the rows between, so that
-imports, loading and tokenizing do not count. Variants take turns, and medians over the rounds are told. Peak memory is
-that of the whole process. With --busy, N other processes compute all the while. The last line has the ratios.
+variant trains in its own process on fewer and on more rows; the difference is the time of the additional rows, so that
+imports, loading and tokenizing do not count. Variants alternate, and medians over the rounds are reported. Peak memory
+is that of the whole process. With --busy, N other processes compute all the time. The last line has the ratios.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from busy import busy
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).resolve().parent / "peers.py"
 VARIANTS = ("sft", "TRL", "TRL packing", "Trainer")
-BATCH, MAX_LENGTH, RATE = 8, 1024, 1e-9  # so small a rate leaves the losses of all rows comparable
+BATCH, MAX_LENGTH, RATE = 8, 1024, 1e-9  # a rate this small keeps the losses of all rows comparable
 
 
 def command(variant: str, data: Path, model: str, out: Path) -> list[str]:
-    """The command line of one variant over one file of rows; the last line that it prints has its loss."""
+    """The command line of one variant for one file of rows; its last line of output has the loss."""
     if variant != "sft":
         return [sys.executable, str(PEERS), variant, str(data), model, str(out), str(BATCH), str(MAX_LENGTH), str(RATE)]
     named = [f"model.name={model}", "model=hub"] if model else []
@@ -44,7 +44,7 @@ def command(variant: str, data: Path, model: str, out: Path) -> list[str]:
 
 
 def timed(arguments: list[str], scratch: Path) -> dict[str, Any]:
-    """Wall seconds, processor seconds and peak bytes of a process, and what it printed."""
+    """Wall seconds, CPU seconds and peak bytes of a process, and its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with open(scratch / "stdout", "w+") as out, open(scratch / "stderr", "w+") as errors:
         started = time.perf_counter()
@@ -64,7 +64,7 @@ def timed(arguments: list[str], scratch: Path) -> dict[str, Any]:
 
 
 def measure(variant: str, files: dict[int, Path], model: str, scratch: Path, tag: str) -> dict[str, float]:
-    """One round of one variant: the time of the rows between the two files, and the longer run's loss and peak."""
+    """One round of one variant: the time of the additional rows, and the longer run's loss and peak."""
     found = {}
     for count, data in sorted(files.items()):
         out = scratch / f"{variant.replace(' ', '-')}-{count}-{tag}"
@@ -86,10 +86,10 @@ def measure(variant: str, files: dict[int, Path], model: str, scratch: Path, tag
 def take_turns(
     variants: list[str], files: dict[int, Path], rounds: int, models: dict[str, str], base: str, scratch: Path
 ) -> list[dict[str, dict[str, float]]]:
-    """Measure each variant once a round, in turned order every other round.
+    """Measure each variant once per round, in reverse order every other round.
 
     Args:
-        models: what a variant loads, where that is not `base`.
+        models: the model of a variant, if it is not `base`.
     """
     found = []
     for number in range(rounds):
@@ -103,7 +103,7 @@ def take_turns(
 
 
 def tokens_between(files: dict[int, Path], model: str, scratch: Path) -> tuple[int, str]:
-    """Tokens (padding apart) of the rows between, and the directory of the model that ours loads."""
+    """Tokens (without padding) of the additional rows, and the directory of the model that ours loads."""
     counts, base = [], ""
     for count, data in sorted(files.items()):
         out = scratch / f"count-{count}"
@@ -114,7 +114,7 @@ def tokens_between(files: dict[int, Path], model: str, scratch: Path) -> tuple[i
 
 
 def matrix_rates(seconds: float = 2.0) -> dict[str, float]:
-    """Operations a second of a large matrix product in this process, as far as PyTorch goes here, by precision."""
+    """FLOP/s of a large matrix product with PyTorch in this process, by precision."""
     import torch
 
     size, found = 1024, {}
@@ -130,14 +130,14 @@ def matrix_rates(seconds: float = 2.0) -> dict[str, float]:
 
 
 def draw(medians: dict[str, dict[str, float]], tokens: int, path: Path) -> None:
-    """Tokens a second and peak memory as bars."""
+    """Plot tokens per second and peak memory as bars."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(medians)[::-1]
     for axes, values, label in (
-        (left, [tokens / medians[name]["seconds"] for name in names], "tokens per second, padding apart"),
+        (left, [tokens / medians[name]["seconds"] for name in names], "tokens per second, without padding"),
         (right, [medians[name]["peak"] / 2**30 for name in names], "peak memory, GiB"),
     ):
         bars = axes.barh(names, values, color=["#2a6fbb" if name == "sft" else "#b5bec8" for name in names])
@@ -150,12 +150,12 @@ def draw(medians: dict[str, dict[str, float]], tokens: int, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="JSON list of instruction, input, output; left out: made up")
-    parser.add_argument("--model", default="", help="a local model; left out: the one that comes with sft")
-    parser.add_argument("--rows", default="16,48", help="rows of the shorter and of the longer run")
+    parser.add_argument("--data", type=Path, help="JSON list of instruction, input, output; default: generated")
+    parser.add_argument("--model", default="", help="a local model; default: the one that comes with sft")
+    parser.add_argument("--rows", default="16,48", help="rows of the shorter and the longer run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--busy", type=int, default=0, help="other processes that compute beside every variant")
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute alongside every variant")
     parser.add_argument("--busy-threads", type=int, default=1, help="threads of each of them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def report(medians: dict[str, dict[str, float]], tokens: int, result: dict[str, Any]) -> None:
-    """The table, and the ratios as the last line."""
+    """Print the table, and the ratios as the last line."""
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in result["matrix_rates"].items())
     print(f"{tokens} tokens between; {result['versions']}; {result['processor']}; matrix products: {rates}")
     if result["busy"]["processes"]:
@@ -211,7 +211,7 @@ def report(medians: dict[str, dict[str, float]], tokens: int, result: dict[str, 
 
 
 def made_up(count: int) -> list[dict[str, str]]:
-    """Instruction rows of lengths as instruction data has them (log-normal, median near 90 words)."""
+    """Instruction rows with the length distribution of instruction data (log-normal, median near 90 words)."""
     import random
 
     draw = random.Random(0)
@@ -224,7 +224,7 @@ def made_up(count: int) -> list[dict[str, str]]:
 
 
 def processor() -> str:
-    """The processor's name and how many of its cores this process may use."""
+    """The CPU's name and how many of its cores this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

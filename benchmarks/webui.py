@@ -2,8 +2,8 @@
 
     python benchmarks/webui.py [--rounds 9] [model=… | run=DIR]
 
-The page is served on loopback as sft.webui serves it, its model loaded; each round is another message in a conversation of
-its own. The last line has the medians.
+The page is served on loopback as by sft.webui, with its model loaded; each round sends another message in a new
+conversation. The last line has the medians.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gradio_client import Client
 from sft.api import compose
 from sft.config.compose import plain
 from sft.inference.web.access import Access
-from sft.inference.web.gradio_alone import ready_gradio
-from sft.inference.web.server import served
+from sft.inference.web.gradio_setup import prepare_gradio
+from sft.inference.web.server import running_server
 
 TOKENS = 24
 
@@ -32,9 +32,9 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ready_gradio()
+    prepare_gradio()
     settings = plain(compose(*arguments.overrides, f"port={port}", command="webui"))
-    with served(settings, [], Access.of(settings)) as (address,):
+    with running_server(settings, [], Access.of(settings)) as (address,):
         first, whole = zip(*[measure(address, number) for number in range(arguments.rounds)], strict=True)
     print(
         f"first piece: first round {first[0]:.2f} s, median {statistics.median(first):.2f} s, longest {max(first):.2f} s"

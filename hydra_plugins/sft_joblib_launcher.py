@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 
 class JoblibLauncher(Launcher):
-    """Runs jobs in parallel, the accelerators dealt out to them.
+    """Runs jobs in parallel and assigns the accelerators to them.
 
     Args:
-        n_jobs: how many at a time; None: one an accelerator, two without one.
-        gpus_per_job: how many accelerators a job gets.
+        n_jobs: how many at a time; None: one per accelerator, two without one.
+        gpus_per_job: number of accelerators per job.
     """
 
     requires = ("joblib", "joblib")  # the module, and the extra that brings it
@@ -29,7 +29,7 @@ class JoblibLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sft.config.errors import PastHydra, UserError
         from sft.sweep.launchers.devices import visible_devices
-        from sft.sweep.launchers.job import Sweep, note_lost
+        from sft.sweep.launchers.job import Sweep, record_lost_jobs
         from sft.sweep.launchers.pool import Pool
 
         if self.pool is None:
@@ -41,5 +41,5 @@ class JoblibLauncher(Launcher):
                 raise PastHydra(error) from error
         sweep = Sweep.of(self.context, self.task, self.config)
         returned = self.pool.run(sweep.run, job_overrides, initial_job_idx)
-        note_lost(self.config, returned, initial_job_idx)
+        record_lost_jobs(self.config, returned, initial_job_idx)
         return returned

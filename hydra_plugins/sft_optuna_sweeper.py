@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`; they are documented at sft.sweep.search.study.SearchOptions."""
+    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`, documented in sft.sweep.search.study.SearchOptions."""
 
     requires = ("optuna", "optuna")  # the module, and the extra that brings it
     has_study = True  # to which its jobs report
@@ -25,7 +25,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search. Returns what is written to optimization_results.json."""
+        """Run the search; returns what is written to optimization_results.json."""
         from sft.config.errors import PastHydra, UserError
         from sft.sweep.search.hydra import search
 

@@ -1,4 +1,4 @@
-"""Puts the user's own conf/ before the one that comes with sft, for sft's commands alone."""
+"""Puts the user's own conf/ before the one that comes with sft, for sft's commands only."""
 
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
@@ -6,7 +6,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class SftSearchPath(SearchPathPlugin):
-    """Prepends `--config-dir` and the working directory's conf/ where the main configs are sft's."""
+    """Prepends `--config-dir` and the working directory's conf/ if the main configs are sft's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         from sft.config.paths import conf_dir, user_conf_dirs
@@ -20,7 +20,7 @@ class SftSearchPath(SearchPathPlugin):
 
 
 def _drop_published_schemas() -> None:
-    """Published plugins (hydra-joblib-launcher and the like) register options that ours have the names of.
+    """Published plugins (such as hydra-joblib-launcher) register options with the same names as ours.
 
     Hydra would merge each of our YAML files into the schema of that name.
     """

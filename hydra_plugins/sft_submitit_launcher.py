@@ -27,7 +27,7 @@ class SubmititLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sft.config.errors import PastHydra, UserError
-        from sft.sweep.launchers.job import Sweep, note_lost
+        from sft.sweep.launchers.job import Sweep, record_lost_jobs
         from sft.sweep.launchers.submit import submit_all
 
         sweep = Sweep.of(self.context, self.task, self.config)
@@ -35,5 +35,5 @@ class SubmititLauncher(Launcher):
             returned = submit_all(sweep, self.cluster, self.parameters, job_overrides, initial_job_idx)
         except UserError as error:  # Hydra would wrap it
             raise PastHydra(error) from error
-        note_lost(self.config, returned, initial_job_idx)
+        record_lost_jobs(self.config, returned, initial_job_idx)
         return returned

@@ -11,28 +11,28 @@ from sft.config.app import command, logs_to_stderr
 
 @command("chat")
 def main(config: DictConfig) -> None:
-    """Answer `prompt`, or what is piped in, or talk. Nothing is written anywhere."""
+    """Answer `prompt` or piped input, else start an interactive chat. Nothing is written to disk."""
     from sft.config.compose import plain
     from sft.run.log import RunLog
 
     settings = plain(config)
     question = _question(settings.get("prompt"))
-    with logs_to_stderr():  # before the log is opened, which takes over what is imported by then
-        from sft.config.text import harmless
-        from sft.inference.talk import open_talk
+    with logs_to_stderr():  # before the log is opened: it takes over the loggers of what is imported by then
+        from sft.config.text import without_control_characters
+        from sft.inference.chat_session import open_chat_session
         from sft.inference.terminal import Terminal
     with RunLog(None):
         with logs_to_stderr():
-            talk = open_talk(settings)
-            answer = talk.ask(question) if question is not None else None
+            chat_session = open_chat_session(settings)
+            answer = chat_session.ask(question) if question is not None else None
         if answer is None:
-            Terminal(talk).run()
+            Terminal(chat_session).run()
         else:
-            print(harmless(answer) if sys.stdout.isatty() else answer)
+            print(without_control_characters(answer) if sys.stdout.isatty() else answer)
 
 
 def _question(prompt: str | None) -> str | None:
-    """The prompt, else what is piped into standard input; None where a person sits at it."""
+    """The prompt, else piped standard input; None on an interactive terminal."""
     from sft.config.errors import UserError
 
     if prompt is None:

@@ -1,4 +1,4 @@
-"""`python -m sft.doctor`: what this machine has, and what is missing for what."""
+"""`python -m sft.doctor`: what this machine has, and what is missing for which feature."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sft.config.app import command, logs_to_stderr
 
 @command("doctor")
 def main(config: DictConfig) -> None:
-    """Print versions, devices, kernels, space, keys and extras; always exits 0."""
-    from sft.model.doctor import examine
+    """Print versions, devices, kernels, disk space, API keys and extras; always exits with 0."""
+    from sft.model.doctor import inspect_machine
 
     with logs_to_stderr():
-        found = examine()
+        found = inspect_machine()
     print(json.dumps(found.to_json(), indent=2) if config.json else found)
 
 

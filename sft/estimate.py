@@ -1,4 +1,4 @@
-"""`python -m sft.estimate model=qwen3_8b quant=nf4`: the memory that a run will need, before it is started."""
+"""`python -m sft.estimate model=qwen3_8b quant=nf4`: the memory that a run will need, before it starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sft.config.app import command, logs_to_stderr
 
 @command("estimate")
 def main(config: DictConfig) -> None:
-    """Print what takes how much, against what there is, and the overrides that would make it fit."""
+    """Print the memory of each part, the available memory, and the overrides that would make it fit."""
     from sft.config.compose import plain
 
     settings = plain(config)
@@ -23,10 +23,10 @@ def main(config: DictConfig) -> None:
 
 def _estimate(config: dict[str, Any]) -> Any:
     from sft.run.log import RunLog
-    from sft.training.estimate.answer import answer
+    from sft.training.estimate.report import estimate_report
 
     with RunLog(None):
-        return answer(config, rows=config["rows"], measured=config["measure"])
+        return estimate_report(config, rows=config["rows"], measured=config["measure"])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
 
 
 def _leave_nothing() -> None:
-    """Remove the directory that Hydra made for an evaluation that was refused; `rmdir` takes empty ones alone."""
+    """Remove the directory that Hydra made for a refused evaluation; `rmdir` removes empty ones only."""
     from hydra.core.hydra_config import HydraConfig
 
     made = Path(HydraConfig.get().runtime.output_dir)
@@ -44,7 +44,7 @@ def evaluate(config: DictConfig) -> Evaluated:
     """Evaluate what a composed config names.
 
     Raises:
-        UserError: a mistake in config or data, a run without weights, or a judge that cannot be asked.
+        UserError: a mistake in config or data, a run without weights, or an unreachable judge.
     """
     from sft.inference.judge import judge, open_judge, with_answers
     from sft.run.log import RunLog
@@ -53,36 +53,38 @@ def evaluate(config: DictConfig) -> Evaluated:
     job = Job.of(config)
     plain = job.config
     with RunLog(None):
-        judging = open_judge(plain)  # first of all: what follows takes seconds to import
+        judging = open_judge(plain)  # first, because the following imports take seconds
 
         from sft.config.build import build
         from sft.evaluation.tasks import find_benchmarks
+        from sft.inference.evaluate_model import batch_size_of, evaluate_base, evaluate_model
         from sft.inference.evaluated import Evaluated, free_directory, write
-        from sft.inference.examine import batch_size_of, examine, examine_before
+        from sft.inference.model_source import find_model_source
         from sft.inference.rows import evaluation_rows
-        from sft.inference.subject import find_subject
         from sft.model.dtype import autocast_dtype
 
         spec = build(plain["evaluation"], where="evaluation", allowed=plain.get("allow_targets") or [])
         find_benchmarks(plain)
         spec = spec if judging is None else with_answers(spec)
-        subject = find_subject(plain)
-        rows = evaluation_rows(plain, subject)
+        model_source = find_model_source(plain)
+        rows = evaluation_rows(plain, model_source)
         settings = {
             "batch_size": batch_size_of(plain),
             "autocast": autocast_dtype(plain.get("trainer") or {}, plain["model"]["dtype"]),
             "seed": plain["seed"],
         }
-        model = subject.load(rows.reading.tokenizer, rows.control)
-        before = examine_before(subject, model, rows, spec, **settings) if spec.before and subject.adapter else None
-        after = examine(model, rows, spec, **settings)
+        model = model_source.load(rows.preprocessing.tokenizer, rows.control)
+        before = (
+            evaluate_base(model_source, model, rows, spec, **settings) if spec.before and model_source.adapter else None
+        )
+        after = evaluate_model(model, rows, spec, **settings)
         del model
-        if spec.before and not subject.adapter:
-            before = examine_before(subject, None, rows, spec, **settings)
+        if spec.before and not model_source.adapter:
+            before = evaluate_base(model_source, None, rows, spec, **settings)
         directory = free_directory(job.run)
-        found = Evaluated(directory.path, subject, after, before, spec.num_samples)
+        found = Evaluated(directory.path, model_source, after, before, spec.num_samples)
         if judging is not None:
-            write(directory, found, status="interrupted")  # what is there if the judge is broken off
+            write(directory, found, status="interrupted")  # written now, in case the judge is interrupted
             judge(found, judging)
         write(directory, found)
     return found

@@ -1,4 +1,4 @@
-"""`python -m sft.leaderboard dir=SWEEP`: a sweep as a table and a picture, and the commands for its winner."""
+"""`python -m sft.leaderboard dir=SWEEP`: a sweep's table and picture, and the commands for its winner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m sft.merge run=DIR`: the run's adapter into its base weights, after comparing the logits of the two."""
+"""`python -m sft.merge run=DIR`: merges the run's adapter into its base weights, after comparing the logits of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sft.config.paths import expanded
 
 @command("merge")
 def main(config: DictConfig) -> None:
-    """Write the merged model and print its directory; with hub.push push it, or the adapter as it is."""
+    """Write the merged model and print its directory; with hub.push push it, or the unmerged adapter."""
     from sft.config.compose import plain
     from sft.run.log import RunLog
 
@@ -25,59 +25,59 @@ def main(config: DictConfig) -> None:
 
 
 def merge(config: Mapping[str, Any]) -> str:
-    """Merge what a resolved config's `run` made.
+    """Merge the adapter of a resolved config.
 
     Returns:
         The directory, or the address of the repository it was pushed to.
 
     Raises:
-        UserError: nothing to merge, another base, a merge that changes the logits, or a push that cannot be.
+        UserError: nothing to merge, another base, a merge that changes the logits, or a push that is impossible.
     """
     from sft.config.errors import UserError
     from sft.hub.push import Push
-    from sft.inference.subject import find_subject
+    from sft.inference.model_source import find_model_source
 
-    subject = find_subject(config)
+    model_source = find_model_source(config)
     push = Push.of(config)
-    if subject.adapter is None:
-        if subject.run is None:
+    if model_source.adapter is None:
+        if model_source.run is None:
             raise UserError(
                 "no adapter is named", where="run", remedy="run=DIR of a run, or model=... model.adapter=DIR output=DIR"
             )
         if push and push.what != "adapter":
-            return push.send(subject.run.model)
+            return push.send(model_source.run.model)
         raise UserError(
-            "a full fine-tune has no adapter to merge; its model/ is whole already",
+            "a full fine-tune has no adapter to merge; its model/ is already a complete model",
             where=f"run={config['run']}",
-            remedy=f"use it as it is: model.name={subject.run.model}",
+            remedy=f"use it as it is: model.name={model_source.run.model}",
         )
     if push and push.what == "adapter":
-        return push.send(subject.adapter)
-    if not config.get("output") and subject.run is None:
-        raise UserError("an adapter without its run does not say where to", where="output", remedy="output=DIR")
-    output = expanded(config["output"]).absolute() if config.get("output") else subject.run.merged  # type: ignore[union-attr]
-    _merge(config, subject, output)
+        return push.send(model_source.adapter)
+    if not config.get("output") and model_source.run is None:
+        raise UserError("an adapter without its run needs an output directory", where="output", remedy="output=DIR")
+    output = expanded(config["output"]).absolute() if config.get("output") else model_source.run.merged  # type: ignore[union-attr]
+    _merge(config, model_source, output)
     return push.send(output) if push else str(output)
 
 
-def _merge(config: Mapping[str, Any], subject: Any, output: Path) -> None:
+def _merge(config: Mapping[str, Any], model_source: Any, output: Path) -> None:
     from sft.export.merged import Provenance, refuse_to_overwrite, write_merged
-    from sft.inference.subject import described
-    from sft.inference.talk import bind_subject
+    from sft.inference.chat_session import bind_template
+    from sft.inference.model_source import inferred_info
     from sft.run.lock import RunLock
     from sft.run.log import adopt
     from sft.run.metrics import Metrics
 
     adopt()
-    refuse_to_overwrite(output, subject.spec.locate(), bool(config.get("overwrite")))
-    subject.check_base()
-    tokenizer, bound = bind_subject(config, subject)
-    run, info = subject.run, subject.info or described(subject, tokenizer, bound)
+    refuse_to_overwrite(output, model_source.spec.locate(), bool(config.get("overwrite")))
+    model_source.check_base()
+    tokenizer, bound = bind_template(config, model_source)
+    run, info = model_source.run, model_source.info or inferred_info(model_source, tokenizer, bound)
     metrics = (Metrics.read(run) if run else None) or Metrics(status="finished")
-    config = {**config, "name": config.get("name") or subject.name}
+    config = {**config, "name": config.get("name") or model_source.name}
     with RunLock(run.path) if run else contextlib.nullcontext():
         provenance = Provenance(info, tokenizer, bound, config, metrics)
-        write_merged(subject.adapter, subject.spec, provenance, output, run)
+        write_merged(model_source.adapter, model_source.spec, provenance, output, run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m sft.prepare source=dolly output=FILE`: public datasets to JSONL that the readers here take as it is."""
+"""`python -m sft.prepare source=dolly output=FILE`: public datasets as JSONL that the readers here accept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft.config.app import command, logs_to_stderr
 
 @command("prepare")
 def main(config: DictConfig) -> None:
-    """Write one file, all of it or nothing; say what was kept and why the rest was not."""
+    """Write one file, completely or not at all; print what was kept and why the rest was not."""
     from sft.data.makers import prepare
     from sft.run.log import RunLog
 

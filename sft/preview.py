@@ -16,13 +16,13 @@ def main(config: DictConfig) -> None:
     from sft.data.report.account import account
     from sft.data.report.length import plot_lengths
     from sft.data.report.table import show_report
-    from sft.run.session import holding
+    from sft.run.session import run_lock_and_log
     from sft.training.inputs import prepare_inputs
     from sft.training.job import Job
 
     job = Job.of(config)
     run = job.run
-    with logs_to_stderr(), holding(run):
+    with logs_to_stderr(), run_lock_and_log(run):
         inputs = prepare_inputs(job.config)
         rows = preview_rows(inputs.data.train, inputs.tokenizer, job.config["preview"]["rows"])
         run.write_json(run.data_report, inputs.data.report)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
-from sft.config.rank import is_main
-from sft.distributed.coordinated_exit import leave_together
+from sft.config.rank import is_main_process
+from sft.distributed.coordinated_exit import coordinated_exit
 
 if TYPE_CHECKING:
     from sft.training.result import Result
 
 
-@command("train", together=leave_together)
+@command("train", distributed_exit=coordinated_exit)
 def main(config: DictConfig) -> float | None:
     """Train one composed run, print its directory, and return its objective to the sweeper."""
     with logs_to_stderr():
         result = train(config)
-    if is_main():
+    if is_main_process():
         print(result)
     return result.value
 
@@ -40,11 +40,11 @@ def train(
         RunFailed: the run started and failed; what it wrote is kept.
         Interrupted: stopped by a signal with its checkpoint written.
     """
-    from sft.distributed.ranks import joined
+    from sft.distributed.ranks import process_group
     from sft.training.job import Job
     from sft.training.start import start
 
-    with joined(config.trainer.get("ddp_timeout") or 1800).agreeing():
+    with process_group(config.trainer.get("ddp_timeout") or 1800).raise_on_any_rank():
         job = Job.of(config)
     return start(job, callbacks, compute_metrics)
 

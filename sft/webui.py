@@ -11,29 +11,29 @@ from sft.config.app import command, logs_to_stderr
 
 @command("webui")
 def main(config: DictConfig) -> None:
-    """Serve the page until Ctrl-C or SIGTERM. Nothing is written but what is saved by its button."""
+    """Serve the page until Ctrl-C or SIGTERM. Nothing is written except saved conversations."""
     from hydra.core.hydra_config import HydraConfig
 
     from sft.config.compose import plain
     from sft.inference.web.access import Access
-    from sft.inference.web.gradio_alone import ready_gradio
+    from sft.inference.web.gradio_setup import prepare_gradio
     from sft.run.log import RunLog
 
     settings = plain(config)
-    access = Access.of(settings)  # refused before anything is loaded
+    access = Access.of(settings)  # checked before anything is loaded
     access.check_free()
-    ready_gradio()
+    prepare_gradio()
     overrides = further(list(HydraConfig.get().overrides.task)) if settings["run"] else []
     stdout = sys.stdout
     with logs_to_stderr():
-        from sft.inference.web.server import ended_by_signals, served, wait
+        from sft.inference.web.server import exit_on_signal, running_server, wait
 
-        with ended_by_signals(), RunLog(None), served(settings, overrides, access) as addresses:
+        with exit_on_signal(), RunLog(None), running_server(settings, overrides, access) as addresses:
             wait(lambda address: print(address, file=stdout, flush=True), addresses)
 
 
 def further(overrides: list[str]) -> list[str]:
-    """The overrides that hold for every run picked on the page: those of how models are loaded."""
+    """The overrides that apply to every run selected on the page: those of how models are loaded."""
     return [each for each in overrides if each.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "quant")]
 
 

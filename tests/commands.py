@@ -3,7 +3,7 @@
 `python tests/commands.py` imports them once, and forks for every line on its standard input:
 `{"module", "arguments", "cwd", "env", "stdout", "stderr"}`. It answers with the process's number, and with its exit
 code when it has ended. What is tested is the command as a user runs it, from its arguments to its exit code; that
-`python -m` starts it, and what it imports, is for tests/test_doors.py. (multiprocessing's own fork server ends its
+`python -m` starts it, and what it imports, is for tests/test_commands.py. (multiprocessing's own fork server ends its
 processes without their exit handlers, which a command has.)
 """
 
@@ -66,7 +66,7 @@ def _serve() -> dict[str, Any] | None:
     import sft.training.trainer.trainer  # noqa: F401
 
     sys.stdout.flush()  # or each child would print it again
-    gc.freeze()  # what is imported is no garbage: each command asks the collector
+    gc.freeze()  # imported modules are never garbage, and each command runs the collector
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if child == 0:

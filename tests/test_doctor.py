@@ -31,6 +31,6 @@ def test_what_is_missing_says_for_what_and_how_to_get_it(monkeypatch):
     from sft.model import doctor as examined
 
     monkeypatch.setattr(examined, "_version", lambda name: None if name == "gradio" else "1.0")
-    extras = examined.examine().sections["extras"]
+    extras = examined.inspect_machine().sections["extras"]
     assert extras["gradio"] == "missing for sft.webui: pip install 'sft[webui]'"
     assert extras["optuna"] == "1.0, for hydra/sweeper=optuna"

@@ -1,4 +1,4 @@
-"""What every door has in common: the command line, the checks before Hydra, and one place where errors arrive."""
+"""What every command shares: the command line, the checks before Hydra, and the one place where errors are handled."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.command_line.overrides import CommandLine, parse_command_line, swept_values, with_environment
-from sft.config.entry.exit_codes import Together, leave
+from sft.config.entry.exit_codes import DistributedExit, leave
 from sft.config.entry.hydra_jobs import Task, run_jobs
 from sft.config.entry.surroundings import prepare_threads, read_dotenv, refuse_several
 from sft.config.errors import UserError
 
 
-def command(name: str, together: Together | None = None) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, distributed_exit: DistributedExit | None = None) -> Callable[[Task], Callable[[], None]]:
     """Make a function that takes the composed config into `python -m sft.<name>`.
 
     Args:
         name: of the command.
-        together: how several processes leave with an error, given it and what says it and leaves; None: the command
-            is for one process.
+        distributed_exit: how the processes of a distributed run exit on an error; called with the error and with a
+            function that prints it and exits. None: the command runs in one process only.
 
     Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 and 143 stopped by a signal.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        """The door: runs the task, and leaves with the contract's exit code."""
+        """The command: run the task and exit with the documented exit code."""
 
-        def door() -> None:
+        def run_command() -> None:
             try:
-                _start(name, task, sys.argv[1:], together is not None)
+                _start(name, task, sys.argv[1:], distributed_exit is not None)
             except SystemExit as error:
-                # Hydra leaves with 1 where its own parser or composer refuses; argparse with 2
+                # Hydra exits with 1 where its own parser or composer refuses; argparse with 2
                 sys.exit(error.code)
             except BaseException as error:
-                leave(error, together)
+                leave(error, distributed_exit)
 
-        door.__doc__ = task.__doc__
-        door.__wrapped__ = task  # type: ignore[attr-defined]
-        return door
+        run_command.__doc__ = task.__doc__
+        run_command.__wrapped__ = task  # type: ignore[attr-defined]
+        return run_command
 
     return decorate
 
 
 def logs_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """For the time of the block, what libraries print goes to stderr: a door's stdout carries its answer alone."""
+    """Within the block, what libraries print goes to stderr: a command's stdout carries only its result."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _start(name: str, task: Task, argv: list[str], together: bool) -> None:
+def _start(name: str, task: Task, argv: list[str], distributed: bool) -> None:
     """Read and check the command line, then have Hydra call the task for its run or its jobs."""
     from sft.config.resolvers import register, set_swept
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving by itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing the error and exiting
     prepare_threads()
     read_dotenv()
     line = parse_command_line(argv)
-    refuse_several(name, line.multirun, together)
+    refuse_several(name, line.multirun, distributed)
     _take_flags(line)
     register()
     config_name = _checked(name, line)
@@ -72,7 +72,7 @@ def _take_flags(line: CommandLine) -> None:
     """Refuse flags that do not go together; put what `--config-dir` names where the search for configs looks."""
     if line.multirun and line.shows and not any(flag in ("--help", "-h", "--hydra-help") for flag in line.flags):
         raise UserError(
-            "one run is shown, and -m asks for several", where="-m", remedy="leave out -m, or --cfg and --info"
+            "only one run can be shown, and -m asks for several", where="-m", remedy="leave out -m, or --cfg and --info"
         )
     for directory in line.config_dirs:
         if not Path(directory).is_dir():
@@ -101,7 +101,7 @@ def _checked(name: str, line: CommandLine) -> str:
 
 
 def _with_environment(command_name: str, overrides: list[str]) -> list[str]:
-    """MODEL_ID is for the commands that have a model."""
+    """The overrides with MODEL_ID applied, for the commands that have a model."""
     from dataclasses import fields
 
     from sft.config.schema import COMMANDS

@@ -21,7 +21,7 @@ def build(node: Any, *, where: str = "", allowed: Iterable[str] = (), **extra: A
         **extra: arguments that only the program knows; they win over the node's.
 
     Raises:
-        UserError: the target is not admitted, or its constructor refuses the arguments.
+        UserError: the target is not allowed, or its constructor refuses the arguments.
     """
     if node is None:
         return None
@@ -53,7 +53,8 @@ def targets_of(node: Any, where: str) -> list[tuple[str, Any]]:
 
 
 def _as_user_error(error: Exception, where: str) -> Exception:
-    """What a constructor said, without Hydra's wrapping; an error that is no refusal of arguments stays itself."""
+    """A constructor's error without Hydra's wrapping; an error that is not about the arguments is passed on
+    unchanged."""
     cause = error.__cause__ if type(error).__name__ == "InstantiationException" and error.__cause__ else error
     if isinstance(cause, UserError):
         return cause

@@ -1,4 +1,4 @@
-"""Compose a run's config from groups and overrides, and collect every fault on the way instead of the first."""
+"""Compose a run's config from groups and overrides, and collect all errors instead of stopping at the first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config_loader() -> ConfigLoaderImpl:
 
 
 def _unreadable_configs() -> list[UserError]:
-    """What is wrong with the YAML files of the user's own directories, which Hydra would read as they are."""
+    """Errors in the YAML files of the user's own directories, which Hydra would read unchecked."""
     found = []
     for directory in user_conf_dirs():
         found += [check_yaml(path) for path in _files(directory) if path.suffix in (".yaml", ".yml")]
@@ -109,14 +109,15 @@ def _load(loader: ConfigLoaderImpl, name: str, overrides: list[str], multirun: b
         raise
     except RecursionError:
         raise _not_composed("the defaults of a YAML file lead back to itself", overrides) from None
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:  # what Hydra does not foresee
+    # errors that Hydra does not handle itself
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
         raise _not_composed(" ".join(str(error).split()) or type(error).__name__, overrides) from error
 
 
 def _faults(
     config: dict[str, Any], hydra: dict[str, Any], command: str, explicit: list[str], predicts: bool
 ) -> list[UserError]:
-    """What is wrong with a resolved config; a key that is dangerous is told as that alone."""
+    """The errors of a resolved config; a dangerous key is reported as dangerous only."""
     dangers = [error for error in unsafe(config, hydra) if error.where not in OWNED]
     told = {error.where for error in dangers}
     found = check(config, command, explicit=explicit, predicts=predicts)
@@ -129,13 +130,13 @@ def check_command(
     """Compose and check every job that a command line stands for, before any of them starts.
 
     Args:
-        runs: whether they are to start, and the machine must have what they need.
+        runs: whether they will be started, so that the machine must have what they need.
 
     Returns:
         The overrides with `++` where Hydra needs it.
 
     Raises:
-        UserError: every distinct fault of every job, once each.
+        UserError: every distinct error of every job, once each.
     """
     errors: dict[str, UserError] = {}
     added: set[str] = set()
@@ -166,7 +167,8 @@ def _not_composed(what: str, overrides: list[str]) -> UserError:
 
 
 def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
-    """What sft's own specs say of their values (ranges, what goes with what); building them imports nothing heavy."""
+    """Errors that sft's own specs raise for their values (ranges, combinations); building them imports nothing
+    heavy."""
     from sft.config.build import build
 
     errors: list[UserError] = []
@@ -181,7 +183,7 @@ def _refused_by_specs(config: dict[str, Any]) -> list[UserError]:
 
 
 def _hydra_targets(node: dict[str, Any]) -> list[UserError]:
-    """Hydra builds its own nodes (launchers, sweepers, callbacks) while it starts: the allow-list holds there as well."""
+    """Errors for Hydra's own nodes (launchers, sweepers, callbacks), which it builds at its start: same allow-list."""
     from sft.config.build import targets_of
     from sft.safety.targets import check_target
 

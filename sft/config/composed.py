@@ -1,4 +1,4 @@
-"""One composed job: the values of its overrides put in, and its interpolations resolved, every fault noted."""
+"""One composed job: its overrides applied and its interpolations resolved, with every error collected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Composed:
     Attributes:
         config: the job's config with Hydra's own node under `hydra`.
         errors: what is wrong with it.
-        added: keys that no YAML names although their target takes them; Hydra wants `++` before these.
+        added: keys that no YAML names although their target accepts them; Hydra wants `++` before these.
         plain: the config as plain containers; None where it cannot be resolved.
         hydra: Hydra's own node likewise.
     """
@@ -36,11 +36,11 @@ class Composed:
 
 
 def apply(composed: Composed, override: Override) -> None:
-    """Apply one value override as Hydra would, a key that does not fit noted instead of raised."""
+    """Apply one value override as Hydra would; a key that does not fit is recorded instead of raised."""
     config, key = composed.config, override.key_or_group
     if override.is_sweep_override():
-        remedy = f"-m to try each in a run of its own; a value that has commas in it is quoted: \"{key}='a,b'\""
-        composed.errors.append(UserError("several values, and this is one run", where=key, remedy=remedy))
+        remedy = f"-m to make a run with each; a value with commas in it must be quoted: \"{key}='a,b'\""
+        composed.errors.append(UserError("several values are given for a single run", where=key, remedy=remedy))
         return
     parent, _, last = key.rpartition(".")
     holder = OmegaConf.select(config, parent) if parent else config
@@ -73,7 +73,7 @@ def apply(composed: Composed, override: Override) -> None:
 
 
 def resolved(composed: Composed) -> dict[str, Any]:
-    """The config as plain containers; interpolations that lead nowhere become errors. Missing `???` stay."""
+    """The config as plain containers; broken interpolations become errors. Missing `???` values stay."""
     config = composed.config
     result: dict[str, Any] = {}
     for key in list(config):

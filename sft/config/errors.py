@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: what is wrong, where, and what to do."""
+"""Errors that the user can fix: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
-    """A mistake in the config, the data or the environment; a door prints it without a traceback and exits 2.
+    """A mistake in the config, the data or the environment; a command prints it without a traceback and exits with 2.
 
     Args:
         what: what is wrong, one line.
@@ -22,7 +22,7 @@ class UserError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  -> {self.remedy}" if self.remedy else text
 
-    def __reduce__(self):  # keyword arguments are lost by the default one, and errors cross process borders
+    def __reduce__(self):  # the default one loses keyword arguments, and errors are pickled between processes
         return (_rebuild, (type(self), self.what, self.where, self.remedy))
 
 
@@ -38,7 +38,7 @@ class UserErrors(UserError):
 
 
 class RunFailed(Exception):
-    """A run that started and failed; its traceback is in train.log already, and the door exits 1."""
+    """A run that started and failed; its traceback is already in train.log, and the command exits with 1."""
 
 
 class Interrupted(Exception):
@@ -57,11 +57,11 @@ class Interrupted(Exception):
 
 
 class Pruned(Exception):
-    """A run that a search gave up as hopeless: what it wrote is kept, and it is no failure."""
+    """A run that a search pruned: what it wrote is kept, and it does not count as a failure."""
 
 
 class PastHydra(BaseException):
-    """Carries an error past Hydra, which would print its own line about it and wrap it, or swallow it in a callback."""
+    """Carries an error past Hydra, which would print its own message and wrap it, or swallow it in a callback."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -93,6 +93,6 @@ def not_installed(library: str, extra: str, where: str) -> UserError:
 
 
 def raise_all(errors: list[UserError]) -> None:
-    """Raise the one error or all of them together; nothing when the list is empty."""
+    """Raise the only error, or all of them as one UserErrors; do nothing when the list is empty."""
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)

@@ -21,7 +21,7 @@ OPTIONAL = ("quant", "lora", "callbacks", "judge", "sweep", "hub", "estimate")  
 def sort_overrides(
     loader: ConfigLoaderImpl, overrides: list[str], command: str
 ) -> tuple[list[Override], list[Override], list[UserError]]:
-    """The overrides that Hydra composes with, those of single values, and what is wrong with the former.
+    """The overrides that Hydra composes with, those of single values, and the errors in the former.
 
     Args:
         command: whose keys the config must have ("train", "preview").
@@ -50,32 +50,32 @@ def _needed(loader: ConfigLoaderImpl, override: Override, command: str) -> UserE
     key = (override.key_or_group or "").split("@")[0]
     top, _, rest = key.partition(".")
     types = {field.name: str(field.type) for field in fields(schema.COMMANDS[command])}
-    section = hasattr(schema, types.get(top, ""))  # its keys are read as they stand
+    section = hasattr(schema, types.get(top, ""))  # its keys are read without a `_target_`
     options = loader.repository.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
     if key.endswith("_target_") or (section if rest else top in types and top not in OPTIONAL):
         off = f"{top}=none" if "none" in options else f"another value: {key}=..."
-        return UserError("cannot be taken away: nothing can be built without it", where=f"~{key}", remedy=off)
+        return UserError("cannot be removed: nothing can be built without it", where=f"~{key}", remedy=off)
     return None
 
 
 def _unknown_option(loader: ConfigLoaderImpl, override: Override) -> UserError | None:
-    """The error for a group's option that does not exist, with the nearest that does."""
+    """The error for an unknown option of a group, naming the nearest one."""
     group, value = override.key_or_group, override.value()
     if override.is_delete() and not isinstance(value, str | None):
-        return UserError(f"cannot be taken away: {value!r} is no option", where=group, remedy=f"~{group}")
+        return UserError(f"cannot be removed: {value!r} is not an option", where=group, remedy=f"~{group}")
     if override.is_delete():
         return None
     options = loader.repository.get_group_options(group)
     if value is None:
         off = f"{group}=none" if "none" in options else "leave it out"
-        return UserError("null is no option", where=group, remedy=f"{off}. There are: {', '.join(options)}")
+        return UserError("null is not an option", where=group, remedy=f"{off}. There are: {', '.join(options)}")
     for name in value if isinstance(value, list) else [value]:
         stem = str(name).removesuffix(".yaml")
         if stem not in options and not loader.repository.config_exists(f"{group}/{stem}"):
             near = nearest(stem, options)
             shown = ", ".join(options)
             return UserError(
-                f"there is no option {stem!r}",
+                f"there is not an option {stem!r}",
                 where=group,
                 remedy=f"did you mean {group}={near}? " * bool(near) + f"There are: {shown}",
             )

@@ -1,11 +1,11 @@
-"""Where configs and caches live: the packaged conf/, the user's own, and the cache directory; paths that lead nowhere."""
+"""Where configs and caches are: the packaged conf/, the user's own, the cache directory; hints for missing paths."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from sft.config.text import alike
+from sft.config.text import closest_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def user_conf_dirs() -> list[Path]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` put in. `~NAME` of nobody here stays as it is, and so does not exist; Path.expanduser would raise."""
+    """A path with `~` expanded. `~NAME` of an unknown user stays as it is instead of raising, and so does not exist."""
     return Path(os.path.expanduser(path))
 
 
@@ -33,10 +33,10 @@ def cache_dir() -> Path:
 
 
 def nearest_path(path: Path) -> str | None:
-    """The remedy for a path that does not exist: the name beside it that is most like it, if one is."""
+    """The remedy for a path that does not exist: the most similar name in its directory, if there is one."""
     try:
         names = os.listdir(path.parent)
     except OSError:
-        return f"{path.parent} is no directory"
-    near = alike(path.name, names)
+        return f"{path.parent} is not a directory"
+    near = closest_names(path.name, names)
     return f"did you mean {path.with_name(near[0])}?" if near else None

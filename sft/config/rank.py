@@ -1,4 +1,4 @@
-"""Which process of a distributed run this is, as torchrun tells it through the environment."""
+"""The rank and world size of this process, from torchrun's environment variables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes the run directory."""
     return rank() == 0
 

@@ -13,31 +13,31 @@ from omegaconf import OmegaConf
 from sft.config.paths import expanded
 
 RESOLVER = "sft.job"
-MAPPING = "sft.mapping"  # one with keys that Hydra's grammar has no form for
+MAPPING = "sft.mapping"  # a mapping with keys that Hydra's grammar cannot express
 _SWEPT = "SFT_SWEPT"
 
 
 def register() -> None:
-    """Make `${sft.job:}` known to OmegaConf; calling it again changes nothing."""
+    """Register sft's resolvers with OmegaConf; safe to call again."""
     OmegaConf.register_new_resolver(RESOLVER, job_directory, replace=True)
     OmegaConf.register_new_resolver(MAPPING, lambda text: json.loads(unquote(str(text))), replace=True)
     OmegaConf.register_new_resolver("sft.evaluations", evaluations_directory, replace=True)
 
 
 def evaluations_directory(run: str | None, name: str) -> str:
-    """Where evaluations are kept: in the run's directory, or with the outputs where a model is evaluated by its name."""
+    """Where evaluations are kept: in the run's directory, or under outputs/ for a model that is given by name."""
     return os.path.join(str(expanded(run)), "evaluations") if run else f"outputs/{name}/evaluations"
 
 
 def mapping_as_interpolation(mapping: Mapping[str, object]) -> str:
-    """An interpolation that stands for a mapping, in characters that need no quotes anywhere."""
+    """An interpolation that evaluates to a mapping, in characters that never need quoting."""
     return f"${{{MAPPING}:{quote(json.dumps(mapping), safe='*./@|').replace('~', '%7E')}}}"
 
 
 def set_swept(swept: Mapping[str, Mapping[str, str]]) -> None:
     """Tell the job-name resolver which keys this command sweeps over, and how their values were typed.
 
-    It is kept in the environment, so that a launcher's worker processes know it too.
+    They are passed through the environment, so that a launcher's worker processes know them too.
 
     Args:
         swept: {key: {value as Hydra writes it: value as typed}}.
@@ -46,7 +46,7 @@ def set_swept(swept: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def as_typed(key: str, value: str) -> str:
-    """A swept key's value as the user typed it: Hydra makes 0.0003 of 3e-4."""
+    """A swept key's value as the user typed it: Hydra turns 3e-4 into 0.0003."""
     return _swept().get(key, {}).get(value, value)
 
 
@@ -74,9 +74,9 @@ def job_name(number: object, overrides: Iterable[object]) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Text with everything but letters, digits, `.`, `_` and `-` turned into `-`, runs of it made one.
+    """Text with each run of characters other than letters, digits, `.`, `_` and `-` replaced by one `-`.
 
-    Numbers keep their sign and their value: `1e+30` is `1e30`, and `-1` stays apart from `1`.
+    Numbers keep their sign and their value: `1e+30` is `1e30`, and `-1` differs from `1`.
     """
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text.strip()):
         return text.strip().replace("+", "")

@@ -1,4 +1,4 @@
-"""The keys of a composed config that belong to no `_target_`: the run itself, and what each command adds to it.
+"""The keys of a composed config that belong to no `_target_`: those of the run itself and of each command.
 
 These classes are never built; the key checker reads their names and types, as it reads those of every `_target_`.
 """
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 @dataclass
 class SweepOptions:
-    """What the jobs of a sweep have in common."""
+    """Settings of a sweep's jobs."""
 
     share_base: bool
     retry_failed: bool
@@ -19,7 +19,7 @@ class SweepOptions:
 
 @dataclass
 class HubOptions:
-    """What is pushed to the Hugging Face hub; the token is that of the environment variable HF_TOKEN."""
+    """What is pushed to the Hugging Face hub; the token comes from the environment variable HF_TOKEN."""
 
     push: str | None
     private: bool
@@ -28,14 +28,14 @@ class HubOptions:
 
 @dataclass
 class EstimateOptions:
-    """What a run does with the estimate of its memory: refuse to start where it cannot fit, or only tell."""
+    """What a run does with its memory estimate: refuse to start where it cannot fit, or only log it."""
 
     enforce: bool
 
 
 @dataclass
 class Train:
-    """One run: the groups are checked by their own `_target_`s, these are the keys beside them.
+    """One run: the groups are checked by their own `_target_`s; these are the keys beside them.
 
     Attributes:
         weight_neutral: the keys with no effect on the weights, with all below them (see `sft.config.weight_neutral`).
@@ -100,7 +100,7 @@ class Evaluate(Train):
 
 @dataclass
 class _Sampled(Train):
-    """A command that answers: the keys of `sft.evaluation.sampling.Sampling` stand at the top."""
+    """A command that generates answers: the keys of `sft.evaluation.sampling.Sampling` are top-level keys."""
 
     run: str | None
     system: str | None

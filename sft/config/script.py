@@ -42,7 +42,7 @@ def compose_script(overrides: list[str], file: Path | None = None, command: str 
 
 
 def _choices(overlay: DictConfig, overrides: list[str], groups: set[str]) -> tuple[list[str], DictConfig]:
-    """A file's groups (`model: qwen3`) as overrides before the given ones, and the file without them."""
+    """A file's groups (`model: qwen3`) as overrides before those given, and the file without them."""
     given = {override.partition("=")[0] for override in overrides}
     chosen = {str(key): str(overlay[key]) for key in overlay if key in groups and isinstance(overlay[key], str)}
     rest = OmegaConf.create({str(key): overlay._get_node(key) for key in overlay if key not in chosen})

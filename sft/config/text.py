@@ -6,11 +6,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# Marks that reorder text: what is shown could read as something else.
+# Bidirectional control characters: what is shown could read as something else.
 _REORDERING = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def harmless(text: str) -> str:
+def without_control_characters(text: str) -> str:
     """Text for a terminal: without control characters, which could move the cursor, set the title or the clipboard."""
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
@@ -55,11 +55,11 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str, prefix: str = 
     Args:
         cutoff: how like it has to be, from 0 (anything) to 1 (the same).
     """
-    near = alike(name, names, cutoff=cutoff)
+    near = closest_names(name, names, cutoff=cutoff)
     return f"did you mean {prefix}{near[0]}?" if near else otherwise
 
 
-def alike(name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+def closest_names(name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
     """At most so many names that are like this one, the likest first."""
     import difflib
 

@@ -1,4 +1,4 @@
-"""What a source's tokens follow from: the facts that their cache key is a digest of."""
+"""What a source's tokens depend on: the facts that go into their cache key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sft.data.source import Source, node_of
 
 @dataclass(frozen=True)
 class Options:
-    """What `dataset` says about every source alike, as far as their tokens depend on it."""
+    """The settings of `dataset` that apply to every source and affect its tokens."""
 
     use_text_column: bool = False
     check_rows: int = 64
@@ -26,15 +26,15 @@ class Options:
 
 
 def content_of(source: Source, cache: Cache, where: str) -> Any:
-    """What a source's rows follow from, as JSON; None where only the rows themselves can tell.
+    """What a source's rows depend on, as JSON; None where only the rows themselves can tell.
 
-    Files count by their content. A hub dataset counts by its files in the hub's cache, a streamed one by its commit.
-    Code that is not the package's own (a generator, a `convert`) may depend on anything: its rows count.
+    Files are identified by their content, a hub dataset by its files in the hub's cache, a streamed one by its commit.
+    Code outside this package (a generator, a `convert`) may depend on anything, so its rows are hashed.
     """
     if any(node and not _ours(node) for node in (source.convert, source.generator)):
         return None
     if source.generator:
-        return "generator"  # its node is among the facts, its code in the package's
+        return "generator"  # its node is among the facts, its code is covered by the package's digest
     if source.path:
         split, _ = parse_split(source.split, f"{where}.split")
         return [[file.label, file.kind, _digest(file.path, cache)] for file in files_of(source, where, split)]
@@ -49,19 +49,19 @@ def content_of(source: Source, cache: Cache, where: str) -> Any:
 
 
 def facts_of(source: Source, options: Options) -> dict[str, Any]:
-    """What the tokens follow from beside the rows' content and the encoder; a weight is not part of it."""
+    """What the tokens depend on beside the rows' content and the encoder; weights do not count."""
     node = node_of(source)
-    for key in ("weight", "path"):  # files count by content and label
+    for key in ("weight", "path"):  # files are identified by content and label
         node.pop(key)
     if callable(node["generator"]) or callable(node["convert"]):
-        node["generator"] = node["convert"] = None  # objects of the user's: their rows count
+        node["generator"] = node["convert"] = None  # the user's objects: their rows are hashed
     facts = {"source": node, "text": options.use_text_column, "check": options.check_rows}
     facts["consecutive"] = options.consecutive
     return {**facts, "code": code_version()}
 
 
 def _ours(node: Any) -> bool:
-    """Whether what a node gives follows from the node and the package's code alone; makers read files and the hub."""
+    """Whether a node's result depends only on the node and the package's code; makers read files and the hub."""
     target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
     return target.startswith("sft.") and not target.startswith("sft.data.makers.")
 

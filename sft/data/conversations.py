@@ -1,4 +1,4 @@
-"""The conversations behind encoded rows, read again from their source: what generation asks a model."""
+"""The conversations behind encoded rows, read again from their source to prompt the model for generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.data.spec import Dataset
 def evaluation_conversations(
     dataset: Dataset, evaluation: Mapping[str, Rows], limit: int | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """The conversations that evaluation rows were made of, in the rows' order.
+    """The conversations from which evaluation rows were made, in the rows' order.
 
     Args:
         dataset: the config node they were prepared from.
@@ -65,7 +65,7 @@ def conversations_of(
 
 
 def common_system(conversations: Iterable[Mapping[str, Any]]) -> str | None:
-    """The system message that all conversations begin with; None where they differ, or one has none."""
+    """The system message that all conversations share; None where they differ or one has none."""
     found = set()
     for conversation in conversations:
         first: Mapping[str, Any] = next(iter(conversation.get("messages") or []), {})

@@ -31,7 +31,7 @@ class Tokens:
         self.input_ids, self.trained = input_ids.view(np.ndarray), trained.view(np.ndarray)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._files:  # a worker that is not forked maps the files again; their contents are not sent
+        if self._files:  # a worker that is not forked maps the files again instead of receiving their contents
             return {"files": self._files}
         return {"files": None, "arrays": (self.input_ids, self.trained)}
 
@@ -61,7 +61,7 @@ class Documents:
         row: int64, number of the conversation in its file, counted from 1.
         file: int32, index into the source's list of files.
         conversation: int64, which of the source's conversations it was made of, ascending.
-        digest: uint64, hash of the token ids: equal documents have equal digests.
+        digest: uint64, hash of the token ids; equal for equal documents.
     """
 
     source: np.ndarray
@@ -85,7 +85,7 @@ class Documents:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def with_columns(self, **columns: np.ndarray) -> Documents:
-        """A copy in which these columns are others."""
+        """A copy with these columns replaced."""
         return replace(self, **columns)
 
     @staticmethod
@@ -96,7 +96,7 @@ class Documents:
 
 
 class Rows:
-    """A dataset for transformers.Trainer: `len`, `rows[i]`, `select`. Pickles cheaply when its tokens lie in files.
+    """A dataset for transformers.Trainer: `len`, `rows[i]`, `select`. Cheap to pickle when its tokens are in files.
 
     `rows[i]` is a dict of lists: input_ids; labels (-100 where not trained, always at a document's first token, which
     nothing predicts); source (name) and row (number in its file), or lists of them with one entry a document when

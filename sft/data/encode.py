@@ -1,4 +1,4 @@
-"""A stream of rows to flat columns of tokens: converted and encoded in chunks, in this process or in several."""
+"""From a stream of rows to flat columns of tokens: converted and encoded in chunks, in one process or several."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from sft.data.readers.rows import Where
 
 CHUNK = 250  # conversations encoded at once
-AHEAD = 3  # chunks waiting for each process
-PROCESSES = 8  # at most, unless more are asked for
-ROWS_FOR_PROCESSES = 3000  # fewer are encoded before other processes have started
+AHEAD = 3  # chunks queued per process
+PROCESSES = 8  # the most that are used unless `num_proc` says more
+ROWS_FOR_PROCESSES = 3000  # with fewer rows, encoding is done before other processes have started
 
 COLUMNS = {  # of an encoded source, with their types
     "input_ids": np.int32,
@@ -48,7 +48,7 @@ COLUMNS = {  # of an encoded source, with their types
 
 
 class Failure(NamedTuple):
-    """A row that became no training row: which of its chunk, the reason by kind and in full, whether it is broken."""
+    """A row that gave no training row: its place in the chunk, the reason by kind and in full, whether it is broken."""
 
     place: int
     kind: str
@@ -60,7 +60,7 @@ class Failure(NamedTuple):
 class Chunk:
     """Encoded conversations: the columns of COLUMNS, `conversation` counted from the chunk's first row.
 
-    The places of failures and notes are counted from the chunk's first row as well.
+    The places of failures and notes are also counted from the chunk's first row.
     """
 
     columns: dict[str, np.ndarray]
@@ -68,8 +68,8 @@ class Chunk:
     notes: Notes
 
 
-class Work:
-    """What is done to every row of a source: to a conversation, then to tokens and labels.
+class RowEncoder:
+    """Turns rows of a source into conversations, then into tokens and labels.
 
     Args:
         converter: turns rows into conversations; None where they are conversations, or the RowError why not.
@@ -100,7 +100,7 @@ class Work:
                 notes.add(kind, detail, index)
             if one["problem"] is None:
                 rows += [(row, index) for row in one["rows"]]
-            else:  # with rows it is not broken: they are masked whole, and so nothing is lost without them
+            else:  # a problem with rows is not an error: they are fully masked, so that nothing is lost without them
                 failures.append(Failure(index, _kind(one["problem"]), one["problem"], not one["rows"]))
         return Chunk(_columns(rows), sorted(failures), notes)
 
@@ -120,13 +120,13 @@ class Work:
 
 
 def encode_rows(
-    rows: Iterable[tuple[Where, Any]], work: Work, processes: int | None
+    rows: Iterable[tuple[Where, Any]], row_encoder: RowEncoder, processes: int | None
 ) -> Iterator[tuple[list[Where], Chunk]]:
     """Encode rows chunk by chunk, in order; each chunk with its rows' places.
 
     Args:
         rows: places and rows, read as they are needed.
-        work: what is done to them.
+        row_encoder: converts and encodes them.
         processes: how many; None chooses by the number of rows, 0 and 1 stay in this process.
     """
     rows = iter(rows)
@@ -136,13 +136,13 @@ def encode_rows(
     chunks = _chunks(chained(head, rows))
     if processes <= 1 or current_process().daemon:
         for places, items in chunks:
-            yield places, work(items)
+            yield places, row_encoder(items)
         return
-    yield from _in_processes(chunks, work, processes)
+    yield from _in_processes(chunks, row_encoder, processes)
 
 
 def _in_processes(
-    chunks: Iterator[tuple[list[Where], list[Any]]], work: Work, processes: int
+    chunks: Iterator[tuple[list[Where], list[Any]]], row_encoder: RowEncoder, processes: int
 ) -> Iterator[tuple[list[Where], Chunk]]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -150,7 +150,7 @@ def _in_processes(
 
     forks = "fork" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if forks else "spawn")
-    executor = ProcessPoolExecutor(processes, context, _start, (work, os.getpid()))
+    executor = ProcessPoolExecutor(processes, context, _start, (row_encoder, os.getpid()))
     waiting: deque[tuple[list[Where], Future[Chunk]]] = deque()
     try:
         for places, items in chunks:
@@ -163,7 +163,7 @@ def _in_processes(
             yield done, future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a process that tokenizes rows was killed, perhaps for want of memory",
+            "a process that tokenizes rows was killed, perhaps because memory ran out",
             where="dataset.num_proc",
             remedy="dataset.num_proc=1",
         ) from None
@@ -171,17 +171,17 @@ def _in_processes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-_work: Work | None = None  # a worker process's own
+_work: RowEncoder | None = None  # a worker process's own
 
 
-def _start(work: Work, parent: int) -> None:
+def _start(row_encoder: RowEncoder, parent: int) -> None:
     global _work
-    _work = work
+    _work = row_encoder
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
-    gc.freeze()  # what came from the parent is never garbage
+    gc.freeze()  # objects inherited from the parent are never garbage
 
 
 def _end_with(parent: int) -> None:
@@ -203,7 +203,7 @@ def _columns(rows: Sequence[tuple[LabelledRow, int]]) -> dict[str, np.ndarray]:
     starts = np.cumsum(lengths) - lengths
     labels = [np.array(row["labels"], np.int64) for row, _ in rows]
     trained = np.concatenate(labels) != IGNORE if rows else np.empty(0, bool)
-    trained[starts[lengths > 0]] = False  # nothing comes before a document's first token to predict it from
+    trained[starts[lengths > 0]] = False  # a document's first token has no context to be predicted from
     sums = np.concatenate([[0], np.cumsum(trained)])
     columns = {
         "input_ids": np.concatenate(ids) if rows else [],
@@ -239,5 +239,5 @@ def _cores() -> int:
 
 
 def _kind(problem: str) -> str:
-    """A problem without its particulars, to count by."""
+    """A problem without its details, to count by."""
     return problem.split(": ")[0][:100]

@@ -16,7 +16,7 @@ from sft.data.cache import Cache
 from sft.data.cache.entries import Entry, Writer
 from sft.data.cache.keys import key_of
 from sft.data.content import Options
-from sft.data.encode import COLUMNS, Chunk, Work, chained, encode_rows
+from sft.data.encode import COLUMNS, Chunk, RowEncoder, chained, encode_rows
 from sft.data.formats import Converter, RowError, recognise
 from sft.data.formats.converter import HEAD
 from sft.data.readers import read_source
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAY_EVERY = 10  # seconds between two lines about a long tokenization
+SAY_EVERY = 10  # seconds between two progress lines
 REASONS_KEPT = 1000  # failures whose reason is kept in full, of each source
 
 
@@ -87,14 +87,14 @@ def converted(task: Task) -> Converted:
     """Read and convert all rows of a source. Raises UserError for what the readers and the formats refuse."""
     rows = list(task.rows())
     converter = task.converter([row for _, row in rows[:HEAD]])
-    work = Work(converter, None)  # type: ignore[arg-type]  # converts only
+    row_encoder = RowEncoder(converter, None)  # type: ignore[arg-type]  # converts only
     found: list[tuple[Where, Any]] = []
     notes = Notes()
     with collected() as noted:
         for place, row in rows:
             noted.clear()
             try:
-                found.append((place, work.conversation(row)))
+                found.append((place, row_encoder.conversation(row)))
             except RowError as error:
                 found.append((place, error))
                 continue
@@ -118,15 +118,15 @@ def encode_source(task: Task, conversations: Converted | None, cache: Cache, key
     head = list(islice(rows, HEAD))
     if conversations is None:
         converter, notes = task.converter([row for _, row in head]), Notes()
-        work = Work(converter, task.encoder, converter.as_text)
+        row_encoder = RowEncoder(converter, task.encoder, converter.as_text)
     else:
         converter, notes = conversations.converter, conversations.notes
-        work = Work(None, task.encoder, converter.as_text)  # rows are conversations already
-    checked = _check(work, [row for _, row in head], task.options.check_rows)
+        row_encoder = RowEncoder(None, task.encoder, converter.as_text)  # rows are conversations already
+    checked = _check(row_encoder, [row for _, row in head], task.options.check_rows)
     said = time.monotonic()
     with cache.writer(key) as writer:
         encoded = _Encoded(writer, notes)
-        for places, chunk in encode_rows(chained(head, rows), work, task.options.num_proc):
+        for places, chunk in encode_rows(chained(head, rows), row_encoder, task.options.num_proc):
             encoded.add(places, chunk)
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
@@ -172,22 +172,22 @@ class _Encoded:
         return {"files": list(self.files), "failures": self.failures, "read": self.read, "notes": self.notes.counts}
 
 
-def _check(work: Work, items: list[Any], count: int) -> int:
-    """Find the masks of some rows twice: the first ones and others drawn from the head. Raises UserError."""
+def _check(row_encoder: RowEncoder, items: list[Any], count: int) -> int:
+    """Cross-check the masks of some rows: the first ones and others drawn from the head. Raises UserError."""
     if not count:
         return 0
     chosen = items[: count // 2]
     chosen += Random(0).sample(items[len(chosen) :], min(count - len(chosen), len(items) - len(chosen)))
-    conversations = list(_conversations(work, chosen))
+    conversations = list(_conversations(row_encoder, chosen))
     if conversations:
-        work.encoder.check(conversations)
+        row_encoder.encoder.check(conversations)
     return len(conversations)
 
 
-def _conversations(work: Work, items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def _conversations(row_encoder: RowEncoder, items: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """The conversations among the rows, broken ones left out."""
     for item in items:
         try:
-            yield work.conversation(item)
+            yield row_encoder.conversation(item)
         except RowError:
             continue

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failed:
-    """A row that became no training row."""
+    """A row that gave no training row."""
 
     file: str
     row: int
@@ -36,20 +36,20 @@ class Failed:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source's tokens and what happened on the way to them.
+    """A source's tokens and what happened while making them.
 
     Args:
         name: the source's name.
-        described: what it is, in words.
+        described: a description of it.
         format: the rows' format.
         files: names of its files; `documents.file` indexes them.
         tokens: all tokens.
-        documents: every document made, whatever its length; `source` is 0 throughout.
+        documents: all documents, of any length; `source` is 0 throughout.
         read: rows read.
         failed: those that became no conversation or could not be labelled.
-        checked: rows whose mask was found twice.
-        notes: {kind: {detail: {count, first}}}, what rows hold that was not read, or read otherwise.
-        fingerprint: digest of the tokens and of which are trained, wherever they come from.
+        checked: rows whose mask was cross-checked.
+        notes: {kind: {detail: {count, first}}}, content of rows that was not read, or read differently.
+        fingerprint: digest of the tokens and of which are trained, whether cached or not.
         cached: whether they come from the cache.
     """
 
@@ -79,7 +79,7 @@ def load(name: str, source: Source, encoder: Encoder, options: Options, cache: C
         where: the source's key in the config, for errors.
 
     Raises:
-        UserError: what the readers, the formats and the encoder's check refuse. A broken row is no error here.
+        UserError: what the readers, the formats and the encoder's check refuse. A broken row is not an error here.
     """
     task = Task(name, source, where, encoder, options)
     content, conversations = content_of(source, cache, where), None

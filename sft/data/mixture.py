@@ -1,4 +1,4 @@
-"""Mixtures: how many rows each source gives, and which. Everything follows from the counts, the weights and the seed."""
+"""Mixtures: how many rows each source contributes, and which. All depends only on counts, weights and the seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Mixture:
     Args:
         rows: per source, indices into its rows, ascending; a row that is repeated stands there several times.
         shares: per source, the share of the mixture that its weight asks for, in [0, 1].
-        limited_by: the source that has the fewest rows for its weight, where it decided the size and others have more.
+        limited_by: the source that limited the size because it has too few rows for its weight, if others have more.
     """
 
     rows: dict[str, np.ndarray]
@@ -29,7 +29,7 @@ class Mixture:
 
 
 def mix(counts: Mapping[str, int], weights: Mapping[str, float | None], *, size: int | None, seed: int) -> Mixture:
-    """Draw a mixture whose sources have their weights' shares, each within one row.
+    """Draw a mixture in which each source has its weight's share to within one row.
 
     Args:
         counts: rows that each source has.
@@ -57,11 +57,11 @@ def mix(counts: Mapping[str, int], weights: Mapping[str, float | None], *, size:
 
 
 def apportion(size: int, weights: Mapping[str, Fraction]) -> dict[str, int]:
-    """`size` rows shared out by weight, each share within one row of the exact one (largest remainders)."""
+    """Apportion `size` rows by weight, each share within one row of the exact one (largest remainders)."""
     total = sum(weights.values())
     exact = {name: size * weight / total for name, weight in weights.items()}
     given = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: given[name] - exact[name])  # stable: equal ones as they are listed
+    by_remainder = sorted(exact, key=lambda name: given[name] - exact[name])  # stable: ties in the order of the sources
     for name in by_remainder[: size - sum(given.values())]:
         given[name] += 1
     return given
@@ -74,7 +74,7 @@ def largest_without_repeats(counts: Mapping[str, int], weights: Mapping[str, Fra
 
 
 def _shortest(counts: Mapping[str, int], weights: Mapping[str, Fraction], size: int) -> str | None:
-    """The source whose rows decide the size; None where all rows of every source are drawn."""
+    """The source that limits the size; None where all rows of every source are drawn."""
     weighted = {name: weight for name, weight in weights.items() if weight}
     if size >= sum(counts[name] for name in weighted):
         return None
@@ -82,7 +82,7 @@ def _shortest(counts: Mapping[str, int], weights: Mapping[str, Fraction], size: 
 
 
 def draw(count: int, wanted: int, *, seed: int, name: str) -> np.ndarray:
-    """`wanted` of `count` rows, ascending: each as often as every other or once more. Fewer is a part of more."""
+    """`wanted` of `count` rows, ascending, each equally often or once more. A smaller draw is part of a larger one."""
     if not wanted:
         return np.empty(0, np.int64)
     rounds, rest = divmod(wanted, count)
@@ -91,7 +91,7 @@ def draw(count: int, wanted: int, *, seed: int, name: str) -> np.ndarray:
 
 
 def _relative(counts: Mapping[str, int], weights: Mapping[str, float | None]) -> dict[str, Fraction]:
-    """Weights as exact fractions of what the user wrote: 0.1 is a tenth, so 0.7 of 10 rows is 7 and not 6.999..."""
+    """Weights as exact decimal fractions: 0.1 is a tenth, so 0.7 of 10 rows is 7 and not 6.999..."""
     stated = {name: weights.get(name) for name in counts}
     if all(weight is None for weight in stated.values()):
         return {name: Fraction(count) for name, count in counts.items()}

@@ -12,7 +12,7 @@ from sft.config.text import did_you_mean
 
 
 def refuse_unknown(node: Mapping[str, Any], schema: type, where: str) -> None:
-    """Raise UserError for a key that is none of the dataclass `schema`'s, with the nearest that is."""
+    """Raise UserError for a key that is not one of the dataclass `schema`'s, with the nearest that is."""
     known = [item.name for item in fields(schema)]
     for key in node:
         if key in known or is_hydra_key(key):
@@ -22,7 +22,7 @@ def refuse_unknown(node: Mapping[str, Any], schema: type, where: str) -> None:
 
 
 def is_hydra_key(key: object) -> bool:
-    """Whether a key is Hydra's own (`_target_`, `_recursive_`, ...), no argument."""
+    """Whether a key is Hydra's own (`_target_`, `_recursive_`, ...) and not an argument."""
     return isinstance(key, str) and key.startswith("_") and key.endswith("_")
 
 

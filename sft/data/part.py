@@ -1,4 +1,4 @@
-"""One source on its way through the pipeline."""
+"""One source in the pipeline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft.data.report.length import Fitted
 
 @dataclass
 class Part:
-    """One source on its way through the pipeline.
+    """One source in the pipeline.
 
     Args:
         name: of the source.
@@ -20,7 +20,7 @@ class Part:
         loaded: its tokens and what failed.
         fitted: its documents within max_length.
         train, eval: which of them are trained and evaluated on.
-        leaked: which were left out of training because the evaluation has equal ones.
+        leaked: those left out of training because the evaluation has equal ones.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sources to training rows: load each, fit to max_length, split evaluation off, mix, pack; and report on every row."""
+"""From sources to training rows: load, fit to max_length, split off evaluation, mix, pack; and report on every row."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training takes.
+    """The prepared data of a run.
 
     Args:
         train: the training rows, mixed and, with packing, packed.
         eval: evaluation rows by the name of their source; empty where there is no evaluation.
         report: the content of data_report.json.
-        fingerprint: digest of everything that the rows and their order follow from.
+        fingerprint: digest of everything that determines the rows and their order.
     """
 
     train: Rows
@@ -59,7 +59,7 @@ def prepare(dataset: Dataset, encoder: Encoder, *, seed: int, cache_root: Path |
     Args:
         dataset: the config node.
         encoder: turns conversations into labelled tokens.
-        seed: decides what is held out, drawn, and in which order it comes; nothing else does.
+        seed: alone decides what is held out and drawn, and the order.
         cache_root: where tokens are kept; $SFT_CACHE or ~/.cache/sft if left out.
 
     Raises:
@@ -75,7 +75,7 @@ def prepare(dataset: Dataset, encoder: Encoder, *, seed: int, cache_root: Path |
         for part in train:
             _hold_out(part, dataset.eval_fraction, seed)
             if dataset.eval_fraction and not len(part.eval):
-                log.warning("%s: too few different rows to hold some out; nothing of it is evaluated", part.where)
+                log.warning("%s: too few different rows to hold some out; it is not evaluated", part.where)
     _drop_leaked(train, evaluated)
     refuse_empty(train, evaluated)
     weights = {part.name: part.weight for part in train}
@@ -103,11 +103,11 @@ def prepare_evaluation(
         dataset: the config node; its `eval_sources` are evaluated, else what `eval_fraction` holds out.
         encoder: turns conversations into labelled tokens.
         seed: decides what is held out.
-        whole: without `eval_sources`, evaluate all rows of the sources: none of them was trained on.
+        whole: without `eval_sources`, evaluate all rows of the sources, because none was trained on.
         cache_root: as for `prepare`.
 
     Raises:
-        UserError: as `prepare`, as far as these rows are concerned.
+        UserError: as `prepare`, for these rows.
     """
     cache, given = Cache(cache_root, enabled=dataset.cache), bool(dataset.eval_sources)
     sources = dataset.eval_sources or dataset.sources
@@ -126,7 +126,7 @@ def prepare_evaluation(
 def sample_conversations(
     dataset: Dataset, count: int = 64, *, cache_root: Path | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Some conversations of every source, and the names of their formats: what `sft.template.bind` chooses by.
+    """Some conversations of every source, and the names of their formats, from which `sft.template.bind` chooses.
 
     Raises:
         UserError: a source cannot be read, or has no known format.
@@ -175,7 +175,7 @@ def _hold_out(part: Part, fraction: float, seed: int) -> None:
 
 
 def _drop_leaked(train: list[Part], evaluated: list[Part]) -> None:
-    """Take out of training what any source evaluates on, equal rows of other conversations and sources included."""
+    """Remove from training the rows that any source evaluates on, and equal rows of other conversations and sources."""
     held = np.concatenate([part.eval.digest for part in (*train, *evaluated)])
     for part in train:
         leaks = np.isin(part.train.digest, held)

@@ -1,4 +1,5 @@
-"""Rows as the model will see them: tokens in the terminal and as HTML, trained ones marked, and as JSON lines."""
+"""Rows as the model will see them: tokens in the terminal and as HTML with the trained ones marked, and as JSON
+lines."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTEXT = 1  # tokens decoded before a token, so that its leading space is kept
-_LONGEST = 12  # tokens that one character may be spread over
+_LONGEST = 12  # tokens that one character may consist of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class PreviewRow:
     Args:
         source: the source's name.
         row: number of its conversation in its file, counted from 1.
-        where: file and row in words.
-        pack: number of the training row it lies in when rows are packs, else None.
+        where: file and row as text.
+        pack: number of the training row that contains it when rows are packs, else None.
         input_ids, labels: as trained; labels are -100 where not.
-        text: the tokens decoded.
-        trained_text: the decoded pieces that are trained; joined they are the trained tokens decoded together.
-        pieces: (text, trained) of each token, or of a few that make one character together.
+        text: the decoded tokens.
+        trained_text: the decoded trained pieces; joined, they are the trained tokens decoded at once.
+        pieces: (text, trained) of each token, or of several tokens that form one character.
     """
 
     source: str
@@ -54,7 +55,7 @@ class PreviewRow:
 
 
 def preview_rows(rows: Rows, tokenizer: Any, count: int) -> list[PreviewRow]:
-    """The first `count` documents, the sources taking turns; packs are shown one document at a time.
+    """The first `count` documents, alternating between sources; packs are shown one document at a time.
 
     Args:
         rows: as `prepare` gives them.
@@ -73,7 +74,7 @@ def to_html(previews: Sequence[PreviewRow], title: str = "preview", account: Seq
     """The text of preview.html: one page, no scripts, nothing loaded from elsewhere.
 
     Args:
-        account: lines on what was read of the sources, above the rows (see sft.data.report.account).
+        account: the account of the sources, shown above the rows (see sft.data.report.account).
     """
     told = "".join(f"{html.escape(visible(line))}\n" for line in account)
     told = f"<pre>{told}</pre>\n" if told else ""
@@ -86,7 +87,7 @@ def to_html(previews: Sequence[PreviewRow], title: str = "preview", account: Seq
 
 
 def show(previews: Iterable[PreviewRow], console: Console) -> None:
-    """Print rows as coloured tokens: trained ones green, the others dim, neighbours told apart by their shade."""
+    """Print rows as coloured tokens: trained ones green, the others dim, neighbours in different shades."""
     from rich.text import Text
 
     for row in previews:
@@ -99,12 +100,12 @@ def show(previews: Iterable[PreviewRow], console: Console) -> None:
 
 
 def visible(text: str) -> str:
-    """The text with every control and invisible character shown: a line break as ↵ and a break, others by a sign."""
+    """The text with control and invisible characters made visible: a line break as ↵ and a break, others as symbols."""
     return text if text.isprintable() else "".join(_visible(character) for character in text)
 
 
 def trained_pieces(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> list[str]:
-    """The trained spans' texts, cut out of the text of all trained tokens so that joined they are that text."""
+    """The texts of the trained spans, cut from the text of all trained tokens so that joined they equal it."""
     spans: list[list[int]] = []
     for before, (token, label) in zip([IGNORE, *labels], zip(input_ids, labels, strict=True), strict=False):
         if label != IGNORE:
@@ -122,14 +123,14 @@ def trained_pieces(input_ids: Sequence[int], labels: Sequence[int], tokenizer: A
 
 
 def _common(start: str, whole: str) -> int:
-    """How many characters two texts share from their beginning."""
+    """The length of the common prefix of two texts."""
     if whole.startswith(start):
         return len(start)
     return next(i for i, pair in enumerate(zip(start, [*whole, None], strict=False)) if pair[0] != pair[1])
 
 
 def _in_turns(rows: Rows, count: int) -> Iterator[tuple[int | None, int]]:
-    """(pack, document) of the first documents of each source, one of each in turn."""
+    """(pack, document) of the first documents of each source, alternating between sources."""
     packs = rows.packs
     order = np.arange(len(rows)) if packs is None else packs.order
     source = rows.documents.source[order]
@@ -157,7 +158,7 @@ def _preview_row(rows: Rows, tokenizer: Any, pack: int | None, member: int) -> P
 
 
 def token_texts(input_ids: Sequence[int], tokenizer: Any) -> list[tuple[str, int]]:
-    """(text, index of its first token) of each token; tokens that make one character only together are one text."""
+    """(text, index of its first token) of each token; tokens that form one character together are one text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
 
     def decode(ids: Sequence[int]) -> str:

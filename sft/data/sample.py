@@ -1,4 +1,4 @@
-"""Some conversations of a source, of every shape that its first rows have: what a chat template is chosen by."""
+"""Some conversations of a source, of every structure among its first rows, from which a chat template is chosen."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sft.data.source import Source
 def sample(
     name: str, source: Source, options: Options, cache: Cache, where: str, count: int
 ) -> tuple[list[dict[str, Any]], str]:
-    """Some of a source's conversations, of every shape among its first rows, and the name of its format.
+    """Some of a source's conversations, of every structure among its first rows, and the name of its format.
 
-    What `sft.template.bind` chooses a template by. Kept in the cache, so that a second run reads no row for it.
+    `sft.template.bind` chooses a template from these. Cached, so that a second run reads no row for it.
 
     Raises:
-        UserError: as `load`, as far as the first rows show it.
+        UserError: as `load`, for the first rows.
     """
     content = content_of(source, cache, where)
     key = key_of({"sample": count, "rows": content, **facts_of(source, options)})
@@ -51,7 +51,7 @@ def _converted(converter: Converter, rows: Iterable[Any]) -> Iterator[dict[str, 
 
 
 def _of_every_shape(conversations: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most `count` conversations, those of a new shape before others of a known one."""
+    """At most `count` conversations, those with a new structure first."""
     seen: set[Any] = set()
     new: list[dict[str, Any]] = []
     known: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def _of_every_shape(conversations: Iterable[dict[str, Any]], count: int) -> list
 
 
 def _shape(conversation: Mapping[str, Any]) -> Any:
-    """What a template may stumble over: which roles follow which, and which parts messages have."""
+    """The structure that matters to a template: the sequence of roles, and which parts messages have."""
     messages = conversation.get("messages", [])
     roles = [message["role"] for message in messages]
     parts = {(message["role"], key) for message in messages for key, value in message.items() if value is not None}

@@ -45,7 +45,7 @@ class Source:
 
     @classmethod
     def of(cls, node: Source | Mapping[str, Any] | str, where: str) -> Source:
-        """A Source from what a config holds: a mapping, a path alone, or a Source. Raises UserError naming `where`."""
+        """A Source from a config value: a mapping, a path, or a Source. Raises UserError naming `where`."""
         if isinstance(node, Source):
             source = node
         elif isinstance(node, str):
@@ -59,7 +59,7 @@ class Source:
         return source
 
     def check(self, where: str) -> None:
-        """Raise UserError, naming the key below `where`, for values no reader could follow."""
+        """Raise UserError, naming the key below `where`, for invalid values."""
         given = [key for key in ("path", "name", "generator") if getattr(self, key)]
         if len(given) != 1:
             what = f"{' and '.join(given)} are both set" if given else "neither path nor name is set"
@@ -73,7 +73,7 @@ class Source:
         for ours, theirs in self.columns.items():
             if not isinstance(theirs, str) or not theirs:
                 raise UserError(
-                    f"{theirs!r} is no column's name", where=f"{where}.columns.{ours}", remedy="{ours: theirs}"
+                    f"{theirs!r} is not a column's name", where=f"{where}.columns.{ours}", remedy="{ours: theirs}"
                 )
         if self.generator is not None or self.path is not None:
             for key in ("revision", "subset"):
@@ -81,7 +81,7 @@ class Source:
                     raise UserError(f"{key} belongs to a hub dataset (name)", where=f"{where}.{key}")
 
     def described(self) -> str:
-        """The source in a few words, for logs and reports."""
+        """A short description of the source, for logs and reports."""
         if self.generator is not None:
             return _target(self.generator)
         if self.path is not None:

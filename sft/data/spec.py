@@ -1,4 +1,4 @@
-"""The config node `dataset`: what is read, how rows become labels, and how sources mix. Light: nothing heavy imported."""
+"""The config node `dataset`: what is read, how rows become labels, and how sources are mixed. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ class Dataset:
     """The config node `dataset`. Its YAML carries `_recursive_: false`: nodes inside a source are built when it is read.
 
     Args:
-        sources: what is trained on, by name.
-        eval_sources: what is evaluated on, by name; empty: `eval_fraction` of every training source is split off.
-        path: one source's shorthand, `sources: {local: {path, format, columns, convert}}`.
+        sources: training sources, by name.
+        eval_sources: evaluation sources, by name; empty: `eval_fraction` of every training source is split off.
+        path: shorthand for one source, `sources: {local: {path, format, columns, convert}}`.
         format, columns, convert: the shorthand's own, see Source.
         eval_fraction: share of each source's rows split off for evaluation, in [0, 1).
         max_length: tokens a row may have.
-        on_long: what becomes of longer rows.
+        on_long: what to do with longer rows.
         max_dropped: share of rows that may be broken before the run is refused; over-long rows do not count.
-        packing: whole documents laid end to end up to max_length tokens.
+        packing: concatenate whole documents up to max_length tokens.
         eval_packing: the same for evaluation; null: as `packing`.
-        size: rows in the training mixture; null: the most that repeats nothing.
+        size: rows in the training mixture; null: as many as possible without repeats.
         shuffle: order the mixture by the seed; false keeps the files' order.
         train_on: which turns are trained.
         masking: how trained tokens are found.
         response_template: text (or token ids) that precedes an answer, with `masking=response_template`.
         instruction_template: text (or token ids) that precedes a question, with `masking=response_template`.
-        consecutive: what becomes of two assistant messages in a row: refused, or merged into one turn.
-        history: what to do where a template renders earlier answers unlike generation would.
-        control_tokens: what becomes of control tokens that are typed in contents: the row is refused, or they are text.
-        use_text_column: train the `text` column whole; where rows have messages instead, their rendered text.
+        consecutive: what to do with two assistant messages in a row: refuse, or merge into one turn.
+        history: what to do where a template renders earlier answers differently than in generation.
+        control_tokens: what to do with control tokens typed in contents: refuse the row, or treat them as text.
+        use_text_column: train on the whole `text` column; where rows have messages instead, on their rendered text.
         num_proc: processes that convert and tokenize; null: chosen by the number of rows.
         cache: keep and reuse tokenized rows.
-        check_rows: rows of each source whose mask is found twice.
+        check_rows: rows of each source whose mask is cross-checked.
     """
 
     sources: dict[str, Source] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Dataset:
             self.eval_packing = self.packing
 
     def _expand_shorthand(self) -> None:
-        """`path` becomes the source `local`; after it the dataset speaks in sources alone."""
+        """Turn `path` into the source `local`, so that only sources are left."""
         shorthand = {"path": self.path, "format": self.format, "columns": self.columns, "convert": self.convert}
         if self.path:
             if "local" in self.sources:
@@ -87,7 +87,7 @@ class Dataset:
                 None,
                 {},
                 None,
-            )  # so that a copy of this object is not expanded twice
+            )  # so that a copy of this object is not expanded again
             return
         self.columns = dict(self.columns or {})
         for key in ("columns", "convert"):
@@ -105,7 +105,7 @@ class Dataset:
         for key in ("on_long", "train_on", "masking", "consecutive", "history", "control_tokens"):
             choices = get_args(hints[key])
             if getattr(self, key) not in choices:
-                raise UserError(f"{getattr(self, key)!r} is none of {', '.join(choices)}", where=f"dataset.{key}")
+                raise UserError(f"{getattr(self, key)!r} is not one of {', '.join(choices)}", where=f"dataset.{key}")
         _in_range("eval_fraction", self.eval_fraction, 0, 1, "a share below 1", upper_open=True)
         _in_range("max_dropped", self.max_dropped, 0, 1, "a share")
         for key, least in (("max_length", 1), ("size", 1), ("num_proc", 0), ("check_rows", 0)):

@@ -1,4 +1,4 @@
-"""Splitting evaluation rows off, before anything is resampled: by the rows' content and the seed alone."""
+"""Splitting off evaluation rows before anything is resampled: by the rows' content and the seed alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def held_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which of a source's conversations are evaluated on: about `fraction` of them, equal ones never apart.
+    """Select about `fraction` of a source's conversations for evaluation; equal ones stay on one side.
 
     Conversations are taken in the order of a hash of their content and the seed. So the choice does not depend on
-    their order in the file, and a conversation that joins the file changes the side of few others.
+    their order in the file, and adding a conversation moves few others to the other side.
 
     Args:
         groups: a digest of each conversation's content, uint64 [conversations].
@@ -17,8 +17,8 @@ def held_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         seed: another seed, another choice.
 
     Returns:
-        bool [conversations]. The number nearest to the fraction that whole groups of equal conversations allow
-        without exceeding it, at least one group; all false where that would leave nothing to train on.
+        bool [conversations]. As many as whole groups of equal conversations allow without exceeding the fraction, at
+        least one group; all false where that would leave nothing to train on.
     """
     held = np.zeros(len(groups), dtype=bool)
     if not fraction or len(groups) < 2:
@@ -36,7 +36,7 @@ def held_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
             if sizes[index] <= room:
                 chosen[index] = True
                 room -= int(sizes[index])
-    if not chosen.any():  # only groups larger than the share: the smallest of them
+    if not chosen.any():  # all groups are larger than the share: take the smallest
         chosen[order[np.argmin(sizes[order])]] = True
     return chosen[member_of]
 

@@ -1,1 +1,1 @@
-"""The processes that train one run together: what they agree on, how they end together, and sharded weights."""
+"""The processes of a distributed run: collectives, coordinated shutdown, and sharded weights."""

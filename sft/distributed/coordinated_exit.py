@@ -1,9 +1,9 @@
-"""How many processes end together: the first error of any is everyone's, and rank 0 says it once.
+"""Coordinated shutdown: the first error on any rank is raised on all ranks, and rank 0 reports it once.
 
-Whoever fails leaves a note where torchrun keeps what its processes tell each other (the store at MASTER_ADDR), closes
-its connections and waits until rank 0 has said the reason: torchrun ends all processes as soon as one of them is gone,
-and rank 0 could not finish its sentence. Each process looks for a note beside its work, for one that waits in a GPU's
-communication notices nothing else.
+A failing rank posts a failure report to torchrun's store (at MASTER_ADDR), closes its connections and waits until
+rank 0 has printed the reason: torchrun kills all processes as soon as one exits, before rank 0 could finish printing.
+Each process polls for a report in a background thread, because a process that waits in a GPU collective notices nothing
+else.
 """
 
 from __future__ import annotations
@@ -21,169 +21,171 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, Self
 
 from sft.config.errors import Interrupted, RunFailed
-from sft.config.rank import is_main, rank
-from sft.distributed import failure_reports as notes
-from sft.distributed.failure_reports import Note, exit_code, text_of
-from sft.distributed.ranks import Ranks, machine
+from sft.config.rank import is_main_process, rank
+from sft.distributed import failure_reports
+from sft.distributed.failure_reports import FailureReport, exit_code, message_of
+from sft.distributed.ranks import Ranks, machine_id
 from sft.run.log import FILE_ONLY
 from sft.safety.secrets import redact
 from sft.system.processes import alive
 
 log = logging.getLogger(__name__)
 
-LOOKS = 0.5  # seconds between two looks
-GRACE = 10.0  # for rank 0 to come to its own end after another's note, before it is made to
-SILENCE = 3.0  # for a note to arrive after a connection broke
-LAST = 3.0  # after rank 0's last word, for it to be the first that torchrun sees go
-WAITS = notes.TIMEOUT  # for rank 0's last word; torchrun itself waits 30 seconds
+POLL_SECONDS = 0.5  # between two polls of the store
+GRACE_SECONDS = 10.0  # for a rank to exit by itself after another's report, before it is forced to
+REPORT_SECONDS = 3.0  # for a report to arrive after a connection error
+EXIT_DELAY_SECONDS = 3.0  # after rank 0's report, so that torchrun sees rank 0 exit first
+MAIN_SECONDS = failure_reports.TIMEOUT  # for rank 0's report; torchrun itself waits 30 seconds
 _BROKEN = re.compile(
     r"closed by peer|connection (?:was )?(?:reset|refused|closed)|broken pipe|gloo|nccl|processgroup|socket", re.I
 )
 
-_met_first = False  # whether this process's error in training was the first of all
+_failed_first = False  # whether this process was the first to fail in training
 
 
-class Ended(RunFailed):
-    """Another process of the run ended and said no reason: it was killed."""
+class ProcessLost(RunFailed):
+    """Another process of the run exited without a failure report: it was killed."""
 
 
-class Ending:
-    """This process's part in a common end, for the time of the block; does nothing where the process is alone.
+class CoordinatedShutdown:
+    """Coordinates the end of this process with the other ranks within the block; does nothing in a single process.
 
     Args:
         ranks: the processes.
-        at_end: called on rank 0 with another's error where this process cannot come to its own end.
+        on_remote_failure: called on rank 0 with another rank's error where rank 0 cannot exit by itself.
     """
 
-    def __init__(self, ranks: Ranks, at_end: Callable[[Exception], None]) -> None:
-        self.ranks, self.at_end = ranks, at_end
+    def __init__(self, ranks: Ranks, on_remote_failure: Callable[[Exception], None]) -> None:
+        self.ranks, self.on_remote_failure = ranks, on_remote_failure
         self.done = threading.Event()
 
     def __enter__(self) -> Self:
-        global _met_first
-        if self.ranks.many:
-            _met_first = False
-            notes.begin()
-            threading.Thread(target=self._look, name="ranks", daemon=True).start()
+        global _failed_first
+        if self.ranks.is_distributed:
+            _failed_first = False
+            failure_reports.begin()
+            threading.Thread(target=self._watch, name="ranks", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
 
-    def reason(self, error: BaseException) -> BaseException:
-        """Leave a note of an error, and give the first one of all processes: this, or what another met before.
+    def first_error(self, error: BaseException) -> BaseException:
+        """Post a failure report, and return the first error of all ranks: this one, or another rank's earlier one.
 
-        An error that only says that a connection broke is never the reason: another process is gone.
+        A connection error is never the reason itself: it means that another process is gone.
         """
-        broken = _is_broken(error)
-        deadline = time.monotonic() + SILENCE
-        while broken and time.monotonic() < deadline:
-            note = notes.read()
-            if note is not None:
-                return self._other(note, error)
+        connection_error = _is_connection_error(error)
+        deadline = time.monotonic() + REPORT_SECONDS
+        while connection_error and time.monotonic() < deadline:
+            report = failure_reports.read()
+            if report is not None:
+                return self._error_of(report, error)
             time.sleep(0.1)
-        if broken:
-            error = _killed(self._gone())
-        note = notes.post(error)
-        return error if note is None or note.rank == rank() else self._other(note, error)
+        if connection_error:
+            error = _process_lost(self._dead_processes())
+        report = failure_reports.post(error)
+        return error if report is None or report.rank == rank() else self._error_of(report, error)
 
-    def _other(self, note: Note, error: BaseException) -> BaseException:
-        """Another's error as this process raises it."""
-        if note.rank == rank() or note.text == text_of(error):  # all met the same
+    def _error_of(self, report: FailureReport, error: BaseException) -> BaseException:
+        """Another rank's error as this process raises it."""
+        if report.rank == rank() or report.message == message_of(error):  # all ranks met the same error
             return error
-        log.error("rank %d ended first:\n%s", note.rank, note.trace, extra=FILE_ONLY)
-        return note.error
+        log.error("rank %d failed first:\n%s", report.rank, report.traceback_text, extra=FILE_ONLY)
+        return report.error
 
     @contextlib.contextmanager
-    def common(self) -> Iterator[None]:
-        """The block's error is that of the process which failed first."""
+    def raise_first_error(self) -> Iterator[None]:
+        """Raise the error of the rank that failed first in place of the block's own."""
         try:
             yield
         except BaseException as error:
-            if not self.ranks.many:
+            if not self.ranks.is_distributed:
                 raise
-            first = self.reason(error)
+            first = self.first_error(error)
             if first is error:
-                global _met_first
-                _met_first = True
+                global _failed_first
+                _failed_first = True
                 raise
             raise first from error
 
-    def _gone(self) -> str:
-        """The processes of this machine that are no more, by rank; "" where all are there."""
-        here = machine()
+    def _dead_processes(self) -> str:
+        """The dead processes of this machine, by rank; "" where all are alive."""
+        here = machine_id()
         return ", ".join(
             f"rank {index} (process {pid})"
             for index, (host, pid) in enumerate(self.ranks.processes)
             if host == here and not alive(pid)
         )
 
-    def _look(self) -> None:
-        """The thread: at a note of another's, or without another, wait for this process to end by itself; then end it."""
-        with contextlib.suppress(Exception):  # the store is gone, and so is the run
-            while not self.done.wait(LOOKS):
-                note = notes.read()
-                if note is None and (gone := self._gone()):
-                    note = Note(-1, str(_killed(gone)), 1)
-                if note is None or note.rank == rank():
+    def _watch(self) -> None:
+        """The thread: after another rank's report or death, wait for this process to exit by itself, then end it."""
+        with contextlib.suppress(Exception):  # the store is gone, because the run has ended
+            while not self.done.wait(POLL_SECONDS):
+                report = failure_reports.read()
+                if report is None and (dead := self._dead_processes()):
+                    report = FailureReport(-1, str(_process_lost(dead)), 1)
+                if report is None or report.rank == rank():
                     continue
-                if self.done.wait(GRACE if is_main() else GRACE + WAITS):
+                if self.done.wait(GRACE_SECONDS if is_main_process() else GRACE_SECONDS + MAIN_SECONDS):
                     return
-                if is_main():
-                    self.at_end(note.error)
-                    sys.stderr.write(f"error: {note.error}\n")
+                if is_main_process():
+                    self.on_remote_failure(report.error)
+                    sys.stderr.write(f"error: {report.error}\n")
                     sys.stderr.flush()
-                    notes.said()
-                os._exit(note.code)
+                    failure_reports.mark_reported()
+                os._exit(report.code)
 
 
-def leave_together(error: BaseException, say: Callable[[], NoReturn]) -> NoReturn:
-    """How a door leaves where several processes do: rank 0 says why, the others wait for that.
+def coordinated_exit(error: BaseException, report_and_exit: Callable[[], NoReturn]) -> NoReturn:
+    """How the processes of a distributed run exit: rank 0 prints the error, the others wait for that.
 
     Args:
-        error: this process's.
-        say: prints it and leaves with its exit code.
+        error: this process's error.
+        report_and_exit: prints it and exits with its exit code.
     """
-    notes.post(error)
-    _tell_torchrun(error)
-    if not is_main():
-        _after_main(error)
+    failure_reports.post(error)
+    _write_error_file(error)
+    if not is_main_process():
+        _exit_after_main(error)
         sys.stderr.write(f"[rank {rank()}] ")
     try:
-        say()
+        report_and_exit()
     finally:
         sys.stderr.flush()
-        notes.said()
+        failure_reports.mark_reported()
 
 
-def _after_main(error: BaseException) -> None:
-    """Leave after rank 0 has spoken. Returns where it stays silent.
+def _exit_after_main(error: BaseException) -> None:
+    """Exit after rank 0 has printed the error. Returns only where it does not within the time limit.
 
-    Whoever met in training what the others did not leaves at once: its closed connections are what tells them.
+    The rank that failed first in training exits at once: its closed connections notify the others.
     """
-    if _met_first:
+    if _failed_first:
         os._exit(exit_code(error))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code(error)))  # torchrun ends what is left
-    deadline = time.monotonic() + WAITS
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code(error)))  # torchrun terminates the remaining processes
+    deadline = time.monotonic() + MAIN_SECONDS
     while time.monotonic() < deadline:
-        if notes.is_said():
-            time.sleep(LAST)
+        if failure_reports.is_reported():
+            time.sleep(EXIT_DELAY_SECONDS)
             os._exit(exit_code(error))
         time.sleep(0.1)
 
 
-def _tell_torchrun(error: BaseException) -> None:
-    """Leave the reason where torchrun looks for it: it is the last thing that it prints."""
+def _write_error_file(error: BaseException) -> None:
+    """Write the reason into the file that torchrun reads: it prints it last."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and not isinstance(error, Interrupted | KeyboardInterrupt):
-        about = {"py_callstack": redact(text_of(error)), "timestamp": str(int(time.time()))}
+        about = {"py_callstack": redact(message_of(error)), "timestamp": str(int(time.time()))}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": about["py_callstack"], "extraInfo": about}}, file)
 
 
-def _killed(who: str) -> Ended:
-    return Ended(f"{who or 'another process of this run'} exited without an error report: killed, or out of memory")
+def _process_lost(processes: str) -> ProcessLost:
+    return ProcessLost(
+        f"{processes or 'another process of this run'} exited without an error report: killed, or out of memory"
+    )
 
 
-def _is_broken(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))

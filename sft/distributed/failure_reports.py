@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other at their end, in the store that torchrun keeps for them (MASTER_ADDR)."""
+"""Failure reports that the processes of a run exchange through torchrun's store (at MASTER_ADDR)."""
 
 from __future__ import annotations
 
@@ -14,86 +14,86 @@ from typing import Any
 from sft.config.errors import Interrupted, RunFailed, UserError
 from sft.config.rank import rank
 
-TIMEOUT = 25.0  # seconds for the store to answer
+TIMEOUT = 25.0  # seconds to wait for the store
 
-_number = 0  # of the run within this process
+_number = 0  # counts the runs of this process
 _client: Any = None
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Note:
-    """What a process says of its end.
+class FailureReport:
+    """Why a process failed.
 
     Attributes:
-        rank: whose.
-        text: what a user is told.
+        rank: of the process that failed.
+        message: for the user.
         code: the exit code.
-        trace: its traceback, for train.log.
+        traceback_text: for train.log.
     """
 
     rank: int
-    text: str
+    message: str
     code: int
-    trace: str = ""
+    traceback_text: str = ""
 
     @property
     def error(self) -> Exception:
-        """As the other processes raise it."""
-        text = f"[rank {self.rank}] {self.text}" if self.rank > 0 else self.text
+        """The error that the other ranks raise."""
+        message = f"[rank {self.rank}] {self.message}" if self.rank > 0 else self.message
         if self.code > 128:
-            return Interrupted(self.text, self.code)
-        return UserError(text) if self.code == 2 else RunFailed(text)
+            return Interrupted(self.message, self.code)
+        return UserError(message) if self.code == 2 else RunFailed(message)
 
 
 def exit_code(error: BaseException) -> int:
-    """As the doors leave."""
+    """The exit code of a command for an error."""
     if isinstance(error, Interrupted):
         return error.code
     return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def begin() -> None:
-    """Another run within this process: the notes of the one before are no concern of it."""
+    """Start another run in this process: reports of the previous one are ignored."""
     global _number
-    _number += 1  # every process begins as many
+    _number += 1  # counted equally on all ranks
 
 
-def post(error: BaseException) -> Note | None:
-    """Leave a note unless another process has; gives the one that stands there, None where no store can be had."""
-    note = Note(rank(), text_of(error), exit_code(error), "".join(traceback.format_exception(error)))
+def post(error: BaseException) -> FailureReport | None:
+    """Post a report unless another rank has posted one; return the posted one, None where the store is unreachable."""
+    report = FailureReport(rank(), message_of(error), exit_code(error), "".join(traceback.format_exception(error)))
     with contextlib.suppress(Exception):
-        return _note(_store().compare_set(_key("note"), "", json.dumps(asdict(note))))
+        return _report(_store().compare_set(_key("report"), "", json.dumps(asdict(report))))
     return None
 
 
-def read() -> Note | None:
-    """The note that stands there."""
+def read() -> FailureReport | None:
+    """The posted report, if there is one."""
     store = _store()
-    return _note(store.get(_key("note"))) if store.check([_key("note")]) else None
+    return _report(store.get(_key("report"))) if store.check([_key("report")]) else None
 
 
-def said() -> None:
-    """Rank 0 has said how the run ended: the others may leave."""
+def mark_reported() -> None:
+    """Mark the error as reported by rank 0, so that the other ranks may exit."""
     with contextlib.suppress(Exception):
-        _store().set(_key("said"), "1")
+        _store().set(_key("reported"), "1")
 
 
-def is_said() -> bool:
-    """Whether rank 0 has said it."""
+def is_reported() -> bool:
+    """Whether rank 0 has reported the error."""
     with contextlib.suppress(Exception):
-        return bool(_store().check([_key("said")]))
+        return bool(_store().check([_key("reported")]))
     return False
 
 
-def text_of(error: BaseException) -> str:
-    """What a user is told."""
+def message_of(error: BaseException) -> str:
+    """The message of an error for the user."""
     known = isinstance(error, UserError | RunFailed | Interrupted)
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _store() -> Any:
-    """A connection of our own to torchrun's store."""
+    """A separate connection to torchrun's store."""
     global _client
     with _lock:
         if _client is None:
@@ -105,9 +105,9 @@ def _store() -> Any:
 
 
 def _key(name: str) -> str:
-    """By torchrun's restart: the notes of an earlier start are no concern of this one."""
+    """A key that includes torchrun's restart count, so that reports of an earlier start are ignored."""
     return f"sft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_number}/{name}"
 
 
-def _note(stored: bytes) -> Note:
-    return Note(**json.loads(stored))
+def _report(stored: bytes) -> FailureReport:
+    return FailureReport(**json.loads(stored))

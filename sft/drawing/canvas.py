@@ -1,4 +1,4 @@
-"""Drawing in the style of curves.png: no display, nothing global, text that matplotlib takes as it is."""
+"""Drawing in the style of curves.png: without a display, global state or math text."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ def new_figure(size: tuple[float, float], layout: str | None = "constrained") ->
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the path's suffix names; signs that the font lacks become boxes in silence."""
+    """Write the figure in the format that the path's suffix names; characters that the font lacks are drawn as boxes,
+    without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing from font.*")
         figure.savefig(path, dpi=110, format=path.suffix.lstrip(".").lower() or "png")
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Text on one line that is no mathematics to matplotlib (which it reads between dollar signs)."""
+    """Text on one line, with the dollar signs escaped that matplotlib would read as mathematics."""
     return one_line(text, most).replace("$", r"\$")
 
 
 def empty(axes: Axes, text: str) -> None:
-    """Say in an empty panel why it is empty."""
+    """Write into an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="gray")
 
 
@@ -60,13 +61,13 @@ def colours(count: int) -> list[Any]:
 
 
 def spread_out(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis where one value dwarfs the others, which would lie flat on the bottom."""
+    """A logarithmic axis where one value is so large that the others would be drawn flat at the bottom."""
     if values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
 
 
 def draw_curves(axes: Axes, lines: Sequence[Line]) -> None:
-    """Draw named curves with a legend beside them.
+    """Draw named curves with a legend next to them.
 
     Args:
         lines: label, curve (None for one that has nothing), and how to draw it: `end` is a marker for its last point,
@@ -79,7 +80,7 @@ def draw_curves(axes: Axes, lines: Sequence[Line]) -> None:
         if not curve or not any(math.isfinite(value) for value in curve[1]):
             continue
         points = [(step, value) for step, value in zip(*curve, strict=True) if math.isfinite(value)]
-        dots = "o" if len(points) <= 12 else None  # a line through one point would not be seen
+        dots = "o" if len(points) <= 12 else None  # a line through a single point would be invisible
         # a leading underscore hides a line from the legend
         text = f"\u200a{label}" if named < _MOST_NAMED else "_"
         axes.plot(*curve, label=text, marker=dots, markersize=3.5, linewidth=1.4, **drawn)

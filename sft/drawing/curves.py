@@ -21,7 +21,7 @@ def write_curves(
 ) -> None:
     """Draw curves.png from metrics.jsonl, or from ``history`` (a trainer's log history) where one is given.
 
-    An empty history gives an empty picture that says so; values that are no numbers leave gaps.
+    An empty history gives an empty picture with a note; values that are not numbers leave gaps.
     """
     lines = list(run.read_jsonl(run.metrics_jsonl) if history is None else history)
     run.write_with(run.curves_png, lambda path: _draw(lines, title or run.path.name, str(path)))
@@ -67,7 +67,7 @@ def _draw(history: list[Mapping[str, Any]], title: str, path: str) -> None:
 
 def _line(axes: Axes, curve: Curve | None, label: str | None, dots: bool = False) -> None:
     if curve and any(math.isfinite(value) for value in curve[1]):
-        few = sum(math.isfinite(value) for value in curve[1]) <= 2  # a line through one point would not be seen
+        few = sum(math.isfinite(value) for value in curve[1]) <= 2  # a line through a single point would be invisible
         axes.plot(*curve, label=label, marker="o" if dots or few else None, markersize=4, linewidth=1.4)
 
 

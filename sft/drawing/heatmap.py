@@ -16,13 +16,13 @@ _MOST_CELLS = 144
 
 
 def draw_heatmap(axes: Axes, board: Leaderboard, keys: tuple[str, str]) -> None:
-    """Draw the mean of the finished jobs of each pair; a cell without one says what became of its jobs."""
+    """Draw the mean of the finished jobs of each pair; a cell without any shows the status of its jobs."""
     across, up = (scale_of([job.values.get(key) for job in board.sweep.jobs]) for key in keys)
     axes.set_xlabel(printable(keys[0], 60))
     axes.set_ylabel(printable(keys[1], 60))
     axes.set_title(printable(f"mean {board.objective}", 50), fontsize=10)
     if not board.ranked:
-        empty(axes, "no finished job has the figure")
+        empty(axes, "no finished job has the metric")
         return
     cells = len(across.values) * len(up.values)
     if cells <= _MOST_CELLS and (cells <= 16 or len(board.points) * 2 >= cells):
@@ -60,7 +60,7 @@ def _grid(axes: Axes, board: Leaderboard, keys: tuple[str, str], across: Scale, 
 
 
 def _dots(axes: Axes, board: Leaderboard, keys: tuple[str, str], across: Scale, up: Scale) -> None:
-    """A search seldom tries a value twice: each job a dot, coloured by its figure."""
+    """A search seldom tries a value twice: each job is a dot, coloured by its metric."""
     xs = [across.at(job.values.get(keys[0])) for job in board.ranked]
     ys = [up.at(job.values.get(keys[1])) for job in board.ranked]
     dots = axes.scatter(xs, ys, c=[board.score(job) or 0.0 for job in board.ranked], cmap=_shades(board), s=60)

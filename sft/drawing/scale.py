@@ -1,4 +1,4 @@
-"""Where a swept value stands on an axis: numbers as they are or by their logarithm, anything else side by side."""
+"""The axis of a swept key: linear or logarithmic for numbers, categorical for anything else."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Scale:
     log: bool
 
     def at(self, value: Any) -> float:
-        """Where a value stands: the number itself, or the place of anything else."""
+        """A value's position: the number itself, or the index of anything else."""
         number = as_number(value)
         return number if self.numeric and number is not None else float(self.values.index(_text(value)))
 
     def index(self, value: Any) -> int:
-        """The value's place among the distinct ones."""
+        """The value's index among the distinct ones."""
         return self.values.index(as_number(value) if self.numeric else _text(value))
 
     def labels(self) -> list[str]:
-        """The distinct values as ticks name them."""
+        """The tick labels of the distinct values."""
         if self.numeric:
             return [f"{value:.4g}" for value in self.values]
         return [printable(value, 18) or "(none)" for value in self.values]

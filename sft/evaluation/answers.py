@@ -32,7 +32,7 @@ class Answers:
 
     Args:
         rows: in the order of sources and rows.
-        seconds: what generation took.
+        seconds: the time that generation took.
     """
 
     rows: list[Scored] = field(default_factory=list)
@@ -52,22 +52,22 @@ class Answers:
         return mean_scores(row.scores for row in (self.rows if source is None else self.of(source)))
 
     def fields(self, source: str | None = None) -> dict[str, float]:
-        """Share of right values of each field of JSON references, in one source or in all rows."""
+        """Share of correct values of each field of JSON references, in one source or in all rows."""
         rows = self.rows if source is None else self.of(source)
         return field_accuracies([row.answer.text for row in rows], [row.question.reference for row in rows])
 
     def judged(self, source: str | None = None) -> dict[str, float]:
-        """Mean of the verdicts that there are, by metric, in one source or in all rows; {} without a judge."""
+        """Mean of the available verdicts, by metric, in one source or in all rows; {} without a judge."""
         rows = self.rows if source is None else self.of(source)
         return mean_scores({k: v.score for k, v in row.verdicts.items() if v.score is not None} for row in rows)
 
     @property
     def missing(self) -> list[tuple[Question, str, str]]:
-        """(question, metric, why) of each verdict that could not be had."""
-        return [(row.question, k, v.reason) for row in self.rows for k, v in row.verdicts.items() if not v.had]
+        """(question, metric, reason) of each missing verdict."""
+        return [(row.question, k, v.reason) for row in self.rows for k, v in row.verdicts.items() if not v.is_scored]
 
     def judge_metrics(self) -> dict[str, float]:
-        """`judge_correctness` and its like, of each source too where there are several; how many verdicts there are."""
+        """`judge_correctness` and so on, also per source where there are several; and the number of verdicts."""
         verdicts = sum(len(row.verdicts) for row in self.rows)
         if not verdicts:
             return {}
@@ -78,7 +78,7 @@ class Answers:
         return {**figures, "judge_verdicts": verdicts - missing, "judge_missing": missing}
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
-        """`{prefix}exact_match` and its like over all rows, and `{prefix}{source}_exact_match` of each source.
+        """`{prefix}exact_match` and so on over all rows, and `{prefix}{source}_exact_match` of each source.
 
         Also `{prefix}answers`, how many there are, and `{prefix}stopped`, the share that the model itself ended; and
         what a judge said (`judge_metrics`).
@@ -103,18 +103,18 @@ def evaluate_generation(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Answers:
-    """Let the model answer the evaluation conversations of each source and score what it says.
+    """Let the model answer the evaluation conversations of each source, and score the answers.
 
     Args:
-        model: a causal language model; it is left as it was.
+        model: a causal language model; unchanged afterwards.
         tokenizer: its tokenizer.
         bound: the chat template it was trained with.
         sources: conversations by source name.
-        spec: how many rows, how long the answers, how to draw tokens.
+        spec: number of rows, length of answers, sampling.
         seed: of the draws, where temperature is above 0.
         progress: called with rows answered and rows in all, after each batch.
     """
-    ask = _Asks(model, tokenizer, bound, spec, seed, progress)
+    ask = _AnswerFunction(model, tokenizer, bound, spec, seed, progress)
     started = time.perf_counter()
     if spec.turns == "all":
         pairs = _replayed(bound, sources, spec.max_samples, ask)
@@ -132,7 +132,7 @@ def evaluate_generation(
 
 
 @dataclass
-class _Asks:
+class _AnswerFunction:
     """A model as a function from prompts to answers."""
 
     model: Any

@@ -1,4 +1,4 @@
-"""Standard benchmarks through lm-eval (EleutherAI's Language Model Evaluation Harness), on a model that is loaded here."""
+"""Standard benchmarks through lm-eval (EleutherAI's Language Model Evaluation Harness), on a model loaded by sft."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.evaluation.compare import format_table
+from sft.evaluation.eval_mode import eval_mode, preserve_rng_state, ready_to_generate
 from sft.evaluation.spec import LmEval
 from sft.evaluation.tasks import prepare_tasks, quiet
-from sft.evaluation.undisturbed import ready_to_generate, same_draws, undisturbed
 
 PREFIX = "lm_eval_"
 
 
 @dataclass
 class Benchmarks:
-    """What the tasks found.
+    """The results of the tasks.
 
     Attributes:
         results: lm-eval's figures by task and group: `{"arc_easy": {"acc": 0.61, "acc_stderr": 0.01, ...}}`.
@@ -46,7 +46,7 @@ class Benchmarks:
 
 
 def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None) -> Benchmarks:
-    """Put the tasks' questions to a model; it is left as it was.
+    """Run the tasks on a model, which is unchanged afterwards.
 
     Args:
         model: a causal language model, with or without an adapter, quantized or not.
@@ -55,14 +55,14 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
         manager: from `prepare_tasks`, where that has been called.
 
     Raises:
-        UserError: what `prepare_tasks` raises, or a task that runs code which was not allowed.
+        UserError: what `prepare_tasks` raises, or a task that runs generated code.
     """
     manager = manager or prepare_tasks(spec)
-    with same_draws():  # importing it seeds
+    with preserve_rng_state():  # importing it seeds
         from lm_eval import evaluator
 
     started = time.perf_counter()
-    with undisturbed(model), ready_to_generate(model) as inner, quiet(), _without_git(evaluator):
+    with eval_mode(model), ready_to_generate(model) as inner, quiet(), _without_git(evaluator):
         try:
             found = evaluator.simple_evaluate(
                 model=_wrapped(inner, tokenizer, spec.batch_size),
@@ -78,7 +78,7 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
                 raise UserError(
                     "a task runs code that the model writes, which sft does not do",
                     where="evaluation.tasks",
-                    remedy="leave it out; lm-eval itself runs it in a sandbox of yours",
+                    remedy="leave it out, or run it with lm-eval itself in a sandbox",
                 ) from error
             raise
     return _read(found or {}, time.perf_counter() - started)
@@ -87,7 +87,7 @@ def run_benchmarks(model: Any, tokenizer: Any, spec: LmEval, manager: Any = None
 def benchmark_table(
     after: Benchmarks, before: Benchmarks | None = None, names: tuple[str, str] = ("before", "after")
 ) -> str:
-    """A line a figure, with its standard error; the base's beside it where there is one."""
+    """One line per metric, with its standard error, and the base's next to it where there is one."""
     lines = []
     for task, figures in after.results.items():
         place = [task, str(after.about.get(task, {}).get("questions", "")), _shots(after.about.get(task, {}))]
@@ -112,7 +112,7 @@ def benchmark_files(after: Benchmarks, before: Benchmarks | None = None) -> dict
 
 @contextlib.contextmanager
 def _without_git(evaluator: Any) -> Iterator[None]:
-    """It would ask git for the commit of the working directory, which run.json has, and git would complain."""
+    """Keep lm-eval from calling git for the commit, which run.json has; outside of a repository git would complain."""
     asks = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None
     try:
@@ -122,7 +122,7 @@ def _without_git(evaluator: Any) -> Iterator[None]:
 
 
 def _wrapped(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's view of a loaded model. It would tie the model's weights anew, which may undo what training untied."""
+    """A loaded model wrapped for lm-eval, which is kept from tying weights that training has untied."""
     from lm_eval.models.huggingface import HFLM
 
     model.tie_weights = lambda *args, **kwargs: None

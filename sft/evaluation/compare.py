@@ -1,4 +1,4 @@
-"""Two models' answers to the same questions side by side, as a table for the terminal."""
+"""Two models' answers to the same questions, as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sft.config.text import printable, shortened
 from sft.evaluation.answers import Answers, Scored
 from sft.evaluation.questions import Question
 
-# What the table shows of the scores, by the name a reader knows.
+# The scores in the table, and their titles.
 _SHOWN = {
     "exact_match": "exact match",
     "json_match": "same JSON",
@@ -26,12 +26,12 @@ def loss_table(
     names: tuple[str, str] = ("before", "after"),
     prefix: str = "eval_",
 ) -> str:
-    """Lay out loss, perplexity and token accuracy: a line a part, one each where there is a before.
+    """A table of loss, perplexity and token accuracy: one line per part and model.
 
     Args:
         after: figures as `sft.evaluation.loss.evaluate_loss` gives them.
-        before: those of the model it came from.
-        names: what the two are called.
+        before: those of the model before training.
+        names: of the two models.
         prefix: of the figures' names.
     """
     every = [name.removeprefix(prefix) for name in after if name.endswith("loss")]
@@ -49,12 +49,12 @@ def loss_table(
 
 
 def score_table(after: Answers, before: Answers | None = None, names: tuple[str, str] = ("before", "after")) -> str:
-    """Lay out mean scores by source: one line a score, with the change where there is a before.
+    """A table of mean scores by source: one line per score, with the change where there is a `before`.
 
     Args:
         after: the answers of the model that was trained.
-        before: those of the model it came from, to the same questions.
-        names: headings of both. The first says so where `before` has fewer rows.
+        before: those of the model before training, to the same questions.
+        names: headings of both. The first says where `before` has fewer rows.
     """
     header = ["part", "rows", "score", *([_heading(names[0], before, after)] if before else []), names[1]]
     lines = []
@@ -71,7 +71,7 @@ def score_table(after: Answers, before: Answers | None = None, names: tuple[str,
 
 
 def _heading(name: str, before: Answers, after: Answers) -> str:
-    """The heading of the figures before, with the number of rows of each source where they are fewer than after."""
+    """The heading of the scores before training, with the number of rows per source where they are fewer than after."""
     counts = {len(before.of(source)) for source in after.sources}
     if len(before.rows) == len(after.rows):
         return name
@@ -87,7 +87,7 @@ def sample_table(
     blocks = []
     for row in pick(after, count):
         question = row.question
-        earlier = old.get(place_of(question))
+        earlier = old.get(question_key(question))
         lines = [f"[{_printable(question.source)}] {_short(_asked(question.messages), 2 * _WIDEST)}"]
         lines.append(f"  {'expected':{width}}{_short(question.reference)}")
         if earlier:
@@ -95,29 +95,29 @@ def sample_table(
         differs = "" if row.scores["exact_match"] else "   (differs)"
         lines.append(f"  {names[1]:{width}}{_short(row.answer.text)}{differs}")
         if row.verdicts:
-            lines.append(f"  {'judged':{width}}{_short(said_of(row))}")
+            lines.append(f"  {'judged':{width}}{_short(verdict_line(row))}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def place_of(question: Question) -> tuple[str, int, int]:
-    """What tells a question from the others."""
+def question_key(question: Question) -> tuple[str, int, int]:
+    """The identity of a question."""
     return question.source, question.row, question.turn
 
 
 def by_question(answers: Answers | None) -> dict[tuple[str, int, int], Scored]:
-    """Rows by the place of their question."""
-    return {place_of(row.question): row for row in answers.rows} if answers else {}
+    """Rows by the key of their question."""
+    return {question_key(row.question): row for row in answers.rows} if answers else {}
 
 
-def said_of(row: Scored) -> str:
-    """A judge's scores in a line, with the reason of the first."""
+def verdict_line(row: Scored) -> str:
+    """A judge's scores in one line, with the reason of the first."""
     scores = ", ".join(f"{k} {'-' if v.score is None else format(v.score, '.2f')}" for k, v in row.verdicts.items())
     return f"{scores}: {next(iter(row.verdicts.values())).reason}"
 
 
 def missing_table(answers: Answers, most: int = 10) -> str:
-    """The verdicts that could not be had, with why; at most `most` lines, every one is in samples.jsonl."""
+    """The missing verdicts with their reasons, in at most `most` lines; all are in samples.jsonl."""
     lines = [f"  {q.source} row {q.row + 1}, {metric}: {_short(why)}" for q, metric, why in answers.missing[:most]]
     more = len(answers.missing) - most
     return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])
@@ -158,7 +158,7 @@ def _judged_label(name: str) -> str:
 
 
 def _by_field(answers: Answers, source: str | None) -> dict[str, float]:
-    """Accuracy of each field, where the references share a few; records of all kinds would fill the screen."""
+    """Accuracy of each field, where the references share few fields; many different ones would fill the screen."""
     fields = answers.fields(source)
     return {f"field {name}": value for name, value in fields.items()} if len(fields) <= 8 else {}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.evaluation.eval_mode import eval_mode, ready_to_generate
 from sft.evaluation.sampling import Sampling
-from sft.evaluation.undisturbed import ready_to_generate, undisturbed
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends an answer: single tokens, and texts that the tokenizer writes in several."""
+    """What ends an answer: single tokens, and texts of several tokens."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
@@ -52,23 +52,23 @@ def answer_prompts(
     streamer: Any = None,
     **sampling: Any,
 ) -> list[Answer]:
-    """Answer prompts, the longest first, and leave model, tokenizer and random states as they were.
+    """Answer prompts, the longest first; model, tokenizer and random states are unchanged afterwards.
 
     Args:
         model: a causal language model of transformers, with or without an adapter of PEFT.
         tokenizer: its tokenizer; padding is done here, on the left, whatever side it pads on.
-        prompts: rendered texts, tokenized as they stand (a BOS token is part of the text), or token ids.
-        stop_tokens: texts that end an answer, beside the tokenizer's and the model's own end tokens.
+        prompts: rendered texts, tokenized as they are (a BOS token is part of the text), or token ids.
+        stop_tokens: texts that end an answer, in addition to the tokenizer's and the model's own end tokens.
         batch_size: prompts answered together.
         progress: called with the number of prompts answered and the number of all, after each batch.
-        streamer: of transformers, sees each token of the answer as it is made; for a single prompt.
+        streamer: of transformers, receives each token of the answer as it is generated; for a single prompt.
         **sampling: the fields of `sft.evaluation.sampling.Sampling`.
 
     Returns:
-        One answer a prompt, in the prompts' order.
+        One answer per prompt, in the prompts' order.
 
     Raises:
-        UserError: a prompt that fills or overfills the model's positions, or an empty one.
+        UserError: a prompt that leaves no room within the model's positions, or an empty one.
     """
     import torch
 
@@ -76,7 +76,7 @@ def answer_prompts(
     ids = prompt_ids(tokenizer, prompts)
     stops = find_stops(tokenizer, stop_tokens, model)
     answers: list[Answer | None] = [None] * len(ids)
-    with undisturbed(model), ready_to_generate(model) as inner:
+    with eval_mode(model), ready_to_generate(model) as inner:
         room = _check_room(inner.config, ids)
         torch.manual_seed(drawn.seed)
         done = 0
@@ -96,7 +96,7 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str] | Sequence[list[int]]) -> 
     """Tokenize rendered prompts as training does, adding no special token; token ids pass through.
 
     Raises:
-        UserError: a prompt without a token, which a model cannot go on from.
+        UserError: a prompt without tokens, which a model cannot continue.
     """
     ids = [
         tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
@@ -109,7 +109,8 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str] | Sequence[list[int]]) -> 
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of `lengths` in batches, the longest first: little padding, and the most memory at the start."""
+    """Yield the indices of `lengths` in batches, the longest first: little padding, and most memory is used at the
+    start."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -130,14 +131,14 @@ def find_stops(tokenizer: Any, stop_tokens: Iterable[str], model: Any = None) ->
 
 
 def pad_id(tokenizer: Any, stops: Stops) -> int:
-    """The id that fills a batch up; such places are masked, yet a repetition penalty sees them: no stop where possible."""
+    """The padding id; padding is masked, but a repetition penalty sees it, so it is not a stop token where possible."""
     candidates = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id]
     known = [int(candidate) for candidate in candidates if candidate is not None] or [0]
     return next((candidate for candidate in known if candidate not in stops.ids), known[0])
 
 
 def read_answer(tokenizer: Any, new: Sequence[int], stops: Stops, padding: int | None = None) -> Answer:
-    """Cut generated tokens at the first stop and decode what stands before it; `padding` may follow the stop."""
+    """Cut generated tokens at the first stop and decode the rest; `padding` may follow the stop."""
     end = next((i for i, token in enumerate(new) if token in stops.ids), None)
     kept = list(new[:end])
     while stops.texts and kept and kept[-1] == padding:

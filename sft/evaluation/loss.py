@@ -1,4 +1,4 @@
-"""Loss, perplexity and accuracy per trained token, of each source and of all; the batch size changes nothing."""
+"""Loss, perplexity and accuracy per trained token, per source and in total; independent of the batch size."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.batches.collate import FlatCollator, PaddedCollator, reads_borders, split_batch
+from sft.data.batches.collate import FlatCollator, PaddedCollator, split_batch, uses_cu_seqlens
 from sft.data.documents import IGNORE
 from sft.distributed.ranks import Ranks
+from sft.evaluation.eval_mode import eval_mode
 from sft.evaluation.generate import by_length
 from sft.evaluation.metrics import perplexity
-from sft.evaluation.undisturbed import undisturbed
-from sft.model.head import chooses_positions, left_out
+from sft.model.head import output_layer_skipped, supports_logits_to_keep
 
 # of a padding-free batch with its shift_labels: logits (or hidden states, where the output layer is applied by chunks)
 # [predicted tokens, columns]
@@ -25,7 +25,7 @@ class TokenTotals:
 
     Args:
         loss: summed cross entropy, in nats.
-        correct: tokens whose likeliest prediction was right.
+        correct: tokens that were predicted correctly (argmax).
         tokens: tokens predicted.
     """
 
@@ -38,12 +38,12 @@ class TokenTotals:
 
     @property
     def mean_loss(self) -> float:
-        """Nats per token; NaN without a token."""
+        """Nats per token; NaN without tokens."""
         return self.loss / self.tokens if self.tokens else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens predicted right; NaN without a token."""
+        """Share of correctly predicted tokens; NaN without tokens."""
         return self.correct / self.tokens if self.tokens else float("nan")
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
@@ -74,11 +74,11 @@ def evaluate_loss(
         model: a causal language model.
         sources: rows by source name, each with input_ids and labels (-100 where nothing is predicted), and `lengths`
             where a row packs several documents.
-        batch_size: rows side by side.
+        batch_size: rows per batch.
         prefix: of the figures' names.
         progress: called with rows done and rows in all, after each batch.
-        head: the output layer, to be applied by chunks; None: the model makes the logits of a batch at once.
-        ranks: processes that each measure a part of the batches; the figures are those of one process.
+        head: the output layer, applied in chunks; None: the model computes the logits of a batch at once.
+        ranks: processes that each measure a part of the batches; the results equal those of one process.
         outputs: computes a padding-free batch in place of the model.
         keep: called with the totals of each source's rows.
 
@@ -111,15 +111,15 @@ def measure(
     ranks: Ranks | None = None,
     outputs: Outputs | None = None,
 ) -> list[TokenTotals]:
-    """Total each row (a document, or a pack of several), in the given order; the model is left as it was."""
+    """Totals of each row (a document, or a pack of several), in the given order; the model is unchanged afterwards."""
     ranks = ranks or Ranks()
     totals = [TokenTotals()] * len(rows)
     done = 0
     batches = list(by_length([len(row["input_ids"]) for row in rows], batch_size))
-    turns = [batches[at : at + ranks.count] for at in range(0, len(batches), ranks.count)]
-    with undisturbed(model):
+    turns = [batches[at : at + ranks.world_size] for at in range(0, len(batches), ranks.world_size)]
+    with eval_mode(model):
         for turn in turns:
-            # a rank beyond the last turn's batches measures the first of them too, for weights may be spread over all
+            # with fewer batches than ranks the others repeat the first, because sharded weights need every rank
             batch, counts = (turn[ranks.rank], True) if ranks.rank < len(turn) else (turn[0], False)
             found = _measure_batch(model, [rows[i] for i in batch], head, outputs)
             for i, total in zip(batch, found, strict=True):
@@ -127,19 +127,21 @@ def measure(
             done += sum(map(len, turn))
             if progress:
                 progress(done, len(rows))
-    return _of_all(totals, ranks)
+    return _gather_totals(totals, ranks)
 
 
-def _of_all(totals: list[TokenTotals], ranks: Ranks) -> list[TokenTotals]:
-    """Each row's total from the rank that has it: exact, for the others add zero."""
-    if not ranks.many or not totals:
+def _gather_totals(totals: list[TokenTotals], ranks: Ranks) -> list[TokenTotals]:
+    """Each row's total from the rank that has it; exact, because the others add zero."""
+    if not ranks.is_distributed or not totals:
         return totals
-    flat = ranks.total([float(figure) for total in totals for figure in (total.loss, total.correct, total.tokens)])
+    flat = ranks.all_reduce_sum(
+        [float(figure) for total in totals for figure in (total.loss, total.correct, total.tokens)]
+    )
     return [TokenTotals(flat[at], int(flat[at + 1]), int(flat[at + 2])) for at in range(0, len(flat), 3)]
 
 
 def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's tokens and labels as arrays, which take a tenth of lists."""
+    """A row's tokens and labels as arrays, which take a tenth of the memory of lists."""
     import numpy
 
     arrays = {key: numpy.asarray(row[key], dtype=numpy.int32) for key in ("input_ids", "labels")}
@@ -149,8 +151,8 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
 def _measure_batch(
     model: Any, rows: Sequence[Mapping[str, Any]], head: Any, outputs: Outputs | None
 ) -> list[TokenTotals]:
-    """Total rows, end to end where the model's attention tells documents apart by their borders, else side by side."""
-    flat = reads_borders(model)
+    """Totals of rows, padding-free where the model's attention uses cu_seqlens, else padded."""
+    flat = uses_cu_seqlens(model)
     batch, _ = split_batch((FlatCollator() if flat else PaddedCollator(pad_token_id=0))(rows))
     targets = batch.pop("shift_labels")
     del batch["labels"]
@@ -162,8 +164,8 @@ def _measure_batch(
     if outputs is not None and flat:
         logits = outputs({**inputs, "shift_labels": targets})
     else:
-        with left_out(head):
-            logits = _logits_at(model, inputs, wanted.to(device))  # with a head: hidden states
+        with output_layer_skipped(head):
+            logits = _logits_at(model, inputs, wanted.to(device))  # with a head these are hidden states
     losses, hits = _score_tokens(logits, targets[wanted].to(logits.device), head)
     return _per_row(losses, hits, _owners(wanted, rows), len(rows))
 
@@ -188,13 +190,14 @@ def _per_row(losses: Any, hits: Any, owners: Any, count: int) -> list[TokenTotal
 
 def _logits_at(model: Any, batch: Mapping[str, Any], wanted: Any) -> Any:
     """Logits [wanted positions, vocabulary]; a model without `logits_to_keep` computes them all."""
-    chosen = {"logits_to_keep": wanted} if chooses_positions(model) else {}
+    chosen = {"logits_to_keep": wanted} if supports_logits_to_keep(model) else {}
     out = model(**batch, use_cache=False, **chosen).logits
     return out.reshape(-1, out.shape[-1]) if chosen else out[wanted]
 
 
 def _score_tokens(logits: Any, targets: Any, head: Any, chunk: int = 1024) -> tuple[Any, Any]:
-    """Cross entropy (float64) and whether the likeliest token is right, for each row; a chunk in float32 at a time."""
+    """Cross entropy (float64) and whether the likeliest token is right, for each row; one chunk at a time in
+    float32."""
     import torch
 
     losses, hits = [], []
@@ -207,7 +210,7 @@ def _score_tokens(logits: Any, targets: Any, head: Any, chunk: int = 1024) -> tu
 
 
 def _dtype(head: Any) -> Any:
-    """What the output layer computes in; accelerate gives the hidden states of a 16-bit model in fp32."""
+    """The dtype of the output layer; accelerate returns the hidden states of a 16-bit model in fp32."""
     import torch
 
     weight = getattr(head, "weight", None)

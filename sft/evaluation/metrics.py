@@ -1,7 +1,7 @@
-"""How close an answer is to its reference: text against text, pure Python, no model.
+"""How close an answer is to its reference: text metrics in pure Python, without a model.
 
-Every figure is a share between 0 and 1, higher is better. Figures for JSON exist only where the reference is a JSON
-object or array, so that their mean speaks of such rows alone.
+Every metric is between 0 and 1, higher is better. JSON metrics exist only where the reference is a JSON object or
+array, so that their mean covers only such rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+"
 )
 
-_DEEPEST = 100  # levels of nested JSON, so that no walk over a hostile answer meets Python's recursion limit
+_DEEPEST = 100  # levels of nested JSON, so that hostile answers cannot hit Python's recursion limit
 
 
 def words(text: str) -> list[str]:
@@ -61,10 +61,10 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def parse_json(text: str) -> Any:
-    """Return the one JSON value that the text is, nothing around it but white space.
+    """Return the text's JSON value, which may be surrounded only by white space.
 
     Raises:
-        ValueError: anything else, NaN and Infinity included, which are no JSON.
+        ValueError: anything else, NaN and Infinity included, which are not JSON.
     """
 
     try:
@@ -105,7 +105,8 @@ def same_json(a: Any, b: Any) -> bool:
 
 
 def field_matches(answer: str, reference: Any) -> dict[str, float]:
-    """For each leaf of the parsed reference 1.0 where the answer holds the same value there; all 0.0 for no JSON."""
+    """For each leaf of the parsed reference 1.0 where the answer has the same value there; all 0.0 if it is not
+    JSON."""
     wanted = json_fields(reference)
     try:
         got = json_fields(parse_json(answer))
@@ -117,7 +118,7 @@ def field_matches(answer: str, reference: Any) -> dict[str, float]:
 def score(answer: str, reference: str) -> dict[str, float]:
     """Score one answer: exact_match, f1, rouge_l, and for a JSON reference json_valid, json_match, json_field_accuracy.
 
-    json_match is 1.0 for the same value however it is spaced and ordered.
+    json_match is 1.0 for the same value in any formatting and order.
     """
     figures = {
         "exact_match": exact_match(answer, reference),
@@ -138,7 +139,7 @@ def score(answer: str, reference: str) -> dict[str, float]:
 
 
 def mean_scores(scores: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Average each figure over the rows that have it."""
+    """Average each metric over the rows that have it."""
     values: dict[str, list[float]] = {}
     for row in scores:
         for name, value in row.items():
@@ -147,13 +148,13 @@ def mean_scores(scores: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def field_accuracies(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Share of rows in which each field of the JSON references is right, by the field's path; {} without any."""
+    """Share of rows in which each field of the JSON references is correct, by the field's path; {} without any."""
     rows = [(answer, _json_reference(reference)) for answer, reference in zip(answers, references, strict=True)]
     return mean_scores(field_matches(answer, wanted) for answer, wanted in rows if wanted is not None)
 
 
 def perplexity(loss: float) -> float:
-    """e to the mean loss per token (nats); infinite where a float cannot hold it."""
+    """exp of the mean loss per token (nats); infinite where it overflows."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -161,7 +162,7 @@ def perplexity(loss: float) -> float:
 
 
 def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _children(value: dict | list) -> Iterable[Any]:

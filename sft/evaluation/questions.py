@@ -1,4 +1,4 @@
-"""Evaluation conversations as questions: the prompt that generation will see, and the answer the data has."""
+"""Evaluation conversations as questions: the prompt for generation, and the reference answer of the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Renders(Protocol):
-    """What this package needs of a bound chat template."""
+    """The part of a bound chat template that this package needs."""
 
     stop_tokens: list[str]
 
@@ -21,12 +21,12 @@ class Question:
     """One row to answer.
 
     Args:
-        source: name of the source, or part, it is from.
+        source: name of its source.
         row: its number in the source, from 0.
         messages: the turns before the answer.
-        prompt: the same as text, ending with the generation prompt.
+        prompt: the turns as text, ending with the generation prompt.
         reference: the last assistant turn, as text.
-        turn: which answer of its conversation it is, from 0, where all of them are asked for.
+        turn: index of the answer in its conversation, from 0, where all of them are generated.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Question:
 def make_questions(
     bound: Renders, conversations: Iterable[Mapping[str, Any]], source: str, limit: int | None = None
 ) -> list[Question]:
-    """Turn conversations into questions; those without an assistant turn (raw text) ask nothing and are left out.
+    """Turn conversations into questions; those without an assistant turn (raw text) are left out.
 
     Args:
         bound: the chat template.
@@ -66,8 +66,8 @@ def make_questions(
 def reference_of(bound: Renders, conversation: Mapping[str, Any], prompt: str) -> str:
     """The text that the model should produce for a conversation's last turn.
 
-    A plain answer is its content. A tool call has a text in the template's own notation alone, which is read off the
-    rendered conversation.
+    For a plain answer it is the content. A tool call exists as text only in the template's own notation, so it is taken
+    from the rendered conversation.
     """
     message = conversation["messages"][-1]
     content = (message.get("content") or "").strip()

@@ -1,4 +1,4 @@
-"""Conversations led anew with a model: the user's turns as they were, the answers its own."""
+"""Conversations replayed with a model: the user's turns from the data, the answers from the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Turn:
     """One answer.
 
     Attributes:
-        messages: what came before it, the model's own earlier answers among it.
-        answer: what the model said.
-        reference: what the data has in its place; None where it ends with the user's turn.
+        messages: the turns before it, including the model's own earlier answers.
+        answer: the model's answer.
+        reference: the data's answer in its place; None where the data ends with the user's turn.
     """
 
     messages: list[dict[str, Any]]
@@ -26,14 +26,14 @@ def replay(
     conversations: Sequence[Sequence[Mapping[str, Any]]],
     answer_all: Callable[[Sequence[list[dict[str, Any]]], Sequence[int], int], Sequence[str]],
 ) -> list[list[Turn]]:
-    """Lead each conversation anew; the k-th answers of all are asked for together.
+    """Replay each conversation; the k-th answers of all conversations are generated together.
 
-    Where the data goes on after an assistant turn without a user's (tool calls), the turns up to the next user's are the
-    data's own answer, and one answer of the model takes their place.
+    Where an assistant turn is followed by others before the next user turn (tool calls), all of these are the data's
+    answer, and one answer of the model takes their place.
 
     Args:
         conversations: messages with `role` and `content`.
-        answer_all: the model: histories, the numbers of their conversations, and which turn it is; gives the answers.
+        answer_all: the model: (histories, indices of their conversations, index of the turn) -> answers.
 
     Returns:
         The turns of each conversation.
@@ -68,7 +68,7 @@ def _asked(messages: Sequence[Mapping[str, Any]]) -> list[tuple[list[dict[str, A
             answered = True
             if message["role"] == "assistant" and message.get("content"):
                 reference = str(message["content"]).strip()
-        # an assistant's greeting before the first user turn asks nothing; it stays in the history
+        # an assistant's greeting before the first user turn is not a question; it stays in the history
         else:
             before.append(dict(message))
     if any(each["role"] == "user" for each in before):

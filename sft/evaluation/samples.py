@@ -1,4 +1,4 @@
-"""Every answer as a line of samples.jsonl, and a page to read them by: samples.html."""
+"""Every answer as a line of samples.jsonl, and a page to read them: samples.html."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from sft.drawing.page import page
 from sft.evaluation.answers import Answers, Scored
-from sft.evaluation.compare import by_question, pick, place_of
+from sft.evaluation.compare import by_question, pick, question_key
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
@@ -22,10 +22,10 @@ label { color: #666; font-size: .85em; }
 
 
 def sample_lines(after: Answers, before: Answers | None = None) -> Iterator[dict]:
-    """Yield one record an answer: source, row, messages, prompt, reference, answer, stopped, scores.
+    """Yield one record per answer: source, row, messages, prompt, reference, answer, stopped, scores.
 
     With a `before` also base_answer and base_scores, the answer of the model that training started from. With a judge
-    also judge (and base_judge): score and reason by metric, a score of null where no verdict could be had.
+    also judge (and base_judge): score and reason by metric, a score of null where there is no verdict.
     """
     old = by_question(before)
     for row in after.rows:
@@ -43,7 +43,7 @@ def sample_lines(after: Answers, before: Answers | None = None) -> Iterator[dict
         }
         if row.verdicts:
             line["judge"] = _verdicts(row)
-        earlier = old.get(place_of(question))
+        earlier = old.get(question_key(question))
         if earlier:
             line |= {"base_answer": earlier.answer.text, "base_scores": earlier.scores}
             if earlier.verdicts:
@@ -69,7 +69,7 @@ def samples_html(
     """
     rows = after.rows if count is None else pick(after, count)
     old = by_question(before)
-    articles = [_article(row, old.get(place_of(row.question))) for row in rows]
+    articles = [_article(row, old.get(question_key(row.question))) for row in rows]
     return page(title, _STYLE, f"<p>{len(rows)} of {len(after.rows)} answers</p>{''.join(articles)}")
 
 

@@ -29,10 +29,10 @@ class Sampling:
     seed: int = 0
 
     def faults(self, where: str = "") -> list[UserError]:
-        """An error for each value out of its range.
+        """An error for each value out of range.
 
         Args:
-            where: what the fields' names are prefixed with in the config ("evaluation.").
+            where: the prefix of the fields' names in the config ("evaluation.").
         """
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
@@ -45,7 +45,7 @@ class Sampling:
 
     @classmethod
     def of(cls, settings: Any) -> Sampling:
-        """From the keys of a config, the others as they are by default.
+        """From the keys of a config, with defaults for missing ones.
 
         Raises:
             UserError: all values out of range at once.

@@ -1,4 +1,4 @@
-"""The config node `evaluation`: whether and how a model answers the evaluation rows. Imports nothing heavy."""
+"""The config node `evaluation`: whether and how answers to the evaluation rows are generated. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sft.evaluation.sampling import Sampling
 
 @dataclass
 class Evaluation:
-    """How the evaluation rows are scored beside their loss.
+    """How the evaluation rows are scored in addition to their loss.
 
     Args:
         generate: true lets the model answer the rows' prompts and scores the answers; `only` leaves out the loss.
-        before: answers of the model as it was before training too (of a finished run: without its adapter).
-        before_samples: rows of each source that are answered before, the first ones; null: as many as after.
-        turns: `last` asks for each conversation's last answer, with the data's earlier ones before it; `all` leads the
-            conversation anew: every answer is asked for, with the model's own earlier ones before it.
+        before: also generate answers of the model before training (of a finished run: without its adapter).
+        before_samples: rows of each source that are answered before training, the first ones; null: as many as after.
+        turns: `last` generates each conversation's last answer, after the data's earlier ones; `all` replays the
+            conversation: every answer is generated, after the model's own earlier ones.
         max_samples: rows of each source that are answered, the first ones; null: all of them. Loss is over all rows.
         num_samples: answers shown in the terminal and in samples.html; every answer is in samples.jsonl.
         max_new_tokens: longest answer, in tokens.
@@ -70,23 +70,23 @@ class Evaluation:
         return Sampling(**{name: getattr(self, name) for name in names}, seed=seed)
 
     def of_before(self) -> Self:
-        """How the model before training is asked: fewer rows where `before_samples` says so."""
+        """The settings for the model before training: fewer rows where `before_samples` says so."""
         limits = [limit for limit in (self.max_samples, self.before_samples) if limit is not None]
         return replace(self, max_samples=min(limits, default=None))
 
     @property
     def generates(self) -> bool:
-        """Whether answers are asked for."""
+        """Whether answers are generated."""
         return bool(self.generate)
 
     @property
     def measures_loss(self) -> bool:
-        """Whether the loss is asked for."""
+        """Whether the loss is measured."""
         return self.generate != "only"
 
     @property
     def benchmarks(self) -> LmEval | None:
-        """The benchmarks asked for."""
+        """The benchmarks to run."""
         return None
 
 
@@ -136,10 +136,10 @@ class LmEval(Evaluation):
 
     @property
     def measures_loss(self) -> bool:
-        """Whether the loss is asked for."""
+        """Whether the loss is measured."""
         return self.loss and super().measures_loss
 
     @property
     def benchmarks(self) -> LmEval | None:
-        """The benchmarks asked for: these."""
+        """The benchmarks to run: these."""
         return self

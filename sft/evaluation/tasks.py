@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: found, and their data loaded, before a model is."""
+"""Tasks of lm-eval: found, and their data loaded, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.paths import expanded
-from sft.config.text import alike
+from sft.config.text import closest_names
+from sft.evaluation.eval_mode import preserve_rng_state
 from sft.evaluation.spec import LmEval
-from sft.evaluation.undisturbed import same_draws
 
 
 def prepare_tasks(spec: LmEval) -> Any:
-    """Find the tasks and load their data: what is missing is said before a model is loaded.
+    """Find the tasks and load their data, so that missing ones are reported before a model is loaded.
 
     Returns:
         lm-eval's task manager.
 
     Raises:
-        UserError: no lm-eval, an unknown task, or data that cannot be had.
+        UserError: lm-eval is not installed, a task is unknown, or its data cannot be loaded.
     """
     folder = expanded(spec.include_path) if spec.include_path else None
     if folder is not None and not folder.is_dir():
@@ -49,8 +49,8 @@ def prepare_tasks(spec: LmEval) -> Any:
 
 
 def _loaded(manager: Any, tasks: Sequence[str]) -> Any:
-    """The manager, after each task was loaded once."""
-    with same_draws(), quiet():
+    """The manager, after loading each task once."""
+    with preserve_rng_state(), quiet():
         for name in tasks:
             try:
                 manager.load([name])
@@ -70,9 +70,10 @@ def find_benchmarks(config: Mapping[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _task_manager(folder: str | None, packaged: bool) -> Any:
-    """lm-eval's index of task files; that of its own thousands takes seconds, so it is made when a task needs it."""
+    """lm-eval's index of task files; indexing its own thousands takes seconds, so it is done only when a task needs
+    it."""
     try:
-        with same_draws(), quiet():
+        with preserve_rng_state(), quiet():
             from lm_eval.tasks import TaskManager
 
             return TaskManager(include_path=folder, include_defaults=packaged)
@@ -83,14 +84,14 @@ def _task_manager(folder: str | None, packaged: bool) -> Any:
 
 
 def _unknown_task(name: str, known: list[str], spec: LmEval) -> UserError:
-    near = alike(name, known, most=3) or [other for other in known if name in other][:3]
+    near = closest_names(name, known, most=3) or [other for other in known if name in other][:3]
     own = f" or in {spec.include_path}" if spec.include_path else ""
     remedy = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
     return UserError(f"there is no task {name!r} in lm-eval{own}", where="evaluation.tasks", remedy=remedy)
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
-    """The user's error for a task that could not be loaded; the hub's many errors are one: the data is not there."""
+    """The UserError for a task that could not be loaded; all errors of the hub mean that its data is missing."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = " ".join(str(error).split())[:300]
     hub = {
@@ -104,7 +105,7 @@ def _unloadable(name: str, error: Exception) -> UserError:
         return UserError(
             f"the data of task {name!r} is not on this machine and cannot be loaded from the hub ({text})",
             where="evaluation.tasks",
-            remedy="load it once with the network (and HF_HUB_OFFLINE unset), or take a task with local data: "
+            remedy="load it once online (with HF_HUB_OFFLINE unset), or use a task with local data: "
             "dataset_path: json and dataset_kwargs.data_files in a task file, evaluation.include_path=DIR",
         )
     return UserError(
@@ -116,7 +117,8 @@ def _unloadable(name: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval's warnings are about its own command line, so only its errors are shown; bars are for terminals."""
+    """Show only lm-eval's errors, because its warnings are about its own command line; progress bars only on
+    terminals."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

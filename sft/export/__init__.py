@@ -1,1 +1,1 @@
-"""A trained model on its way out: merged into its base, loaded again, and served elsewhere."""
+"""Exporting a trained model: merging, reloading, and files for serving."""

@@ -21,17 +21,17 @@ from sft.model.spec import Model
 
 log = logging.getLogger(__name__)
 
-SHARE = 1e-2  # of the adapter's effect on the logits that the merge may differ by, computed in fp32
-FLOOR = 1e-4  # of the largest logit: the effect of an adapter that has (almost) none counts as this much
+SHARE = 1e-2  # share of the adapter's effect on the logits by which the merge may differ, in fp32
+FLOOR = 1e-4  # share of the largest logit: the smallest effect that is assumed, for adapters with (almost) none
 
 
 @dataclass(frozen=True)
-class Merged:
-    """How near a merged model is to the adapter over its base: the largest difference of logits, in fp32.
+class MergeDeviation:
+    """The largest difference in logits between a merged model and the adapter over its base, in fp32.
 
     Attributes:
         difference: as a share of the adapter's effect (its largest change of a logit), before the weights are rounded.
-        rounding: the same with the weights as they are written.
+        rounding: the same with the weights rounded as they are written.
     """
 
     difference: float
@@ -48,21 +48,20 @@ def merge(
     prompts: Sequence[Sequence[int]] | torch.Tensor | None = None,
     device: str | None = None,
     complete: Callable[[Any, Path], object] | None = None,
-) -> Merged:
-    """Write base and adapter as one plain model, after comparing it with the two of them.
+) -> MergeDeviation:
+    """Write base and adapter as one plain model, after comparing it with the unmerged pair.
 
-    The base is loaded in full precision also when training was quantized: merging into 4-bit weights would round the
-    adapter away. Merged and compared is in fp32; the weights are rounded to `spec.dtype` when they are written.
+    The base is loaded in full precision even if training was quantized: merging into 4-bit weights would round the
+    adapter away. Merge and comparison are in fp32; the weights are rounded to `spec.dtype` when they are written.
 
     Args:
         spec: the model the adapter was trained on.
         adapter: its directory.
         output: where the merged model goes.
         tokenizer: saved with it, with `chat_template` where given.
-        prompts: token ids of each prompt to compare on; some of the vocabulary's where not given.
-        device: where to compute, as in `load_model`; the CPU where an accelerator has no room for fp32.
-        complete: called with the merged model before it is written and the directory it is written into, which
-            appears under its name afterwards: what else belongs into it.
+        prompts: token ids of each prompt to compare on; ids from all over the vocabulary where not given.
+        device: where to compute, as in `load_model`; the CPU where an accelerator has too little memory for fp32.
+        complete: called with the merged model and its temporary directory before it is written, to add further files.
 
     Raises:
         UserError: the adapter does not belong to the base, cannot be merged, or the merged model differs from it.
@@ -71,14 +70,14 @@ def merge(
     try:
         merged, found = _merged(replace(spec, adapter=None), path, prompts, device)
     except torch.OutOfMemoryError:
-        log.warning("no room for the model in fp32 on the accelerator: it is merged on the CPU")
+        log.warning("too little memory for the model in fp32 on the accelerator: merging on the CPU")
         merged, found = _merged(replace(spec, adapter=None), path, prompts, "cpu")
     _check(found, spec, path)
     save_model(merged, output, tokenizer, chat_template, complete)
     return found
 
 
-def _check(found: Merged, spec: Model, adapter: Path) -> None:
+def _check(found: MergeDeviation, spec: Model, adapter: Path) -> None:
     """Refuse a merge that changes what the adapter does, and warn of weights whose rounding changes it."""
     if not found.difference <= SHARE:
         raise UserError(
@@ -96,7 +95,7 @@ def _check(found: Merged, spec: Model, adapter: Path) -> None:
         )
 
 
-def _merged(spec: Model, path: Path, prompts: Any, device: str | None) -> tuple[Any, Merged]:
+def _merged(spec: Model, path: Path, prompts: Any, device: str | None) -> tuple[Any, MergeDeviation]:
     base = load_model(spec, device=device)
     dtypes = {name: weight.dtype for name, weight in base.named_parameters()}
     adapted = load_adapter(base.float(), path).float().eval()
@@ -111,17 +110,17 @@ def _merged(spec: Model, path: Path, prompts: Any, device: str | None) -> tuple[
     default = next(iter(dtypes.values()))
     rounded = {name: dtypes.get(name, default) for name, _ in merged.named_parameters()}
     if set(rounded.values()) == {torch.float32}:
-        return merged, Merged(difference, difference)
+        return merged, MergeDeviation(difference, difference)
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(rounded[name]).float()
     rounding = _largest(wanted, [logits_of(merged, ids).cpu() for ids in probes]) / effect
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(rounded[name])
-    return merged, Merged(difference, rounding)
+    return merged, MergeDeviation(difference, rounding)
 
 
 def _largest(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
-    """The largest difference; infinite where a logit is no number."""
+    """The largest difference; infinite where a logit is NaN."""
     found = max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
     return found if found == found else float("inf")
 

@@ -1,4 +1,4 @@
-"""A run's adapter and its base as one model, with all that serving it takes."""
+"""A run's adapter merged into its base, with everything that serving needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
-from sft.export.merge import Merged, merge
+from sft.export.merge import MergeDeviation, merge
 from sft.export.serving import modelfile, serving_notes
 from sft.model.save import decode_greedily
 from sft.model.spec import Model
@@ -21,7 +21,7 @@ from sft.training.outputs import write_card
 
 log = logging.getLogger(__name__)
 
-PROMPTS, LONGEST = 4, 128  # rows of the run, and tokens of each, that adapter and merged model are compared on
+PROMPTS, LONGEST = 4, 128  # rows of the run, and tokens of each, on which adapter and merged model are compared
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Provenance:
 
 def write_merged(
     adapter: Path, spec: Model, provenance: Provenance, output: Path, run: RunDirectory | None = None
-) -> Merged:
-    """Merge an adapter into the base's weights in full precision; the directory appears whole or not at all.
+) -> MergeDeviation:
+    """Merge an adapter into the base's weights in full precision; the directory is written atomically.
 
     Args:
         adapter: its directory.
         spec: the base.
         provenance: what goes beside the weights.
         output: where the model goes.
-        run: the adapter's, which has rows to compare on; None for one that was trained elsewhere.
+        run: the adapter's run, whose rows are used for the comparison; None for an adapter trained elsewhere.
 
     Raises:
         UserError: the adapter belongs to another base, or the logits differ by more than rounding.
@@ -87,7 +87,7 @@ def write_merged(
 
 
 def refuse_to_overwrite(output: Path, base: str, overwrite: bool) -> None:
-    """Refuse an output directory that has something else in it, or a merged model that is to stay.
+    """Refuse an output directory that has other contents, or a merged model that must not be replaced.
 
     Raises:
         UserError: saying which.
@@ -99,11 +99,11 @@ def refuse_to_overwrite(output: Path, base: str, overwrite: bool) -> None:
     ours = (output / "config.json").is_file() and (output / "training_info.json").is_file()
     if not ours or output.resolve() == Path(base).resolve():
         raise UserError(
-            "holds something else than a merged model, which would be lost",
+            "holds something other than a merged model, which would be lost",
             where=f"output={output}",
             remedy="name a directory that does not exist yet",
         )
     if not overwrite:
         raise UserError(
-            "the run is merged already", where=str(output), remedy="overwrite=true to do it anew, or another output=DIR"
+            "the run is already merged", where=str(output), remedy="overwrite=true to replace it, or another output=DIR"
         )

@@ -1,4 +1,4 @@
-"""Load a saved adapter the way anybody would, and compare it with the model that was trained."""
+"""Load a saved adapter in the ordinary way, and compare it with the trained model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_adapted(spec: Model, directory: str | Path, quant: Any = None, **option
     Args:
         spec: the model the adapter was trained on.
         directory: the adapter.
-        quant: as in training, for the quantized base is another model than the plain one.
+        quant: as in training, because a quantized base differs from the plain one.
         **options: further arguments of `load_model`.
     """
     return load_adapter(load_model(spec, quant, **options), directory).eval()
@@ -26,7 +26,7 @@ def load_adapted(spec: Model, directory: str | Path, quant: Any = None, **option
 
 @torch.no_grad()
 def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """fp32 logits [batch, length, vocabulary] in eval mode; the model's mode is what it was afterwards."""
+    """fp32 logits [batch, length, vocabulary] in eval mode; the model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:

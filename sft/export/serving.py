@@ -13,7 +13,7 @@ def modelfile(info: TrainingInfo, bound: BoundTemplate) -> str:
     pieces = find_pieces(bound.render, bound.bos)
     if pieces is None or '"""' in pieces.go():
         lines.append(
-            "# The chat template has more than Go's notation takes here; write TEMPLATE by chat_template.jinja."
+            "# The chat template is too complex to convert to Go's notation; write TEMPLATE after chat_template.jinja."
         )
     else:
         lines.append(f'TEMPLATE """{pieces.go()}"""')
@@ -28,22 +28,22 @@ def serving_notes(info: TrainingInfo) -> str:
     system = (
         f"Every conversation in training began with this system message; send it too:\n\n{_indented(info.system)}"
         if info.system
-        else "The training had no system message that all rows shared; send none, or the one of your rows."
+        else "The rows of the training did not share a system message; send none, or the one of your rows."
     )
     stops = ", ".join(f"`{stop}`" for stop in info.stop_tokens) or "the tokenizer's end token"
     return f"""# Serving
 
 {system}
 
-An answer ends with {stops}. Decode greedily, as generation_config.json says (`do_sample: false`), unless you want
-draws; chat_template.jinja is the one of the training.
+An answer ends with {stops}. Decode greedily, as in generation_config.json (`do_sample: false`), unless you want
+sampling; chat_template.jinja is the one used in training.
 
 ## vLLM
 
     vllm serve . --override-generation-config '{{"temperature": 0}}'
 
 It reads chat template and stop tokens from here, but not `do_sample`: without the flag, or temperature 0 in each
-request, it draws at random.
+request, it samples.
 
 ## llama.cpp
 

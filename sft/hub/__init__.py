@@ -1,1 +1,1 @@
-"""The Hugging Face hub: whether it can be reached, what its errors mean, what is pushed there."""
+"""The Hugging Face hub: whether it is reachable, its errors, and pushing."""

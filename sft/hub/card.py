@@ -21,15 +21,15 @@ _RESULTS = ("steps", "epochs", "train_loss", "eval_loss", "eval_perplexity", "ev
 
 @dataclass
 class Card:
-    """What a model card says.
+    """The content of a model card.
 
     Attributes:
         name: the run's name, the card's title.
-        info: what was trained on what.
+        info: the trained model, its base and its data.
         metrics: the final figures.
-        settings: arguments of the training worth naming (learning_rate, …), {} for none.
-        hub_id: the base model's id on the hub where it differs from info.model_path (an embedded or converted copy).
-        library: peft for an adapter, transformers for a whole model.
+        settings: notable training arguments (learning_rate, …), {} for none.
+        hub_id: the base model's id on the hub, if it differs from info.model_path (an embedded or converted copy).
+        library: peft for an adapter, transformers for a complete model.
         tags: further tags for the hub.
     """
 
@@ -56,7 +56,7 @@ class Card:
 
     @property
     def whole(self) -> bool:
-        """Whether the directory has a whole model: after a full fine-tune, or merged."""
+        """Whether the directory has a complete model: from a full fine-tune, or merged."""
         return self.library == "transformers" or self.info.method == "full"
 
     @property
@@ -144,5 +144,5 @@ def _inline(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text on one line that ends no code span and holds no HTML and nothing invisible: names come from elsewhere."""
+    """Untrusted text on one line that cannot end a code span or contain HTML or invisible characters."""
     return one_line(text).translate({ord("`"): "'", ord("<"): "‹", ord(">"): "›"})

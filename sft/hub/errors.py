@@ -1,4 +1,4 @@
-"""Errors of loading a model, said in one line with what to do."""
+"""Errors of loading a model, as one line with a remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft.config.errors import UserError
 from sft.hub.reach import cached_files_if_unreachable
 
 OFFLINE_REMEDY = (
-    "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or take model=smollm2_offline, which needs no hub"
+    "check the network and unset HF_HUB_OFFLINE, give model.name=DIR, or use model=smollm2_offline, which needs no hub"
 )
 _UNREACHABLE = {
     "LocalEntryNotFoundError",
@@ -21,13 +21,13 @@ _UNREACHABLE = {
     "ReadTimeout",
     "ProxyError",
 }
-# What the libraries raise over a config.json or tokenizer.json that is not what they expect.
+# Exceptions of the libraries for an invalid config.json or tokenizer.json.
 _OF_BROKEN_FILES = (TypeError, IndexError, AttributeError, AssertionError, RecursionError, UnpicklingError)
 
 
 @contextmanager
 def loading(name: str, where: str = "model.name") -> Iterator[None]:
-    """Turn what transformers and the hub raise about missing, gated and broken repositories into a UserError.
+    """Turn errors of transformers and the hub about missing, gated and broken repositories into a UserError.
 
     Args:
         name: hub id or directory that is loaded.
@@ -41,9 +41,9 @@ def loading(name: str, where: str = "model.name") -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, *_OF_BROKEN_FILES) as error:
         raise explain(error, name, where) from error
     except BaseException as error:
-        if type(error).__name__ == "PanicException" or type(error) is Exception:  # tokenizers' own, in Rust
+        if type(error).__name__ == "PanicException" or type(error) is Exception:  # raised by tokenizers, from Rust
             raise explain(error, name, where) from error
-        # a torn file, a value of the wrong type, another model's weights
+        # a truncated file, a value of the wrong type, another model's weights
         if type(error).__name__.startswith(("SafetensorError", "StrictDataclass")) or "mismatch" in str(error):
             raise explain(error, name, where) from error
         raise
@@ -59,7 +59,7 @@ def explain(error: BaseException, name: str, where: str = "model.name") -> UserE
         text = "one of its JSON files is nested too deeply"
     if "GatedRepoError" in kinds or "gated repo" in text or 403 in codes:
         return UserError(
-            f"{name} is gated: its authors want their terms accepted first",
+            f"{name} is gated: its terms have to be accepted first",
             where=where,
             remedy=f"accept them at https://huggingface.co/{name}, then log in (hf auth login) or set HF_TOKEN",
         )
@@ -77,7 +77,7 @@ def explain(error: BaseException, name: str, where: str = "model.name") -> UserE
         )
     if "trust_remote_code" in text:
         return UserError(
-            f"{name} brings its own code, which is not run unasked",
+            f"{name} brings its own code, which is not run by default",
             where=where,
             remedy="read that code, then model.trust_remote_code=true",
         )
@@ -92,7 +92,7 @@ def explain(error: BaseException, name: str, where: str = "model.name") -> UserE
 
 def _remedy(error: BaseException, name: str) -> str:
     if isinstance(error, ImportError):
-        return "install what it names"
+        return "install the package that it names"
     if Path(name).is_dir():
         return "check that the directory is complete: config.json, *.safetensors and the tokenizer's files"
     return "check model.name and model.revision"

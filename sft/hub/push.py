@@ -1,4 +1,4 @@
-"""What goes to the Hugging Face hub: a directory with weights and their card, as a repository."""
+"""Pushing to the Hugging Face hub: a directory with weights and their card, as a repository."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Push:
-    """A push that was asked for. The token comes from HF_TOKEN alone, the address of the hub from HF_ENDPOINT.
+    """A requested push. The token comes from HF_TOKEN only, the address of the hub from HF_ENDPOINT.
 
     Attributes:
-        repository: ORG/NAME; it is made where it does not exist.
-        private: whether it is made private.
+        repository: ORG/NAME; created if it does not exist.
+        private: whether it is created as private.
         what: "adapter", "merged", or None for what the command makes.
     """
 
@@ -36,13 +36,13 @@ class Push:
         """From the config node `hub`; None where nothing is to be pushed.
 
         Raises:
-            UserError: no such name can be, or there is no token: said before anything is computed.
+            UserError: the name is invalid, or there is no token; raised before anything is computed.
         """
         node = config.get("hub") or {}
         if not node.get("push"):
             return None
         if not _REPOSITORY.fullmatch(str(node["push"])):
-            raise UserError(f"{node['push']!r} is no name of a repository", where="hub.push", remedy="ORG/NAME")
+            raise UserError(f"{node['push']!r} is not the name of a repository", where="hub.push", remedy="ORG/NAME")
         if not os.environ.get("HF_TOKEN"):
             raise UserError(
                 "pushing needs a token", where="hub.push", remedy="set HF_TOKEN in the environment, or in .env"
@@ -75,11 +75,11 @@ class Push:
 
 
 def _refused(error: Exception, repository: str) -> UserError:
-    """The hub's refusal, or that of the network, in one line."""
+    """A refusal of the hub, or a network error, in one line."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     remedy = {
-        401: "HF_TOKEN is not valid: make one that may write",
-        403: f"HF_TOKEN may not write to {repository}: give it that right, or push elsewhere",
+        401: "HF_TOKEN is not valid: create one with write access",
+        403: f"HF_TOKEN may not write to {repository}: give it write access, or push elsewhere",
     }.get(status or 0, "check the network, and unset HF_HUB_OFFLINE")
     text = " ".join(str(error).split())[:300]
     return UserError(f"{repository} could not be pushed: {text}", where="hub.push", remedy=remedy)

@@ -1,7 +1,7 @@
-"""Whether the hub can be reached, asked once before anything is loaded from it.
+"""Whether the hub can be reached, checked once before anything is loaded from it.
 
 huggingface_hub retries each request of each file five times with growing pauses: half a minute and more without a
-network. One request of a few seconds tells the same, and files that are cached are then found without asking again.
+network. One request of a few seconds shows the same, and cached files are then found without further requests.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 5.0  # seconds of the one request; name lookup and connection included
-TRUSTED = 60.0  # seconds for which its answer holds: config, tokenizer and weights are loaded one after another
+TIMEOUT = 5.0  # seconds for the request, including name lookup and connection
+TRUSTED = 60.0  # seconds for which the result is reused: config, tokenizer and weights are loaded one after another
 
 _asked: dict[str, tuple[float, str | None]] = {}
 
 
 @contextmanager
 def cached_files_if_unreachable(name: str) -> Iterator[None]:
-    """For the time of the block, load from the local cache alone if `name` is of the hub and the hub is unreachable.
+    """Within the block, load only from the local cache if `name` is a hub id and the hub is unreachable.
 
-    It ends with the block: a push hours later asks the network again.
+    It ends with the block: a push hours later tries the network again.
 
     Args:
-        name: hub id, or a local directory, for which nothing is asked.
+        name: hub id, or a local directory, for which no request is made.
     """
     from huggingface_hub import constants
 
@@ -49,7 +49,7 @@ def cached_files_if_unreachable(name: str) -> Iterator[None]:
 
 
 def unreachable(endpoint: str) -> str | None:
-    """Why no answer comes from `endpoint`, or None where one does, whatever its status.
+    """Why `endpoint` does not answer, or None if it does, with any status.
 
     The answer is kept for `TRUSTED` seconds; the first failure is logged.
     """
@@ -58,19 +58,19 @@ def unreachable(endpoint: str) -> str | None:
         reason = _ask(endpoint)
         _asked[endpoint] = (time.monotonic(), reason)
         if reason is not None:
-            logger.warning("%s cannot be reached (%s): only files that are cached here are used", endpoint, reason)
+            logger.warning("%s cannot be reached (%s): only locally cached files are used", endpoint, reason)
     return reason
 
 
 def _ask(endpoint: str) -> str | None:
-    """One request with huggingface_hub's own session, so that its proxies and certificates count.
+    """One request with huggingface_hub's own session, so that its proxies and certificates apply.
 
-    In a thread of its own, for no timeout of a request covers the lookup of the name.
+    In a separate thread, because request timeouts do not cover the name lookup.
     """
     found: list[str | None] = []
 
     def request() -> None:
-        """Ask once, and note why there is no answer; None where there is one."""
+        """Make the request and record why there is no answer; None where there is one."""
         from huggingface_hub.utils import get_session
 
         try:

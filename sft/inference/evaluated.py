@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics.json, samples.jsonl, samples.html, and the tables for the terminal."""
+"""The results of an evaluation: metrics.json, samples.jsonl, samples.html, and the tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import Any
 from sft.evaluation.benchmarks import benchmark_files, benchmark_table
 from sft.evaluation.compare import loss_table, missing_table, sample_table, score_table
 from sft.evaluation.samples import samples_html, samples_jsonl
-from sft.inference.examine import Figures
-from sft.inference.subject import Subject
+from sft.inference.evaluate_model import ModelMetrics
+from sft.inference.model_source import ModelSource
 from sft.run.directory import RunDirectory
 from sft.run.record import now
 
-NAMES = ("base", "fine-tuned")  # headings where both are shown
+NAMES = ("base", "fine-tuned")  # headings where both models are shown
 
 
 @dataclass
 class Evaluated:
-    """The figures of one evaluation.
+    """The results of one evaluation.
 
     Attributes:
         directory: where it was written.
-        subject: the model.
-        after: its figures.
-        before: those of the model that its training started from, where they were asked for.
+        model_source: the evaluated model.
+        after: its metrics.
+        before: those of the model before training, if requested.
         shown: answers shown in the terminal and in samples.html.
-        facts: what else metrics.json says first (the judge).
+        facts: further entries at the top of metrics.json (the judge).
     """
 
     directory: Path
-    subject: Subject
-    after: Figures
-    before: Figures | None = None
+    model_source: ModelSource
+    after: ModelMetrics
+    before: ModelMetrics | None = None
     shown: int = 5
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json; figures of the base are prefixed with `before_`."""
-        run = self.subject.run
-        facts = {"status": "finished", **self.facts, "model": self.subject.name, "run": str(run.path) if run else None}
+        """The content of metrics.json; metrics of the base have the prefix `before_`."""
+        run = self.model_source.run
+        facts = {
+            "status": "finished",
+            **self.facts,
+            "model": self.model_source.name,
+            "run": str(run.path) if run else None,
+        }
         earlier = self.before.metrics() if self.before else {}
         return {
             **facts,
@@ -52,7 +57,7 @@ class Evaluated:
 
     @property
     def missing(self) -> str:
-        """What is said of verdicts that could not be had; "" where none is missing."""
+        """A message on missing verdicts; "" where there are none."""
         sets = [figures.answers for figures in (self.before, self.after) if figures and figures.answers]
         missing = sum(len(answers.missing) for answers in sets)
         if not missing:
@@ -60,8 +65,8 @@ class Evaluated:
         asked = sum(len(row.verdicts) for answers in sets for row in answers.rows)
         listed = "\n".join(table for answers in sets if (table := missing_table(answers)))
         return (
-            f"{missing} of {asked} verdicts could not be had, the others are scored:\n{listed}\n"
-            "the same command asks for these again, and for no other"
+            f"{missing} of {asked} verdicts are missing, the others are scored:\n{listed}\n"
+            "the same command asks for these again, and for no others"
         )
 
     def __str__(self) -> str:
@@ -80,13 +85,14 @@ class Evaluated:
             parts.append(sample_table(self.after.answers, earlier, self.shown, NAMES if earlier else ("", "answer")))
         elif self.after.benchmarks is None:
             parts.append(
-                "no answers were asked for: evaluation=generate scores them, evaluation=compare the base's too"
+                "no answers were generated: evaluation=generate scores them, evaluation=compare also the base's"
             )
         return "\n\n".join(part for part in [*parts, str(self.directory)] if part)
 
 
 def free_directory(run: RunDirectory) -> RunDirectory:
-    """The directory, or where only the clock named it and another evaluation of this second has it, one beside."""
+    """The directory, or a numbered one if its name comes from the clock and another evaluation of this second has
+    it."""
     path, number = run.path, 1
     while path.parent.name == "evaluations" and (path / "metrics.json").exists():
         number += 1
@@ -95,7 +101,7 @@ def free_directory(run: RunDirectory) -> RunDirectory:
 
 
 def write(directory: RunDirectory, found: Evaluated, status: str = "finished") -> None:
-    """Write what was found (so far, with another `status`)."""
+    """Write the results (the results so far, with another `status`)."""
     directory.write_json(directory.metrics_json, {**found.metrics, "status": status})
     if found.after.benchmarks is not None:
         old = found.before.benchmarks if found.before else None
@@ -107,5 +113,5 @@ def write(directory: RunDirectory, found: Evaluated, status: str = "finished") -
     directory.write_text(directory.samples_jsonl, samples_jsonl(found.after.answers, earlier))
     directory.write_text(
         "samples.html",
-        samples_html(found.after.answers, earlier, count=found.shown, title=f"Answers of {found.subject.name}"),
+        samples_html(found.after.answers, earlier, count=found.shown, title=f"Answers of {found.model_source.name}"),
     )

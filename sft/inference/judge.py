@@ -1,4 +1,4 @@
-"""A judge over the answers of an evaluation: found and asked for its key first, heard last."""
+"""Judging the answers of an evaluation: the judge is checked first and used last."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def open_judge(config: Mapping[str, Any]) -> Judging | None:
-    """The judge that a config names, checked: its key, its address, its model. None with `judge=none`.
+    """The judge of a config, after checking its key, address and model. None with `judge=none`.
 
     Raises:
-        UserError: it cannot be asked.
+        UserError: it is not usable.
     """
     spec = build(config.get("judge"), where="judge", allowed=config.get("allow_targets") or [])
     if spec is None:
@@ -33,36 +33,36 @@ def open_judge(config: Mapping[str, Any]) -> Judging | None:
 
 
 def with_answers(spec: Evaluation) -> Evaluation:
-    """The evaluation with the answers that a judge needs."""
+    """The evaluation with generation switched on, which a judge needs."""
     return spec if spec.generates else replace(spec, generate=True)
 
 
 def judge(found: Evaluated, judging: Judging) -> None:
-    """Have the answers judged, the base's beside them; verdicts join them.
+    """Have the answers judged, also the base's, and add the verdicts to them.
 
     Raises:
         UserError: the judge refuses every call.
-        Interrupted: by a signal; verdicts that were had are kept for the next start.
+        Interrupted: by a signal; the verdicts so far are kept for the next start.
     """
-    gc.collect()  # the judged model makes room for a local judge
+    gc.collect()  # free the judged model to make room for a local judge
     for figures in (found.after, found.before):
         if figures is None or figures.answers is None:
             continue
         if not figures.answers.rows:
             raise UserError(
-                "there is no answer to judge: the rows have no assistant turn", where="dataset", remedy="give others"
+                "there are no answers to judge: the rows have no assistant turns", where="dataset", remedy="give others"
             )
         figures.answers = judge_answers(judging, figures.answers)
-    asking = judging.asking
+    client = judging.client
     found.facts = {
         "judge": judging.judge_model.name,
-        "judge_calls": asking.calls,
-        "judge_remembered": asking.remembered,
+        "judge_calls": client.calls,
+        "judge_remembered": client.cached,
     }
     log.info(
-        "judge %s: %d calls, %d answers from before (%s)",
+        "judge %s: %d calls, %d cached answers (%s)",
         judging.judge_model.name,
-        asking.calls,
-        asking.remembered,
-        asking.ledger.path,
+        client.calls,
+        client.cached,
+        client.cache.path,
     )

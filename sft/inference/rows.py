@@ -1,4 +1,4 @@
-"""The rows that a model is evaluated on, read as its training read them."""
+"""The rows that a model is evaluated on, processed as in its training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from sft.data.conversations import evaluation_conversations
 from sft.data.documents import Rows
 from sft.data.pipeline import prepare_evaluation
-from sft.inference.subject import Subject, has_tokenizer, unchanged
+from sft.inference.model_source import ModelSource, has_tokenizer, unchanged
 from sft.run.record import read_record
-from sft.training.inputs import Reading, prepare_reading
+from sft.training.inputs import Preprocessing, build_preprocessing
 from sft.training.resume.identity import with_recorded_day
 
 log = logging.getLogger(__name__)
@@ -20,59 +20,61 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationRows:
-    """Rows by source, and how the model reads them.
+    """Rows by source, with their preprocessing.
 
     Attributes:
-        reading: tokenizer, chat template and the dataset's spec.
+        preprocessing: tokenizer, chat template and the dataset's spec.
         rows: encoded rows by source.
     """
 
-    reading: Reading
+    preprocessing: Preprocessing
     rows: dict[str, Rows]
 
     @property
     def control(self) -> list[str]:
-        """The chat template's own tokens, as training made room for them."""
-        return [token for token in self.reading.family.control_tokens if token in self.reading.template.text]
+        """The chat template's control tokens, for which training added embeddings."""
+        return [
+            token for token in self.preprocessing.family.control_tokens if token in self.preprocessing.template.text
+        ]
 
     def conversations(self, limit: int | None) -> dict[str, list[dict[str, Any]]]:
         """The conversations behind the rows, at most `limit` of each source."""
-        return evaluation_conversations(self.reading.dataset, self.rows, limit)
+        return evaluation_conversations(self.preprocessing.dataset, self.rows, limit)
 
 
-def evaluation_rows(config: Mapping[str, Any], subject: Subject) -> EvaluationRows:
-    """The run's own evaluation rows, or with another `dataset` the rows of that.
+def evaluation_rows(config: Mapping[str, Any], model_source: ModelSource) -> EvaluationRows:
+    """The run's own evaluation rows, or those of another `dataset`.
 
-    Of another dataset `eval_sources` are evaluated where it has some, else all rows: none of them was trained on. Its
-    conversations without a system message get the one of the training.
+    Of another dataset the `eval_sources` are evaluated if it has some, else all rows, because none was trained on. Its
+    conversations without a system message get that of the training.
 
     Raises:
-        UserError: what `prepare_reading` and `prepare_evaluation` raise.
+        UserError: what `build_preprocessing` and `prepare_evaluation` raise.
     """
-    own = subject.run is not None and unchanged(config, subject.run, "dataset")
+    own = model_source.run is not None and unchanged(config, model_source.run, "dataset")
     config = {"trainer": {}, "allow_targets": [], **config}
-    if subject.run is not None:
-        config = with_recorded_day(config, read_record(subject.run))
-    if not own and subject.info and subject.info.system and not (config["template"] or {}).get("system"):
-        config["template"] = {**config["template"], "system": subject.info.system}
-    if subject.adapter is None and subject.run is not None:
-        config["model"] = {**config["model"], "name": subject.spec.name, "revision": None, "adapter": None}
-    if subject.run is None and subject.adapter is not None:
-        config = _as_trained(config, subject)
-    reading = prepare_reading(config)
-    rows = prepare_evaluation(reading.dataset, reading.encoder, seed=config["seed"], whole=not own)
-    if not own and not reading.dataset.eval_sources:
-        reading.dataset = replace(reading.dataset, eval_sources=reading.dataset.sources)
+    if model_source.run is not None:
+        config = with_recorded_day(config, read_record(model_source.run))
+    if not own and model_source.info and model_source.info.system and not (config["template"] or {}).get("system"):
+        config["template"] = {**config["template"], "system": model_source.info.system}
+    if model_source.adapter is None and model_source.run is not None:
+        config["model"] = {**config["model"], "name": model_source.spec.name, "revision": None, "adapter": None}
+    if model_source.run is None and model_source.adapter is not None:
+        config = _as_trained(config, model_source)
+    preprocessing = build_preprocessing(config)
+    rows = prepare_evaluation(preprocessing.dataset, preprocessing.encoder, seed=config["seed"], whole=not own)
+    if not own and not preprocessing.dataset.eval_sources:
+        preprocessing.dataset = replace(preprocessing.dataset, eval_sources=preprocessing.dataset.sources)
     log.info("evaluated: %s", ", ".join(f"{name} {len(each.documents):,} rows" for name, each in rows.items()))
-    return EvaluationRows(reading, rows)
+    return EvaluationRows(preprocessing, rows)
 
 
-def _as_trained(config: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
-    """The tokenizer and the chat template that lie beside an adapter without its run, unless the config names others."""
+def _as_trained(config: Mapping[str, Any], model_source: ModelSource) -> dict[str, Any]:
+    """The config with the tokenizer and chat template beside a bare adapter, unless it names others."""
     model, template = dict(config["model"]), dict(config["template"] or {})
     own = dict(model.get("tokenizer") or {})
-    if subject.adapter is not None and has_tokenizer(subject.adapter) and not own.get("name"):
-        model["tokenizer"] = {**own, "name": str(subject.adapter)}
-    if subject.info and subject.info.template and template.get("name", "auto") == "auto":
-        template |= {"name": "file", "text": subject.info.template}
+    if model_source.adapter is not None and has_tokenizer(model_source.adapter) and not own.get("name"):
+        model["tokenizer"] = {**own, "name": str(model_source.adapter)}
+    if model_source.info and model_source.info.template and template.get("name", "auto") == "auto":
+        template |= {"name": "file", "text": model_source.info.template}
     return {**config, "model": model, "template": template}

@@ -1,4 +1,4 @@
-"""An answer's text while it is made, piece by piece."""
+"""Streaming an answer's text, piece by piece."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from transformers.generation.streamers import BaseStreamer
 
 
-class Stopped(Exception):
-    """An answer was ended from outside.
+class GenerationStopped(Exception):
+    """Generation of an answer was stopped from outside.
 
     Attributes:
-        shown: what there was of it.
+        shown: the text so far.
     """
 
     def __init__(self, shown: str) -> None:
@@ -21,13 +21,13 @@ class Stopped(Exception):
 
 
 class Stream(BaseStreamer):
-    """Shows text as soon as it is certain: no half characters, no white space at the ends, nothing of a stop.
+    """Shows text as soon as it is final: no partial characters, no white space at the ends, no part of a stop text.
 
     Args:
         tokenizer: decodes; special tokens are left out.
         show: called with each new piece.
-        stop_texts: stops that the tokenizer writes in several tokens; a beginning of one is held back.
-        stopped: asked with each token, and before the first; true ends the answer with `Stopped`.
+        stop_texts: stops of several tokens; a possible beginning of one is held back.
+        stopped: called with each token, and before the first; true ends the answer with `GenerationStopped`.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Stream(BaseStreamer):
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Take the prompt, which comes first, or the next token of the one answer.
+        """Receive the prompt, which comes first, or the next token of the answer.
 
         Raises:
-            Stopped: it is to end here.
+            GenerationStopped: `stopped` returned true.
         """
         if self.stopped is not None and self.stopped():
-            raise Stopped(self.shown)
+            raise GenerationStopped(self.shown)
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -58,10 +58,10 @@ class Stream(BaseStreamer):
         self._advance(self._certain(text))
 
     def end(self) -> None:
-        """The answer is over; what was held back is shown by `finish`."""
+        """The answer has ended; held back text is shown by `finish`."""
 
     def finish(self, answer: str) -> None:
-        """Show what is left of the whole answer."""
+        """Show the rest of the complete answer."""
         if answer.startswith(self.shown):
             self._advance(answer)
 
@@ -72,7 +72,7 @@ class Stream(BaseStreamer):
             self.show(piece)
 
     def _certain(self, text: str) -> str:
-        """The text without an end that may still change."""
+        """The text without an end that could still change."""
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         for stop in self.stop_texts:
             if (place := text.find(stop)) >= 0:

@@ -7,34 +7,37 @@ import sys
 from collections.abc import Callable
 
 from sft.config.errors import UserError
-from sft.config.text import harmless
-from sft.inference.talk import Talk
+from sft.config.text import without_control_characters
+from sft.inference.chat_session import ChatSession
 
-HELP = """/system TEXT   another system prompt; without TEXT the present one is shown
+HELP = """/system TEXT   set the system prompt; without TEXT, show the current one
 /reset         forget the conversation
-/regenerate    another answer to the last message
-/save FILE     add the conversation to FILE, one line of JSON
-/help          this
-/exit          leave (or Ctrl-D); Ctrl-C stops an answer"""
+/regenerate    answer the last message again
+/save FILE     append the conversation to FILE as one line of JSON
+/help          show this list
+/exit          exit (or Ctrl-D); Ctrl-C stops an answer"""
 
 
 class Terminal:
     """Reads lines and shows answers as they come.
 
     Args:
-        talk: the conversation.
-        read: gives the next line for a prompt, EOFError at the end.
-        write: shows text as it is.
+        chat_session: the chat session.
+        read: returns the next line for a prompt, raises EOFError at the end.
+        write: prints text verbatim.
     """
 
     def __init__(
-        self, talk: Talk, read: Callable[[str], str] = input, write: Callable[[str], object] | None = None
+        self,
+        chat_session: ChatSession,
+        read: Callable[[str], str] = input,
+        write: Callable[[str], object] | None = None,
     ) -> None:
-        self.talk, self.read = talk, read
+        self.chat_session, self.read = chat_session, read
         self.write = write or _to_stdout
 
     def run(self) -> None:
-        """Until /exit or the end of the input."""
+        """Read and answer until /exit or the end of the input."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives `input` a history and editing
         self.write("/help lists the commands\n")
@@ -54,10 +57,10 @@ class Terminal:
             if line.startswith("/"):
                 self._command(*line.partition(" ")[::2])
             else:
-                self.talk.ask(line, self._show)
+                self.chat_session.ask(line, self._show)
                 self.write("\n")
         except UserError as error:
-            self.write(harmless(f"{error}\n"))
+            self.write(without_control_characters(f"{error}\n"))
         except KeyboardInterrupt:
             self.write("\n(stopped; the message is forgotten)\n")
 
@@ -65,25 +68,25 @@ class Terminal:
         argument = argument.strip()
         if name == "/system":
             if argument:
-                self.talk.system = argument
-            self.write(harmless(f"system: {self.talk.system or '(none)'}\n"))
+                self.chat_session.system = argument
+            self.write(without_control_characters(f"system: {self.chat_session.system or '(none)'}\n"))
         elif name == "/reset":
-            self.talk.reset()
+            self.chat_session.reset()
             self.write("(forgotten)\n")
         elif name == "/regenerate":
-            self.talk.again(self._show)
+            self.chat_session.again(self._show)
             self.write("\n")
         elif name == "/save":
             if not argument:
                 raise UserError("no file is named", remedy="/save FILE")
-            self.write(harmless(f"saved in {self.talk.save(argument)}\n"))
+            self.write(without_control_characters(f"saved in {self.chat_session.save(argument)}\n"))
         elif name == "/help":
             self.write(HELP + "\n")
         else:
             raise UserError(f"there is no command {name}", remedy="/help lists them")
 
     def _show(self, piece: str) -> None:
-        self.write(harmless(piece))
+        self.write(without_control_characters(piece))
 
 
 def _to_stdout(text: str) -> None:

@@ -1,1 +1,1 @@
-"""What computes: attention, cross entropy, LoRA's layers, norms and rotations, for the CPU and for any device."""
+"""Computation: attention, cross entropy, LoRA layers, norms and rotary embeddings, for the CPU and for any device."""

@@ -1,8 +1,8 @@
-"""Linear layers with their adapters in one go, and those that are given the same input together.
+"""Linear layers fused with their adapters, and layers with the same input computed together.
 
-Query, key and value take the same hidden states, and so do the two halves of a gated feed-forward layer. Together their
-low-rank products are one, of columns enough for the machine to be quick at, and what their input's gradient gets from
-each layer and from each adapter is added by the products themselves (Zhu et al. 2025, "LoRAFusion", for GPUs).
+Query, key and value take the same hidden states, and so do the two halves of a gated feed-forward layer. Their low-rank
+products are combined into one with enough columns to be efficient, and the contributions of each layer and adapter to
+the input's gradient are accumulated by the products themselves (Zhu et al. 2025, "LoRAFusion", for GPUs).
 
 A layer may have several adapters, each for some of the rows of its input: those of the jobs that train together.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# what transformers' models call the layers of one parent that are given the same input
+# names in transformers' models of sibling layers that get the same input
 OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ALL = slice(None)
 
@@ -30,7 +30,7 @@ class Branch(NamedTuple):
     rows: slice = ALL
 
 
-class Adapted(NamedTuple):
+class AdaptedLinear(NamedTuple):
     """A frozen linear layer `x weight' + bias` and its adapters, whose rows do not overlap."""
 
     weight: torch.Tensor
@@ -39,7 +39,7 @@ class Adapted(NamedTuple):
 
 
 def group(model: nn.Module, layers: Sequence[nn.Module]) -> dict[nn.Module, tuple[nn.Module, ...]]:
-    """Of each of the layers, those that are given the same input, itself among them."""
+    """For each layer, the layers that get the same input, itself included."""
     found: dict[nn.Module, tuple[nn.Module, ...]] = {layer: (layer,) for layer in layers}
     for parent in model.modules():
         for names in OF_ONE_INPUT:
@@ -48,8 +48,8 @@ def group(model: nn.Module, layers: Sequence[nn.Module]) -> dict[nn.Module, tupl
     return found
 
 
-def compute(x: torch.Tensor, layers: Sequence[Adapted]) -> tuple[torch.Tensor, ...]:
-    """What each of the layers makes of `x` [..., columns], in the precision of their weights."""
+def compute(x: torch.Tensor, layers: Sequence[AdaptedLinear]) -> tuple[torch.Tensor, ...]:
+    """The output of each layer for `x` [..., columns], in the precision of its weights."""
     places = [(at, branch) for at, layer in enumerate(layers) for branch in layer.branches]
     by_rows: dict[tuple[int | None, int | None], list[int]] = {}
     for number, (_, branch) in enumerate(places):
@@ -61,20 +61,22 @@ def compute(x: torch.Tensor, layers: Sequence[Adapted]) -> tuple[torch.Tensor, .
     )
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     downs, ups = [branch.down for _, branch in places], [branch.up for _, branch in places]
-    return _Together.apply(x, plan, *weights, *biases, *downs, *ups)  # type: ignore[no-any-return]
+    return _AdaptedLayers.apply(x, plan, *weights, *biases, *downs, *ups)  # type: ignore[no-any-return]
 
 
-def output(layer: Any, x: torch.Tensor, adapted: Adapted, found: Callable[[Any], Adapted | None]) -> torch.Tensor:
-    """What the layer makes of `x`; layers of the same input, which are asked next, are computed with it.
+def output(
+    layer: Any, x: torch.Tensor, adapted: AdaptedLinear, found: Callable[[Any], AdaptedLinear | None]
+) -> torch.Tensor:
+    """The output of a layer for `x`; layers with the same input, which are called next, are computed with it.
 
     Args:
         layer: one with `of_one_input`, see `group`.
-        adapted: what it is.
-        found: what another one is; None, if that is no such layer at the moment.
+        adapted: its matrices.
+        found: returns the matrices of another one; None if it is currently not such a layer.
     """
     if len(layer.of_one_input) == 1 or not torch.is_grad_enabled() or x.is_inference():
         return compute(x, [adapted])[0]
-    done = _DONE.take(layer, x, adapted)
+    done = _OUTPUT_CACHE.take(layer, x, adapted)
     if done is not None:
         return done
     others = {each: found(each) for each in layer.of_one_input}
@@ -83,12 +85,12 @@ def output(layer: Any, x: torch.Tensor, adapted: Adapted, found: Callable[[Any],
     layers: dict[Any, Any] = others
     outputs = dict(zip(layers, compute(x, list(layers.values())), strict=True))
     own = outputs.pop(layer)
-    _DONE.keep(x, {each: (_state(x, layers[each]), out) for each, out in outputs.items()})
+    _OUTPUT_CACHE.keep(x, {each: (_state(x, layers[each]), out) for each, out in outputs.items()})
     return own
 
 
-class _Done(threading.local):
-    """What this thread has computed for layers that were not asked yet."""
+class _OutputCache(threading.local):
+    """Outputs that this thread has computed for layers that have not been called yet."""
 
     x: torch.Tensor | None = None
     outputs: dict[Any, tuple[tuple[Any, ...], torch.Tensor]] = {}
@@ -96,8 +98,8 @@ class _Done(threading.local):
     def keep(self, x: torch.Tensor, outputs: dict[Any, Any]) -> None:
         self.x, self.outputs = x, outputs
 
-    def take(self, layer: Any, x: torch.Tensor, adapted: Adapted) -> torch.Tensor | None:
-        """The layer's output, once; None if it was computed of anything but what there is now."""
+    def take(self, layer: Any, x: torch.Tensor, adapted: AdaptedLinear) -> torch.Tensor | None:
+        """The layer's output, only once; None if input or layer have changed since it was computed."""
         if self.x is not x or layer not in self.outputs:
             return None
         state, out = self.outputs.pop(layer)
@@ -106,11 +108,11 @@ class _Done(threading.local):
         return out if state == _state(x, adapted) else None
 
 
-_DONE = _Done()
+_OUTPUT_CACHE = _OutputCache()
 
 
-def _state(x: torch.Tensor, adapted: Adapted) -> tuple[Any, ...]:
-    """Of input and layer: the same as long as neither was replaced nor written to."""
+def _state(x: torch.Tensor, adapted: AdaptedLinear) -> tuple[Any, ...]:
+    """A key of input and layer that changes if either is replaced or written to."""
     matrices = [each for branch in adapted.branches for each in branch[:2]]
     tensors = [x, adapted.weight, *([] if adapted.bias is None else [adapted.bias]), *matrices]
     about = [(branch.scaling, branch.rows.start, branch.rows.stop) for branch in adapted.branches]
@@ -125,7 +127,7 @@ class _Plan(NamedTuple):
     by_rows: tuple[tuple[slice, tuple[int, ...]], ...]
 
 
-class _Together(torch.autograd.Function):
+class _AdaptedLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, plan: _Plan, *matrices: Any) -> tuple[torch.Tensor, ...]:
         """Of each layer [..., its columns]; `matrices` are all weights, all biases, all downs and all ups."""
@@ -136,7 +138,7 @@ class _Together(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         narrow, outputs, wide = [up.to(dtype) for up in ups], [], []
         for weight, bias in zip(weights, biases, strict=True):
-            out = flat.new_empty((*x.shape[:-1], len(weight)))  # no view: the model may write into it
+            out = flat.new_empty((*x.shape[:-1], len(weight)))  # not a view: the model may write into it
             wide.append(out.view(-1, len(weight)))
             if bias is None:
                 torch.mm(flat, weight.t(), out=wide[-1])
@@ -171,14 +173,16 @@ class _Together(torch.autograd.Function):
         to_downs: list[Any] = [None] * len(ups)
         to_ups: list[Any] = [None] * len(ups)
         for (rows, numbers), down, inner in zip(plan.by_rows, joined, inners, strict=True):
-            slopes = [wide[plan.layers[number]][rows] for number in numbers]
-            parts = [torch.mm(slope, ups[n]).mul_(plan.scalings[n]) for slope, n in zip(slopes, numbers, strict=True)]
+            gradients = [wide[plan.layers[number]][rows] for number in numbers]
+            parts = [
+                torch.mm(slope, ups[n]).mul_(plan.scalings[n]) for slope, n in zip(gradients, numbers, strict=True)
+            ]
             narrow = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             if to_x is not None:
                 torch.mm(narrow, down, out=to_x[rows])
             ranks = [part.shape[1] for part in parts]
             found = torch.mm(narrow.t(), flat[rows]).split(ranks)
-            for number, slope, part, to_down in zip(numbers, slopes, inner.split(ranks, 1), found, strict=True):
+            for number, slope, part, to_down in zip(numbers, gradients, inner.split(ranks, 1), found, strict=True):
                 to_downs[number] = to_down.to(ctx.dtypes[1 + number])
                 to_up = torch.mm(slope.t(), part).mul_(plan.scalings[number])
                 to_ups[number] = to_up.to(ctx.dtypes[1 + len(ups) + number])

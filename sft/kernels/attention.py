@@ -1,9 +1,9 @@
-"""`attn_implementation=varlen`: documents laid end to end with no padding, attention within each document alone.
+"""`attn_implementation=varlen`: padding-free batches of concatenated documents, with attention within each document.
 
-A batch is one row of all its documents' tokens with `cu_seq_lens_q`, their borders, under the names that transformers'
-flash attention has for them. On the CPU each document is attended to by itself (see `causal` for 16 bits); on CUDA all of them are one
-call of flash-attention, if it is installed, or of torch's own `torch.nn.attention.varlen`. Batches that come without
-borders (generation, padded evaluation) are computed as attention `sdpa` computes them.
+A batch is one row of all its documents' tokens with their boundaries as `cu_seq_lens_q`, the name that transformers'
+flash attention uses. On the CPU attention is computed per document (see `causal` for 16 bits); on CUDA for all in one
+call of flash-attention, if it is installed, or of torch's own `torch.nn.attention.varlen`. Batches without boundaries
+(generation, padded evaluation) are computed as with `sdpa`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ VARLEN = "varlen"
 
 
 def register() -> None:
-    """Make `varlen` known to transformers; calling it again changes nothing."""
+    """Register `varlen` with transformers; idempotent."""
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(VARLEN, varlen_mask)
 
 
 def varlen_mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    """No mask where there is no padding: documents are told apart by their borders. Else that of `sdpa`."""
+    """No mask without padding, because documents have boundaries; otherwise the mask of `sdpa`."""
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
@@ -51,36 +51,36 @@ def varlen_attention(
 
     Args:
         query: [1, heads, tokens, dimension]; key and value may have fewer heads (grouped queries).
-        sliding_window: keys that a token sees, itself included; None: all before it.
-        cu_seq_lens_q: [documents + 1], where each document begins, and the end of the last.
-        cu_seq_lens_k: the same of what each attends to; where that is more, documents share a beginning, which comes
-            first (see `sft.data.batches.prefix`). On the CPU alone.
+        sliding_window: number of keys that a token attends to, itself included; None: all before it.
+        cu_seq_lens_q: [documents + 1], the start of each document, and the end of the last.
+        cu_seq_lens_k: the same for the keys; if there are more of them, documents have a shared prefix, which comes
+            first (see `sft.data.batches.prefix`). Only on the CPU.
         max_length_q: tokens of the longest document.
 
     Returns:
         [1, tokens, heads, dimension], and no weights.
 
     Raises:
-        ValueError: the model asks for what this attention does not compute (soft-capping, sinks).
+        ValueError: the model needs something this attention does not support (soft-capping, sinks).
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise ValueError("varlen attention knows no soft-capping and no sinks")
+        raise ValueError("varlen attention does not support soft-capping or sinks")
     if attention_mask is not None or cu_seq_lens_q is None:
         if attention_mask is None and _starts_again(kwargs.get("position_ids")):
-            raise ValueError("packed documents without cu_seq_lens_q would see each other")
+            raise ValueError("packed documents without cu_seq_lens_q would attend to each other")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     shared = _shared(cu_seq_lens_q, cu_seq_lens_k)
     if query.is_cuda:
         if shared:
-            raise ValueError("documents that share their beginning are for the CPU")
+            raise ValueError("shared prefixes are only supported on the CPU")
         return _fused(query, key, value, cu_seq_lens_q, int(max_length_q or 0), scaling, dropout, sliding_window), None
     return _one_by_one(query, key, value, cu_seq_lens_q.diff().tolist(), shared, scaling, dropout, sliding_window), None
 
 
 def _shared(borders: torch.Tensor, key_borders: torch.Tensor | None) -> int:
-    """Tokens of the beginning that documents share; 0 for none."""
+    """Length of the shared prefix; 0 for none."""
     if key_borders is None or int(key_borders[-1]) == int(borders[-1]):
         return 0
     return int(borders[1])
@@ -96,7 +96,8 @@ def _one_by_one(
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
-    """A call for each document. `split` and `cat` have backwards that touch each token once; slices would not."""
+    """One call per document. The backward passes of `split` and `cat` touch each token once; those of slices would
+    not."""
     if query.dtype.itemsize == 2 and not dropout and (window is None or max(lengths) + shared <= window):
         return _by_blocks(query, key, value, lengths, shared, query.shape[-1] ** -0.5 if scaling is None else scaling)
     groups = query.shape[1] // key.shape[1]
@@ -113,7 +114,7 @@ def _one_by_one(
 def _by_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], shared: int, scaling: float
 ) -> torch.Tensor:
-    """Each document by `causal_attention`, the heads that share keys together."""
+    """Each document by `causal_attention`, with the heads that share keys together."""
     heads = key.shape[1]
     queries = query[0].unflatten(0, (heads, -1)).split(lengths, 2)
     parts = zip(queries, *(_seen(each[0], lengths, shared) for each in (key, value)), strict=True)
@@ -121,13 +122,13 @@ def _by_blocks(
 
 
 def _seen(keys: torch.Tensor, lengths: list[int], shared: int) -> list[torch.Tensor]:
-    """What each document attends to: its own, behind the beginning that all share."""
+    """The keys of each document: the shared prefix, followed by its own."""
     parts = list(keys.split(lengths, -2))
     return [parts[0], *(torch.cat([parts[0], part], -2) for part in parts[1:])] if shared else parts
 
 
 def _band(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """The mask of the last queries of so many keys; None where plain causality says it all."""
+    """The mask of the last queries over this many keys; None if plain causality suffices."""
     if queries == keys and (window is None or keys <= window):
         return None
     back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
@@ -144,7 +145,7 @@ def _fused(
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
-    """One kernel for all documents. Both libraries' windows count the keys to the left of a token."""
+    """One kernel call for all documents. Both libraries' windows count the keys to the left of a token."""
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [tokens, heads, dimension]
     sight = (-1 if window is None else window - 1, 0)
     if importlib.util.find_spec("flash_attn") is not None:
@@ -175,5 +176,5 @@ def _fused(
 
 
 def _starts_again(position_ids: Any) -> bool:
-    """Whether positions begin anew within a row: several documents."""
+    """Whether positions are reset within a row, which means several documents."""
     return isinstance(position_ids, torch.Tensor) and bool((position_ids.diff(dim=-1) < 0).any())

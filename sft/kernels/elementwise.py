@@ -1,11 +1,11 @@
-"""Norms and rotations of positions in fewer passes, on the CPU in 16 bits.
+"""Norms and rotary embeddings with fewer passes over memory, on the CPU in 16 bits.
 
-PyTorch computes what transformers writes down one operation at a time, each a pass over the activations and one or more
-in the backward pass, with copies in fp32 in between. Here each has a backward pass of its own. For CUDA there are
-Liger's kernels (`trainer.use_liger_kernel`).
+PyTorch executes transformers' code one operation at a time, each a pass over the activations and one or more in the
+backward pass, with fp32 copies in between. Here each has a backward pass of its own. For CUDA there are Liger's kernels
+(`trainer.use_liger_kernel`).
 
-Only what gives the same on random numbers is replaced, which is found out by trying; and only frozen norms in the
-precision of their input. All else is computed by transformers' own.
+Only functions that are verified to give the same result on random numbers are replaced, and only frozen norms in the
+precision of their input. Everything else is computed by transformers' own code.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import torch
 from torch import nn
 
 ROTATION = "apply_rotary_pos_emb"  # the function's name in each of transformers' models
-WIDTH = 32  # of the random numbers
-FLIPPED = 0.01  # share of them that may be rounded the other way, where a sum was added up in another order
+WIDTH = 32  # for the random numbers
+FLIPPED = 0.01  # fraction of results that may round differently because a sum is computed in another order
 
 
 def install(model: nn.Module) -> tuple[int, int]:
-    """Let a model compute so wherever it is the same; gives the number of norms and of functions that were replaced."""
-    # a forward of its own is ours already, or accelerate's, which moves what lies on another device
+    """Replace a model's norms and rotary functions where the result is the same; return how many of each were
+    replaced."""
+    # an instance-level forward is already ours, or accelerate's, which moves tensors between devices
     norms = [module for module in model.modules() if "forward" not in module.__dict__ and _is_norm(module)]
     for norm in norms:
         norm.forward = MethodType(_norm, norm)  # type: ignore[method-assign]
@@ -37,13 +38,13 @@ def install(model: nn.Module) -> tuple[int, int]:
         rotation = getattr(file, ROTATION, None)
         ours = isinstance(rotation, partial) and rotation.func is _rotated
         if rotation is not None and not ours and _is_rotation(rotation):
-            setattr(file, ROTATION, partial(_rotated, rotation))  # of all models of this kind: it is the same
+            setattr(file, ROTATION, partial(_rotated, rotation))  # shared by all models of this kind
             rotating += 1
     return len(norms), rotating
 
 
 def runs_on(x: torch.Tensor) -> str:
-    """The kind of device that a tensor is computed on."""
+    """The type of the device on which a tensor is computed."""
     return x.device.type
 
 
@@ -54,14 +55,15 @@ def _is_norm(module: nn.Module) -> bool:
 
 @lru_cache
 def _normalizes(kind: Any) -> bool:
-    """Whether modules of a class divide by the root mean square, round, and multiply with their weight."""
+    """Whether modules of a class compute an RMS norm: divide by the root mean square, round, and multiply by the
+    weight."""
     x, weight = _numbers(2, WIDTH, WIDTH).bfloat16()
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
             norm: Any = kind(WIDTH, eps=0.25).bfloat16()
             norm.weight.copy_(weight[0])
             found = norm(x)
-    except Exception:  # a class that is made otherwise, whatever it raises
+    except Exception:  # a class with a different constructor, whatever it raises
         return False
     want = _Norm.apply(x, weight[0], 0.25)
     same = getattr(norm, "variance_epsilon", None) == 0.25 and found.dtype is x.dtype and found.shape == x.shape
@@ -70,7 +72,7 @@ def _normalizes(kind: Any) -> bool:
 
 @lru_cache
 def _is_rotation(function: Callable[..., Any]) -> bool:
-    """Whether a function turns the halves of queries and keys, as Llama's does."""
+    """Whether a function rotates the halves of queries and keys, as Llama's does."""
     if list(inspect.signature(function).parameters) != ["q", "k", "cos", "sin", "unsqueeze_dim"]:
         return False
     q, k, angles = _numbers(1, 2, 5, WIDTH), _numbers(1, 1, 5, WIDTH), _numbers(2, 1, 5, WIDTH)
@@ -87,7 +89,7 @@ def _numbers(*shape: int) -> torch.Tensor:
 
 
 def _here(*activations: torch.Tensor) -> bool:
-    """Whether it is for us: on the CPU, in 16 bits, with a backward pass to come."""
+    """Whether to use the replacement: on the CPU, in 16 bits, with a backward pass to come."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
     return all(x.dtype.itemsize == 2 and x.requires_grad and runs_on(x) == "cpu" for x in activations)
@@ -120,7 +122,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        """The gradient of x: what the weight lets through, less its share along x itself."""
+        """The gradient of x: that of the weighted norm, minus its component along x."""
         x, weight, scale = ctx.saved_tensors
         wide, through = x.float(), (grad * weight).float()
         along = (through * wide).sum(-1, keepdim=True).mul_(scale.pow(3).div_(x.shape[-1]))
@@ -130,19 +132,19 @@ class _Norm(torch.autograd.Function):
 class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Each pair of a number in the first half and one in the second, turned by its angle."""
+        """Each pair of a number in the first half and one in the second, rotated by its angle."""
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin.chunk(2, -1))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        """The gradient of x: turned back."""
+        """The gradient of x: rotated back."""
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin.chunk(2, -1)[::-1], -1), None, None
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sines: Sequence[torch.Tensor], way: int = 1) -> torch.Tensor:
-    """`x cos`, and what each half gets from the other one by its sines [..., width / 2]."""
+    """`x cos`, plus what each half gets from the other by its sines [..., width / 2]."""
     out = x * cos
     (one, other), (to_one, to_other) = x.chunk(2, -1), out.chunk(2, -1)
     to_one.addcmul_(other, sines[0], value=-way)

@@ -21,13 +21,13 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from sft.kernels import adapted
-from sft.kernels.adapted import Adapted
+from sft.kernels.adapted import AdaptedLinear
 from sft.kernels.attention import varlen_attention, varlen_mask
 from sft.kernels.lowrank import autocast_dtype, branch_of, low_rank, only_adapter
 
 JOINT = "sft_joint"  # the attention implementation of a model that computes several jobs
 
-Draws = AbstractContextManager[Any]
+RngState = AbstractContextManager[Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stretch:
     noise: Any = None
 
     @property
-    def drawing(self) -> Draws:
+    def drawing(self) -> RngState:
         """The job's own random state."""
         return self.draws() if self.draws is not None else nullcontext()
 
@@ -125,7 +125,7 @@ class JointLinear(nn.Module):
         return torch.cat(parts, -2)
 
 
-def _adapted(joint: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
+def _adapted(joint: Any, dtype: torch.dtype, autocast: bool) -> AdaptedLinear | None:
     """The layer with the branches of all stretches, where each is of the kind that is computed whole."""
     weight = bias = None
     branches = []
@@ -143,7 +143,7 @@ def _adapted(joint: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
         if type(base) is not nn.Linear or base.weight.dtype is not dtype:
             return None
         weight, bias = base.weight, base.bias
-    return Adapted(weight, bias, tuple(branches))
+    return AdaptedLinear(weight, bias, tuple(branches))
 
 
 def joint_attention(

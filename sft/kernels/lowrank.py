@@ -1,13 +1,13 @@
-"""LoRA's low-rank branch in as few passes as it needs.
+"""LoRA's low-rank branch in as few passes over memory as possible.
 
-peft computes `base(x) + B(A(dropout(x))) * scaling`: under autocast it widens x to fp32 for autocast to narrow it again,
-and the scaling and the sum each go over the layer's whole output, forward and backward. Here the scaled product is added
-by the product itself, and the scaling taken where there are r columns alone (Zhu et al. 2025, "LoRAFusion", for GPUs).
-The same mathematics, with fewer roundings in between. Where the layer below is a frozen linear one in the precision that
-is computed in, both are computed whole (see `adapted`).
+peft computes `base(x) + B(A(dropout(x))) * scaling`: under autocast it upcasts x to fp32 only for autocast to downcast
+it again, and scaling and sum each pass over the layer's whole output, forward and backward. Here the product adds its
+result itself, and scaling is applied where there are only r columns (Zhu et al. 2025, "LoRAFusion", for GPUs). The same
+mathematics, with fewer roundings in between. If the base layer is a frozen linear one in the compute precision, both
+are fused (see `adapted`).
 
-The layer's own forward is kept for whatever this does not know: variants (DoRA), several adapters, biases, merged or
-disabled adapters, precisions that differ, sharded or hooked weights, and torch.compile, which fuses by itself.
+The layer's own forward is kept for everything that is not supported here: variants (DoRA), several adapters, biases,
+merged or disabled adapters, mixed precisions, sharded or hooked weights, and torch.compile, which fuses by itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from sft.kernels import adapted
-from sft.kernels.adapted import Adapted, Branch
+from sft.kernels.adapted import AdaptedLinear, Branch
 
 
 def install(model: nn.Module) -> int:
-    """Let a model's LoRA layers compute so wherever it is the same; gives their number."""
+    """Replace the forward of a model's LoRA layers where the result is the same; return their number."""
     from peft.tuners.lora.layer import Linear, LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer) and is_linear(module, Linear)]
@@ -35,7 +35,7 @@ def install(model: nn.Module) -> int:
 
 
 def is_linear(layer: nn.Module, plain: type) -> bool:
-    """peft's layer over a linear one, plain or of bitsandbytes; subclasses compute something else."""
+    """Whether it is peft's layer on a linear one, plain or of bitsandbytes; subclasses compute something else."""
     module = type(layer).__module__
     return type(layer) is plain or (module == "peft.tuners.lora.bnb" and type(layer).__name__.startswith("Linear"))
 
@@ -49,7 +49,7 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
     plain = found(layer)
     if plain is not None:
         return adapted.output(layer, x, plain, found)
-    own = type(layer.base_layer) is nn.Linear  # its output is nobody else's
+    own = type(layer.base_layer) is nn.Linear  # its output is not used elsewhere
     return low_rank(layer, name, layer.base_layer(x), x, own)
 
 
@@ -68,8 +68,8 @@ def low_rank(layer: Any, name: str, base: torch.Tensor, x: torch.Tensor, own_out
     return _LowRank.apply(base, dropout(x), down.weight, up.weight, scaling, own_output)  # type: ignore[no-any-return]
 
 
-def branch_of(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
-    """The layer's matrices, where it is a frozen linear one in `dtype` with a plain adapter that sees the same input."""
+def branch_of(layer: Any, dtype: torch.dtype, autocast: bool) -> AdaptedLinear | None:
+    """The layer's matrices, if it is a frozen linear layer in `dtype` with a plain adapter on the same input."""
     name, base = only_adapter(layer), layer.base_layer
     if name is None or type(base) is not nn.Linear or not _is_plain(base, bias=True):
         return None
@@ -79,11 +79,11 @@ def branch_of(layer: Any, dtype: torch.dtype, autocast: bool) -> Adapted | None:
     same = base.weight.dtype is dtype and (autocast or down.dtype is up.dtype is dtype)
     if not (seen and frozen and same):
         return None
-    return Adapted(base.weight, base.bias, (Branch(down, up, float(layer.scaling[name])),))
+    return AdaptedLinear(base.weight, base.bias, (Branch(down, up, float(layer.scaling[name])),))
 
 
 def only_adapter(layer: Any) -> str | None:
-    """The adapter that alone is active, where it is a plain one."""
+    """The only active adapter, if it is a plain one."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(names) != 1:
         return None
@@ -94,14 +94,14 @@ def only_adapter(layer: Any) -> str | None:
 
 
 def _is_plain(linear: nn.Linear, bias: bool = False) -> bool:
-    """Whether a linear layer is its matrix and nothing else, a `bias` perhaps."""
+    """Whether a linear layer is only its matrix, and possibly a `bias`."""
     hooked = linear._forward_pre_hooks or linear._forward_hooks or "forward" in linear.__dict__
     matrix = type(linear.weight.data) is torch.Tensor and linear.weight.ndim == 2
     return not hooked and matrix and (bias or linear.bias is None)
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """What products on a device are cast to at the moment; None for no autocast."""
+    """The current autocast dtype of a device; None for no autocast."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
@@ -110,7 +110,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Any, x: Any, down: Any, up: Any, scaling: float, own: bool) -> torch.Tensor:
-        """The sum [..., columns of `up`], in place of `base` where that is the layer's `own`."""
+        """The sum [..., columns of `up`], computed in place in `base` if that is the layer's `own`."""
         flat = x.reshape(-1, x.shape[-1]).to(base.dtype)
         a, b = down.to(flat.dtype), up.to(flat.dtype)
         inner = torch.mm(flat, a.t())
@@ -118,7 +118,7 @@ class _LowRank(torch.autograd.Function):
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, down.dtype, up.dtype)
         wide = base.reshape(-1, base.shape[-1])
         if not own:
-            out = base.new_empty(base.shape)  # no view: the model may write into it
+            out = base.new_empty(base.shape)  # not a view: the model may write into it
             torch.addmm(wide, inner, b.t(), alpha=scaling, out=out.view(wide.shape))
             return out
         ctx.mark_dirty(base)

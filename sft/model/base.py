@@ -1,4 +1,4 @@
-"""The model that an adapter is on."""
+"""The model below an adapter."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def base_of(model: Any) -> Any:
-    """A peft model's base, its layers with the adapter in them; any other model itself."""
+    """A peft model's base, with the adapter's layers in it; any other model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

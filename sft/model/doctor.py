@@ -1,4 +1,4 @@
-"""What a machine has, and what is missing for what: versions, devices, kernels, space, keys, extras."""
+"""What a machine has and lacks: versions, devices, kernels, disk space, API keys, extras."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from sft.config.paths import cache_dir, expanded
 from sft.model.dtype import native_bf16
 from sft.run import environment
-from sft.run.memory import places
+from sft.run.memory import device_memories
 
-# What is installed apart -> what it is for, and the extra of this project that brings it ("" for none).
+# Optional package -> what it is for, and the extra of this project that installs it ("" for none).
 EXTRAS = {
     "bitsandbytes": ("quant=nf4, int8 and 8-bit optimizers", ""),
     "wandb": ("tracker=wandb", ""),
@@ -30,7 +30,7 @@ EXTRAS = {
     "gradio": ("sft.webui", "webui"),
     "deepeval": ("judge.scorer=deepeval", "judge"),
     "lm_eval": ("lm-eval benchmarks", "eval"),
-    "sentencepiece": ("tokenizers that come as tokenizer.model alone", "sentencepiece"),
+    "sentencepiece": ("tokenizers that only have a tokenizer.model", "sentencepiece"),
     "flash_attn": ("model.attn_implementation=flash_attention_2", ""),
 }
 KEYS = (
@@ -47,7 +47,7 @@ SETTINGS = ("MODEL_ID", "HF_HOME", "HF_HUB_OFFLINE", "SFT_CACHE", "OMP_NUM_THREA
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found, in sections of (name, what it is)."""
+    """The findings, in sections of (name, description)."""
 
     sections: dict[str, dict[str, Any]]
 
@@ -63,8 +63,8 @@ class Findings:
         return "\n".join(lines[1:])
 
 
-def examine() -> Findings:
-    """Look at everything; loads no weights, and reads no key's value."""
+def inspect_machine() -> Findings:
+    """Inspect everything; loads no weights and does not read the values of keys."""
     return Findings(
         {
             "versions": {name: version or "not installed" for name, version in environment.versions().items()},
@@ -86,7 +86,7 @@ def _devices() -> dict[str, Any]:
     found["processor"] = (
         f"{hardware['cpu']}, {hardware['usable_cores']} cores, torch takes {torch.get_num_threads()} threads"
     )
-    for place in places():
+    for place in device_memories():
         found[place.name] = f"{place.free / 2**30:.1f} of {place.total / 2**30:.1f} GiB free ({place.limit})"
     for index, gpu in enumerate(hardware["gpus"]):
         found[f"GPU {index}"] = f"{gpu['name']}, compute capability {gpu['compute_capability']}"
@@ -108,7 +108,7 @@ def _attention() -> dict[str, Any]:
     for name in ("flash", "mem_efficient", "cudnn", "math"):
         enabled = getattr(torch.backends.cuda, f"{name}_sdp_enabled", lambda: False)()
         found[f"sdpa {name}"] = (
-            ("yes" if enabled else "switched off")
+            ("yes" if enabled else "disabled")
             if cuda
             else ("CPU's own" if name in ("flash", "math") else "needs a GPU")
         )
@@ -127,7 +127,7 @@ def _space() -> dict[str, Any]:
     wanted = {
         "runs (outputs)": Path.cwd(),
         "cache (SFT_CACHE)": cache_dir(),
-        "models of the hub": Path(hub),
+        "hub models": Path(hub),
     }
     found: dict[str, Any] = {}
     for name, path in wanted.items():

@@ -1,4 +1,4 @@
-"""Precisions by their names, and the one this machine computes fastest in."""
+"""Precisions by name, and the fastest one on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NAMES = {
 
 
 def resolve_dtype(name: str, *, trained: bool = False) -> Any:
-    """The torch.dtype of a name.
+    """The torch.dtype for a name.
 
     Args:
-        name: "bf16", "float32", ... or "auto": bf16 where the hardware computes in it, else fp16 on CUDA, else fp32.
-        trained: the weights themselves are trained; auto is then fp32, for bf16 rounds small updates away.
+        name: "bf16", "float32", ... or "auto": bf16 where the hardware supports it, else fp16 on CUDA, else fp32.
+        trained: the weights themselves are trained; auto is then fp32, because bf16 rounds small updates away.
 
     Raises:
         UserError: no such precision.
@@ -38,12 +38,12 @@ def resolve_dtype(name: str, *, trained: bool = False) -> Any:
             return torch.bfloat16
         return torch.float16 if torch.cuda.is_available() else torch.float32
     if name not in NAMES:
-        raise UserError(f"{name} is no precision", where="model.dtype", remedy="one of auto, bf16, fp16, fp32")
+        raise UserError(f"{name} is not a precision", where="model.dtype", remedy="one of auto, bf16, fp16, fp32")
     return getattr(torch, NAMES[name])
 
 
 def autocast_dtype(trainer: Mapping[str, Any], dtype: str) -> Any:
-    """The torch.dtype that a training computes in by autocast, None for that of its weights.
+    """The torch.dtype of autocast in training, None for no autocast.
 
     Args:
         trainer: the config node `trainer`; `bf16=auto` follows the weights' precision.

@@ -1,4 +1,4 @@
-"""Embedding rows for tokens that the model was not trained with: room for them, and where they start from."""
+"""Embedding rows for tokens that the model was not trained with: resizing and initialization."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 from sft.model.tokens import added_rows, needed_rows
 
-UNTRAINED = 1e-16  # a row whose largest magnitude is below this was reserved and never trained (Llama 3's base models)
+UNTRAINED = 1e-16  # a row whose largest magnitude is below this is reserved and untrained (Llama 3's base models)
 
 
 def fit_embeddings(model: Any, tokenizer: Any, control_tokens: Iterable[str] = ()) -> list[int]:
-    """Make the model's embeddings fit the tokenizer, and set rows that no training has touched.
+    """Fit the model's embeddings to the tokenizer, and initialize untrained rows.
 
-    They grow only where the tokenizer needs it: many models have spare rows. A new row starts from the embedding of
-    the token it stands in for (the end of a turn from the end of text), else from the mean of all rows.
+    They grow only if necessary: many models have spare rows. A new row is initialized with the embedding of the token
+    that it replaces (the end of a turn from the end of text), else with the mean of all rows.
 
     Args:
-        model: the base model, changed in place; the same each time it is called with the same base and tokenizer.
+        model: the base model, changed in place; deterministic for a given base and tokenizer.
         tokenizer: what the model will be trained with.
         control_tokens: the chat template's tokens; those that are in the vocabulary but were never trained count as new.
 
     Returns:
-        Ids of the rows that have to be trained, ascending; empty where the model knows all its tokens.
+        Ids of the rows that have to be trained, ascending; empty where all tokens are known to the model.
     """
     matrices = _matrices(model)
     old = matrices[0].shape[0]
@@ -33,7 +33,8 @@ def fit_embeddings(model: Any, tokenizer: Any, control_tokens: Iterable[str] = (
     rows = needed_rows(tokenizer)
     if rows > old:
         starts.update({row: starts.get(row) for row in range(old, rows)})
-        with torch.random.fork_rng(devices=[]):  # the rows are overwritten, so their random start may cost no draw
+        # the rows are overwritten, so their initialization must not draw random numbers
+        with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(rows, mean_resizing=False)
     if not starts:
         return []
@@ -59,7 +60,7 @@ def is_tied(model: Any) -> bool:
 
 
 def _matrices(model: Any) -> list[torch.Tensor]:
-    """The weights of shape [vocabulary, hidden] of input and output layer; one where they are tied."""
+    """The weights [vocabulary, hidden] of input and output layer; one where they are tied."""
     found = [model.get_input_embeddings().weight]
     if not is_tied(model) and model.get_output_embeddings() is not None:
         found.append(model.get_output_embeddings().weight)

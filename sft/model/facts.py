@@ -1,4 +1,4 @@
-"""What is known about a model before its weights are loaded: its family and its size."""
+"""What is known about a model before its weights are loaded: family and size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sft.config.errors import UserError
 from sft.model.spec import Model
 from sft.template.families import FAMILIES, Family, detect
 
-# Fields of Family that a model's YAML may give itself.
+# Fields of Family that a model's YAML may set.
 _FACTS = (
     "template",
     "stop_tokens",
@@ -23,7 +23,7 @@ _FACTS = (
 
 
 def family_of(model: Model, config: Any = None) -> Family:
-    """The family of a model, with the facts that its YAML gives in place of the table's.
+    """The family of a model, with the facts of its YAML in place of the table's.
 
     Args:
         model: the spec.
@@ -49,7 +49,7 @@ def family_of(model: Model, config: Any = None) -> Family:
 
 
 def empty_model(config: Any, trust_remote_code: bool = False, **options: Any) -> Any:
-    """The model of a config on the meta device: all its modules and shapes, no memory, in well under a second.
+    """The model of a config on the meta device: all modules and shapes without memory, in well under a second.
 
     Args:
         config: the model's own.
@@ -64,7 +64,7 @@ def empty_model(config: Any, trust_remote_code: bool = False, **options: Any) ->
 
 
 def count_parameters(model: Any, trainable_only: bool = False) -> int:
-    """Parameters of a model, tied ones once; a packed 4-bit parameter counts as many as it stands for."""
+    """The number of parameters of a model, tied ones once; packed 4-bit parameters are counted individually."""
     return sum(_size(p) for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
@@ -76,5 +76,5 @@ def _size(parameter: Any) -> int:
 
 
 def stored_bytes(tensors: Iterable[Any]) -> int:
-    """Bytes of tensors as a file holds them: those that share their memory (tied weights) once."""
+    """Bytes of tensors in a file: those that share their memory (tied weights) count once."""
     return sum({each.data_ptr(): each.numel() * each.element_size() for each in tensors}.values())

@@ -1,4 +1,4 @@
-"""A digest of a model's weights from a few kilobytes of them: whether a base is the one an adapter was trained over."""
+"""A digest of a model's weights from a few kilobytes of them, to recognise the base of an adapter."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-TENSORS, BYTES = 32, 4096  # how many tensors are looked into, and how much of each is read
+TENSORS, BYTES = 32, 4096  # number of tensors, and bytes of each, that are read
 
 
 def weights_fingerprint(name: str, revision: str | None = None) -> str | None:
     """Digest the names, types and shapes of a model's tensors, and the first bytes of some of them.
 
-    The same weights in other shards have the same digest; nothing is loaded, which takes milliseconds.
+    The digest does not depend on the sharding; nothing is loaded, so it takes milliseconds.
 
     Args:
         name: a directory, or the hub id of a model in the cache.
         revision: of the hub repository.
 
     Returns:
-        None where there is no safetensors file to look into.
+        None where there is no safetensors file.
     """
     directory = _directory(name, revision)
     files = sorted(directory.glob("*.safetensors")) if directory else []
@@ -48,7 +48,7 @@ def _directory(name: str, revision: str | None) -> Path | None:
 
 
 def _header(path: Path) -> dict[str, tuple[str, list[int], int, int]]:
-    """Type, shape and place in the file of each tensor; {} for a file that is none of safetensors."""
+    """Type, shape and offset of each tensor; {} for a file that is not safetensors."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:

@@ -1,4 +1,4 @@
-"""Bytes that a model's weights take, quantized ones as bitsandbytes stores them, found without the weights."""
+"""Bytes of a model's weights, quantized ones as bitsandbytes stores them, computed without the weights."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-BLOCK = 64  # weights of a 4-bit layer that share a constant
-NESTED_BLOCK = 256  # constants that share one of their own, in double quantization
+BLOCK = 64  # weights of a 4-bit layer per quantization constant
+NESTED_BLOCK = 256  # constants per second-level constant, in double quantization
 CODE = 16  # levels of 4 bits, fp32
 NESTED_CODE = 256  # levels of 8 bits, fp32
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that is trained.
+    """A trained parameter.
 
     Attributes:
-        name: its module's path and its own.
+        name: path of its module and its own name.
         shape: of the tensor.
-        itemsize: bytes of an element.
-        embedding: whether it is an embedding's, which 8-bit optimizers keep 32-bit states of.
-        copies: how many there are like it.
+        itemsize: bytes per element.
+        embedding: whether it is an embedding, for which 8-bit optimizers keep 32-bit states.
+        copies: number of such parameters.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model holds, in bytes where nothing else is said.
+    """The memory of a model, in bytes unless noted otherwise.
 
     Attributes:
-        weights: of the base, those that are not quantized; buffers too.
-        quantized: of the base, in 4 or 8 bits, their constants among them.
-        adapter: trained weights beside the base.
-        parameters: how many the base has.
+        weights: of the base, not quantized; including buffers.
+        quantized: of the base, in 4 or 8 bits, including their constants.
+        adapter: trained weights in addition to the base.
+        parameters: number of the base's parameters.
         trained: the parameters that are trained.
     """
 
@@ -62,16 +62,16 @@ class Footprint:
 
     @property
     def trained_parameters(self) -> int:
-        """How many are trained."""
+        """The number of trained parameters."""
         return sum(p.numel * p.copies for p in self.trained)
 
 
 def footprint(model: Any, copies: dict[int, int] | None = None) -> Footprint:
-    """Count a model, on any device; a layer on the meta device that is to be quantized counts as if it were.
+    """The footprint of a model on any device; layers on the meta device that will be quantized count as quantized.
 
     Args:
         model: with its adapter, if any.
-        copies: module (by id) -> how many modules of the real model it and what it holds stand for; 1 where not said.
+        copies: module (by id) -> number of modules of the real model that it represents; 1 by default.
     """
     adapted = hasattr(model, "peft_config")
     weights = quantized = adapter = parameters = 0

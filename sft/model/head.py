@@ -1,4 +1,4 @@
-"""A model's output layer: whether logits can be had at chosen positions alone, and the layer left out altogether."""
+"""A model's output layer: whether logits can be computed at chosen positions only, and skipping the layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from sft.model.base import base_of
 
 
-def chooses_positions(model: nn.Module) -> bool:
+def supports_logits_to_keep(model: nn.Module) -> bool:
     """Whether the model computes logits at chosen positions (transformers' own models with `logits_to_keep`)."""
     inner = base_of(model)
     own = type(inner).__module__.startswith("transformers.")
@@ -20,20 +20,21 @@ def chooses_positions(model: nn.Module) -> bool:
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
-    """The module that makes logits of hidden states, adapters on it included; None where more is done to them than that."""
+    """The module that computes logits from hidden states, with its adapters; None where logits are processed
+    further."""
     inner = base_of(model)
     capped = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
-    return inner.get_output_embeddings() if chooses_positions(model) and not capped else None
+    return inner.get_output_embeddings() if supports_logits_to_keep(model) and not capped else None
 
 
 @contextmanager
-def left_out(head: nn.Module | None) -> Iterator[None]:
-    """For the time of the block the output layer gives back the hidden states that it is given."""
+def output_layer_skipped(head: nn.Module | None) -> Iterator[None]:
+    """Within the block the output layer returns the hidden states unchanged."""
     if head is None:
         yield
         return
-    hooked = head.__dict__.get("forward")  # accelerate puts one on the module where weights are spread over devices
-    head.forward = _as_given  # type: ignore[method-assign]
+    hooked = head.__dict__.get("forward")  # accelerate sets one on the module where weights are spread over devices
+    head.forward = _identity  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -42,5 +43,5 @@ def left_out(head: nn.Module | None) -> Iterator[None]:
             head.forward = hooked  # type: ignore[method-assign]
 
 
-def _as_given(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden  # one function for all calls: torch.compile compiles anew for every other one
+def _identity(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden  # a single function, because torch.compile recompiles for each new one

@@ -38,12 +38,12 @@ def load_config(model: Model) -> Any:
 def load_tokenizer(model: Model, config: Any = None) -> Any:
     """The tokenizer, with padding side, pad token and the spec's special tokens set.
 
-    An adapter to go on from brings the tokenizer it was trained with. Ids that were added to the vocabulary are noted
-    on the tokenizer (`sft.model.tokens.added_rows`), for their embeddings have to be trained.
+    An existing adapter that is trained further brings its own tokenizer. Ids added to the vocabulary are recorded on
+    the tokenizer (`sft.model.tokens.added_rows`), because their embeddings have to be trained.
 
     Args:
         model: the spec.
-        config: the model's config where it has been loaded already.
+        config: the model's config if it is already loaded.
 
     Raises:
         UserError: it cannot be found or read.
@@ -66,21 +66,21 @@ def load_tokenizer(model: Model, config: Any = None) -> Any:
 def load_model(
     model: Model, quant: Any = None, *, trained: bool = False, config: Any = None, device: str | None = None
 ) -> Any:
-    """The base model in eval mode, in its precision, quantized if asked, on its device.
+    """The base model in eval mode, in its precision, quantized if requested, on its device.
 
     Args:
         model: the spec.
         quant: a transformers.BitsAndBytesConfig, or None.
         trained: the base weights themselves will be trained (`lora=none`), see `resolve_dtype`.
-        config: the model's config where it has been loaded already.
-        device: "cpu", "cuda:1", ...; the spec's device_map wins; the process's own GPU, else the CPU, where not given.
+        config: the model's config if it is already loaded.
+        device: "cpu", "cuda:1", ...; the spec's device_map wins; by default the process's own GPU, else the CPU.
 
     Raises:
-        UserError: it cannot be found, read, quantized or run with this attention.
+        UserError: it cannot be found, read or quantized, or does not support this attention.
     """
     name = model.locate()
     options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype, trained=trained), "use_safetensors": True}
-    if model.attn_implementation and model.attn_implementation != "varlen":  # which training switches to, see layout
+    if model.attn_implementation and model.attn_implementation != "varlen":  # to which training switches, see layout
         options["attn_implementation"] = model.attn_implementation
     if quant is not None:
         _check_quantizable(quant)
@@ -100,7 +100,7 @@ def load_model(
         )
     loaded, found = both
     _check_complete(found["missing_keys"], name)
-    loaded.name_or_path = name  # what an adapter's base_model_name_or_path will say
+    loaded.name_or_path = name  # becomes base_model_name_or_path of adapters
     set_use_cache(loaded, model.use_cache)
     if quant is not None:
         if not quantized_modules(loaded):
@@ -110,7 +110,7 @@ def load_model(
 
 
 def set_use_cache(model: Any, value: bool) -> None:
-    """Whether forward passes keep keys and values; in the text part of a multimodal model too."""
+    """Set whether forward passes keep keys and values; also in the text part of a multimodal model."""
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if hasattr(config, "use_cache"):
             config.use_cache = value
@@ -126,28 +126,28 @@ def _tokenizer_source(model: Model, base: str) -> str:
 
 
 def _check_vocabulary(tokenizer: Any, name: str) -> None:
-    """transformers silently makes an empty tokenizer where the directory holds none."""
+    """Refuse the empty tokenizer that transformers silently creates where the directory has none."""
     if len(tokenizer) < SMALLEST_VOCABULARY:
         raise UserError(
             f"{name} holds no tokenizer (its vocabulary has {len(tokenizer)} tokens)",
             where="model.tokenizer.name",
-            remedy="put the tokenizer's files beside the weights, or name another: model.tokenizer.name=HUB_ID_OR_DIRECTORY",
+            remedy="put the tokenizer's files next to the weights, or name another: model.tokenizer.name=HUB_ID_OR_DIRECTORY",
         )
 
 
 def _check_complete(missing: Any, name: str) -> None:
-    """transformers fills weights that a checkpoint lacks with random numbers; that is never what a fine-tune wants."""
+    """Refuse incomplete checkpoints, whose missing weights transformers would initialize randomly."""
     if missing:
         some = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
             f"{name} lacks {len(missing)} of the model's weights, which would be random: {some}",
             where="model.name",
-            remedy="take the checkpoint of a causal language model, whole",
+            remedy="use a complete checkpoint of a causal language model",
         )
 
 
 def _own_device(device: str | None) -> dict[str, str] | None:
-    """A device map that loads straight onto one device; None on a machine without CUDA, where there is one anyway."""
+    """A device map for loading directly onto one device; None without CUDA, where there is only one."""
     if device is not None:
         return {"": device}
     if torch.cuda.is_available():

@@ -19,7 +19,7 @@ def bits_and_bytes(
     bnb_4bit_use_double_quant: bool = False,
     bnb_4bit_quant_storage: str | None = None,
 ) -> Any:
-    """A transformers.BitsAndBytesConfig, whose arguments these are; precisions may have their short names, or be auto.
+    """A transformers.BitsAndBytesConfig from its own arguments; precisions may be short names or auto.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -41,20 +41,20 @@ def bits_and_bytes(
 
 
 def quantized_modules(model: Any) -> list[Any]:
-    """The model's linear layers that hold quantized weights."""
+    """The model's linear layers with quantized weights."""
     return [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
 
 
 def prepare_quantized(model: Any) -> None:
-    """Make a freshly quantized model ready to carry an adapter: weights frozen, and unchanged by use.
+    """Prepare a newly quantized model for an adapter: freeze the weights, and keep them unchanged in use.
 
-    peft's prepare_model_for_kbit_training also copies norms, embeddings and output layer to fp32. That is left out: the
-    norms compute in fp32 whatever they are stored in, and with copies the adapter would be trained on another model
-    than the one it is loaded over later.
+    peft's prepare_model_for_kbit_training also converts norms, embeddings and output layer to fp32. This is omitted:
+    norms compute in fp32 anyway, and the adapter would be trained on a model that differs from the one it is loaded
+    on later.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for module in quantized_modules(model):
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # else the first forward pass in eval mode repacks and rounds the weights for good
+            # otherwise the first forward pass in eval mode repacks and rounds the weights permanently
             module.support_avx512bf16_for_cpu = False

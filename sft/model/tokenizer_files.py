@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# Notes of transformers about where a tokenizer was loaded from; they mean nothing where it is loaded next.
+# Entries of transformers about where a tokenizer was loaded from, which are meaningless elsewhere.
 _LOADING_NOTES = ("is_local", "local_files_only", "name_or_path", "token", "use_auth_token")
 
 

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer lacks: the chat template's, a pad token, the user's own; and which rows they add."""
+"""Tokens that a tokenizer lacks: the chat template's, a pad token, the user's own; and the embedding rows they add."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 
 def added_rows(tokenizer: Any) -> dict[int, int | None]:
-    """Ids that were added to a tokenizer after loading -> the id whose embedding they start from (None: the mean)."""
+    """Ids added to a tokenizer after loading -> the id whose embedding initializes them (None: the mean)."""
     return tokenizer.__dict__.setdefault("_sft_added_rows", {})
 
 
 def is_single(tokenizer: Any, token: str) -> bool:
-    """Whether a text is read as one token, and not as the unknown one."""
+    """Whether a text is encoded as one token other than the unknown token."""
     ids = tokenizer(token, add_special_tokens=False).input_ids
     return (
         len(ids) == 1
@@ -39,13 +39,13 @@ def is_single(tokenizer: Any, token: str) -> bool:
 
 
 def add_control_tokens(tokenizer: Any, control_tokens: Iterable[str], stop_tokens: Iterable[str] = ()) -> list[str]:
-    """Add the tokens a chat template writes where the tokenizer does not know them as single ones.
+    """Add the tokens of a chat template that the tokenizer does not have as single tokens.
 
-    A stop token that had to be added becomes the end-of-sequence token, and starts from the old one's embedding: the
-    model then knows from the first step that something ends there.
+    A stop token that had to be added becomes the end-of-sequence token, and is initialized with the old one's
+    embedding: the model then knows from the first step that a text ends there.
 
     Returns:
-        The tokens that were added; empty for a tokenizer that came with its chat tokens.
+        The added tokens; empty for a tokenizer that has its chat tokens.
     """
     stops = list(stop_tokens)
     missing = [t for t in dict.fromkeys([*control_tokens, *stops[:1]]) if not is_single(tokenizer, t)]
@@ -78,7 +78,7 @@ def set_special_tokens(tokenizer: Any, tokens: dict[str, Any]) -> None:
             )
         if role not in (*_ROLES, "additional_special_tokens", "extra_special_tokens"):
             raise UserError(
-                f"{role} is no role of a token",
+                f"{role} is not a role of a token",
                 where="model.tokenizer.special_tokens",
                 remedy=f"one of {', '.join(_ROLES)}, additional_special_tokens",
             )
@@ -88,14 +88,14 @@ def set_special_tokens(tokenizer: Any, tokens: dict[str, Any]) -> None:
 
 
 def _expected(tokens: dict[str, Any]) -> str:
-    """The override that checks ids, with those that were given as tokens."""
+    """The override that checks ids, with the ids that were given as tokens."""
     ids = {role.removesuffix("_token"): value for role, value in tokens.items() if isinstance(value, int)}
     listed = ", ".join(f"{role}: {value}" for role, value in ids.items()) or "pad: 0"
     return f"model.tokenizer.expected_ids={{{listed}}}"
 
 
 def set_pad_token(tokenizer: Any) -> None:
-    """Give a tokenizer without a pad token one that it has already; batches are masked by position, so any will do."""
+    """Give a tokenizer without a pad token an existing token; batches are masked by position, so any will do."""
     if tokenizer.pad_token is not None:
         return
     vocabulary = tokenizer.get_vocab()

@@ -1,1 +1,1 @@
-"""The run directory: what a run records about itself, and the only place that writes it."""
+"""The run directory: what a run records about itself, and the only code that writes it."""

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent.
 
 One is written under a temporary name, flushed, given a manifest with the checksum of each of its files, and renamed.
-Reading goes the other way: a checkpoint whose manifest does not hold is passed over for the one before it.
+On reading, a checkpoint that does not match its manifest is skipped in favour of the previous one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.run.disk import atomic
-from sft.run.disk.errors import check_room, storage
+from sft.run.disk.errors import check_free_space, storage_errors
 from sft.run.manifest import complete, problem, write_manifest
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ def name(step: int) -> str:
 
 
 def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
-    """The step that a checkpoint's directory name gives, None for any other name."""
+    """The step in a checkpoint's directory name, None for any other name."""
     match = _NAME.match(Path(checkpoint).name)
     return int(match[1]) if match else None
 
 
 def listed(checkpoints: Path) -> list[Path]:
-    """All directories named checkpoint-<step>, by step, oldest first, whether whole or torn."""
+    """All directories named checkpoint-<step>, by step, oldest first, whether complete or damaged."""
     if not checkpoints.is_dir():
         return []
     found = [(step, path) for path in checkpoints.iterdir() if (step := step_of(path)) is not None and path.is_dir()]
@@ -49,7 +49,7 @@ def listed(checkpoints: Path) -> list[Path]:
 def begin(checkpoints: Path, step: int) -> Path:
     """An empty temporary directory for the checkpoint of this step. In a distributed run rank 0 calls it."""
     temporary = checkpoints / f"{atomic.TEMPORARY}{name(step)}"
-    with storage(temporary):
+    with storage_errors(temporary):
         atomic.remove_directory(temporary)
         temporary.mkdir(parents=True)
     return temporary
@@ -65,10 +65,10 @@ def commit(temporary: Path, *, extra: dict[str, Any] | None = None) -> Path:
         the checkpoint's directory.
 
     Raises:
-        StorageError: the disk is full, or the place may not be written. The checkpoints before are as they were.
+        StorageError: the disk is full, or the location is not writable. The checkpoints before are as they were.
     """
     final = temporary.with_name(temporary.name.removeprefix(atomic.TEMPORARY))
-    with storage(temporary):
+    with storage_errors(temporary):
         write_manifest(temporary, {**(extra or {}), "step": step_of(final)})
         atomic.fsync_tree(temporary)
         atomic.swap_directory(temporary, final)
@@ -89,22 +89,22 @@ def writing(
     barrier: Callable[[], object] = lambda: None,
     needed: int | None = None,
 ) -> Iterator[Path]:
-    """The whole of a save: a temporary directory to write into, which becomes checkpoint-<step> when the block ends well.
+    """A complete save: a temporary directory to write into, which becomes checkpoint-<step> when the block succeeds.
 
     Args:
         main: whether this process opens and closes it (rank 0); the others only write into it.
         barrier: waits for all processes; called after the directory is made and before it is closed.
-        needed: bytes that will be written, where that is known; the disk is asked for them first.
+        needed: bytes to be written, if known; free disk space is checked first.
 
     Raises:
-        StorageError: the disk has no room for it. The checkpoints before are as they were.
+        StorageError: there is not enough disk space. Earlier checkpoints are unchanged.
     """
     if main and needed is not None:
-        check_room(checkpoints / name(step), needed)
+        check_free_space(checkpoints / name(step), needed)
     temporary = begin(checkpoints, step) if main else checkpoints / f"{atomic.TEMPORARY}{name(step)}"
     barrier()
     try:
-        with storage(temporary, needed):
+        with storage_errors(temporary, needed):
             yield temporary
     except BaseException:
         if main:
@@ -120,12 +120,12 @@ def writing(
 
 
 def latest_good(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint; torn ones are passed over with a warning. None where there is none."""
+    """The newest complete checkpoint; damaged ones are skipped with a warning. None where there is none."""
     for checkpoint in reversed(listed(checkpoints)):
         reason = problem(checkpoint)
         if reason is None:
             return checkpoint
-        log.warning("%s is passed over: %s", checkpoint.name, reason)
+        log.warning("%s is skipped: %s", checkpoint.name, reason)
     return None
 
 
@@ -133,17 +133,17 @@ def latest_good(checkpoints: Path) -> Path | None:
 
 
 def recover(checkpoints: Path) -> None:
-    """Put right what a kill left: finish a rename that was under way, remove half-written and half-deleted directories.
+    """Clean up after a kill: finish an interrupted rename, remove partially written and partially deleted directories.
 
-    For the process that holds the run's lock, before it looks for a checkpoint.
+    To be called by the process that holds the run's lock, before it looks for a checkpoint.
     """
     if not checkpoints.is_dir():
         return
-    with storage(checkpoints):
+    with storage_errors(checkpoints):
         for temporary in sorted(checkpoints.glob(f"{atomic.TEMPORARY}*"), key=_new_before_old):
             final = checkpoints / temporary.name.removeprefix(atomic.TEMPORARY).removeprefix("old-")
             if step_of(final) is not None and not final.exists() and complete(temporary):
-                log.info("%s was complete but not yet in place; put in place", final.name)
+                log.info("%s was complete but not yet renamed; renamed it now", final.name)
                 os.rename(temporary, final)
             elif temporary.is_dir():
                 shutil.rmtree(temporary)
@@ -152,14 +152,14 @@ def recover(checkpoints: Path) -> None:
 
 
 def prune(checkpoints: Path, limit: int | None, keep: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
-    """Delete the oldest checkpoints until ``limit`` are left. Never the newest whole one, never those in ``keep``.
+    """Delete the oldest checkpoints until ``limit`` are left. Never the newest complete one, never those in ``keep``.
 
     Args:
         limit: how many to leave; None or 0 leaves all.
-        keep: checkpoints to leave in any case, such as the best one; they count towards the limit.
+        keep: checkpoints to keep in any case, such as the best one; they count towards the limit.
 
     Returns:
-        the directories that were deleted. Torn ones go first.
+        the deleted directories. Damaged ones are deleted first.
     """
     if not limit or limit < 0:
         return []
@@ -171,7 +171,7 @@ def prune(checkpoints: Path, limit: int | None, keep: Iterable[str | os.PathLike
     torn = [path for path in found if path not in whole]
     candidates = [path for path in torn + whole if path.name not in protected]
     doomed = candidates[: max(0, len(found) - max(limit, 1))]
-    with storage(checkpoints):
+    with storage_errors(checkpoints):
         for path in doomed:
             atomic.remove_directory(path)
     return doomed

@@ -1,4 +1,4 @@
-"""The run directory: its files by name, and the one way to write them."""
+"""The run directory: its files by name, and the only way to write them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
-from sft.config.rank import is_main
+from sft.config.rank import is_main_process
 from sft.run.disk import atomic
-from sft.run.disk.errors import storage
+from sft.run.disk.errors import storage_errors
 from sft.run.jsonable import dumps, lines_of, object_of, read_jsonl
 from sft.safety.secrets import redact
 
@@ -29,17 +29,17 @@ class _Name:
 
 
 class RunDirectory:
-    """One run's directory. Every write is whole or absent and carries no secret.
+    """One run's directory. Every write is atomic and free of secrets.
 
     Args:
-        path: the directory; it is made with the first write.
-        main: whether this process writes. None asks the environment: rank 0 of a torchrun job does, the other ranks'
-            calls to write do nothing.
+        path: the directory; created with the first write.
+        main: whether this process writes. None asks the environment: rank 0 of a torchrun job does; on the other
+            ranks writing does nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, main: bool | None = None) -> None:
         self.path = expanded(path).absolute()
-        self.main = is_main() if main is None else main
+        self.main = is_main_process() if main is None else main
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -71,7 +71,7 @@ class RunDirectory:
         """The absolute path of a file of this directory, named relative to it or by an absolute path inside it.
 
         Raises:
-            UserError: the name leads out of the directory. (A link that the user put in it may lead elsewhere.)
+            UserError: the name leads out of the directory. (A symlink that the user put there may lead elsewhere.)
         """
         path = Path(os.path.normpath(self.path / name))
         if path == self.path or not path.is_relative_to(self.path):
@@ -84,8 +84,8 @@ class RunDirectory:
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def create(self) -> Path:
-        """Make the directory (and its parents). Raises StorageError where that is not allowed."""
-        with storage(self.path):
+        """Create the directory (and its parents). Raises StorageError where that is not permitted."""
+        with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         return self.path
 
@@ -102,7 +102,7 @@ class RunDirectory:
         return self.write_with(name, lambda temporary: temporary.write_bytes(content))
 
     def write_with(self, name: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
-        """Let ``writer(path)`` write the file at a temporary path of the same suffix, then put it in place."""
+        """Let ``writer(path)`` write the file at a temporary path with the same suffix, then rename it."""
         path = self.inside(name)
         if self.main:
             with atomic.replacing(path) as temporary:
@@ -111,28 +111,28 @@ class RunDirectory:
 
     @contextmanager
     def replacing_directory(self, name: str | os.PathLike[str]) -> Iterator[Path]:
-        """An empty temporary directory that becomes ``name`` when the block ends well (for adapter/, model/, merged/).
+        """An empty temporary directory that becomes ``name`` when the block succeeds (for adapter/, model/, merged/).
 
-        For the main process alone: whoever else enters it writes over the main one's files.
+        For the main process only: any other would overwrite its files.
         """
         with atomic.replacing_directory(self.inside(name)) as temporary:
             yield temporary
 
     def append_jsonl(self, name: str | os.PathLike[str], value: Any) -> Path:
-        """Add one line to a JSON-lines file and flush it, so that a killed run keeps it."""
+        """Append one line to a JSON-lines file and flush it, so that it survives a kill."""
         path = self.inside(name)
         if self.main:
-            with storage(path):
+            with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(dumps(value, indent=None) + "\n")
         return path
 
     def keep_jsonl(self, name: str | os.PathLike[str], keep: Callable[[dict[str, Any]], bool]) -> int:
-        """Rewrite a JSON-lines file with the lines that ``keep`` admits; torn lines go too.
+        """Rewrite a JSON-lines file with the lines that ``keep`` accepts; incomplete lines are removed too.
 
         Returns:
-            how many lines were dropped.
+            the number of removed lines.
         """
         path = self.inside(name)
         if not self.main or not path.exists():
@@ -148,13 +148,13 @@ class RunDirectory:
         """A JSON file's value, or ``default`` where there is none.
 
         Raises:
-            UserError: the file is there but is not JSON.
+            UserError: the file exists but is not JSON.
         """
         path = self.inside(name)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(default, dict) and not isinstance(value, dict):
-                raise ValueError("no object at its top")
+                raise ValueError("not a JSON object")
             return value
         except FileNotFoundError:
             return default
@@ -165,6 +165,6 @@ class RunDirectory:
             ) from error
 
     def read_jsonl(self, name: str | os.PathLike[str]) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file in order, without torn lines; empty where there is no file."""
+        """The objects of a JSON-lines file in order, without incomplete lines; empty where there is no file."""
         path = self.inside(name)
         return read_jsonl(path) if path.exists() else []

@@ -1,4 +1,4 @@
-"""Where a run was made: library versions, the machine, the state of the code."""
+"""The environment of a run: library versions, the machine, the state of the code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of sft, Python and the libraries that shape a result; None for what is not installed. Imports none."""
+    """The versions of sft, Python and the libraries that affect results; None where not installed. Imports none of
+    them."""
     found: dict[str, str | None] = {"sft": sft.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -52,7 +53,7 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state(directory: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
-    """Commit and state of the repository a directory lies in (of this package by default), None outside of one.
+    """Commit and state of the git repository of a directory (of this package by default), None outside of one.
 
     Returns:
         ``{"commit": 40 hex digits, "dirty": whether tracked files differ from it}``
@@ -67,7 +68,7 @@ def git_state(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
 
 def _git(where: Path, *arguments: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"  # only look: a refreshed index would be a write
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # read only: refreshing the index would write
     try:
         done = subprocess.run(
             ["git", "-c", "core.fsmonitor=false", "-C", str(where), *arguments],

@@ -1,4 +1,4 @@
-"""training_info.json: what inference and merging need to know about a trained model."""
+"""training_info.json: facts about a trained model for inference and merging."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sft.run.record import now
 
 @dataclass
 class TrainingInfo:
-    """Facts about a trained model, beside its weights.
+    """Facts about a trained model, stored with its weights.
 
     Attributes:
-        model_name: the name the config gave (hub id, directory, or a name of the project's own such as smollm2_offline).
-        model_path: what plain transformers loads: a hub id or an absolute local directory.
+        model_name: the name in the config (hub id, directory, or one of the project's names such as smollm2_offline).
+        model_path: for plain transformers: a hub id or an absolute local directory.
         model_kind: where it comes from (hub, local, embedded, tiny).
-        model_revision: the hub revision, if one was asked for.
+        model_revision: the hub revision, if one was given.
         base_fingerprint: digest of the base's weights (`sft.model.fingerprint`), None where it is not known.
         model_type: transformers' name of the architecture ("qwen3").
         family: the project's name of the model family.
@@ -69,7 +69,7 @@ class TrainingInfo:
         run.write_json(run.training_info, self)
 
     def write_beside(self, weights: Path) -> None:
-        """Write it into the directory of the weights too, which may be copied elsewhere without the run's."""
+        """Write it also into the directory of the weights, which may be copied without the run."""
         (weights / "training_info.json").write_text(dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
@@ -77,7 +77,7 @@ class TrainingInfo:
         """Read it back; keys of a newer version go into ``extra``.
 
         Raises:
-            UserError: the directory has no training_info.json, so it is no run of this project.
+            UserError: the directory has no training_info.json, so it is not a run of this project.
         """
         found = run.read_json(run.training_info)
         if not isinstance(found, dict):

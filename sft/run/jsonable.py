@@ -15,8 +15,8 @@ from sft.safety.secrets import redact_tree
 def plain(value: Any) -> Any:
     """The value in terms of dict, list, str, int, float, bool and None.
 
-    NaN and the infinities become None, for JSON has no word for them; numpy and torch scalars become numbers;
-    dataclasses become dicts; whatever else is left becomes its text.
+    NaN and infinities become None, because JSON has no notation for them; numpy and torch scalars become numbers,
+    dataclasses become dicts, anything else becomes its str().
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -34,13 +34,13 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
-    if callable(getattr(value, "tolist", None)):  # numpy and torch; a scalar's is the number itself
+    if callable(getattr(value, "tolist", None)):  # numpy and torch; for a scalar it returns the number itself
         return plain(value.tolist())
     return str(value)
 
 
 def dumps(value: Any, *, indent: int | None = 2) -> str:
-    """Strict JSON without secrets, ending in no newline."""
+    """Strict JSON without secrets and without a final newline."""
     return json.dumps(redact_tree(plain(value)), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -50,7 +50,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines that are not empty; split at newlines alone, for text may hold other line separators."""
+    """The non-empty lines; split only at newlines, because text may contain other line separators."""
     return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
 
 

@@ -1,8 +1,8 @@
-"""One writer a run directory: a second run is told who holds it; what a killed run left behind is taken over.
+"""One writer per run directory: a second run is refused with the holder's name; the lock of a killed run is taken over.
 
-The kernel's lock (flock) is the authority, for it goes when its process goes, however that ends. The text in the file
-only says who holds it. Forked children (data workers) close their copy, or an orphan among them would keep the
-directory locked after the run itself was killed.
+The kernel's lock (flock) decides, because it is released whenever its process ends. The text in the file only names
+the holder. Forked children (data workers) close their copy; otherwise an orphan would keep the directory locked after
+the run itself was killed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
-from sft.config.rank import is_main
-from sft.run.disk.errors import storage
+from sft.config.rank import is_main_process
+from sft.run.disk.errors import storage_errors
 from sft.run.record import now
 from sft.system.processes import alive
 
@@ -42,9 +42,9 @@ class RunLock:
     """The lock of a run directory, as a context manager.
 
     Args:
-        directory: the run directory; it is made if missing.
-        main: whether this process locks; None asks the environment (rank 0 of a torchrun job does, the others share).
-        patience: how long to wait for the holder, in seconds: a process that was killed just now may still be ending.
+        directory: the run directory; created if missing.
+        main: whether this process locks; None asks the environment (rank 0 of a torchrun job locks for all).
+        patience: how long to wait for the holder, in seconds: a process that was just killed may still be exiting.
 
     Raises:
         UserError: a live process holds it; the message names its process id, host and start.
@@ -53,32 +53,33 @@ class RunLock:
     def __init__(self, directory: str | os.PathLike[str], *, main: bool | None = None, patience: float = 1.0) -> None:
         self.patience = patience
         self.path = Path(directory) / ".lock"
-        self.main = is_main() if main is None else main
+        self.main = is_main_process() if main is None else main
         self.descriptor: int | None = None
         self.owner = 0
 
     def acquire(self) -> Self:
-        """Take the lock, or say who has it."""
+        """Take the lock. Raises UserError naming the holder."""
         if not self.main or self.descriptor is not None:
             return self
-        with storage(self.path):
+        with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.descriptor = self._open_locked()
             self.owner = os.getpid()
             _held.add(self.descriptor)
             before = _read(self.descriptor)
             if before:
-                log.info("took over the lock of %s, left by a run that is gone (%s)", self.path.parent, _who(before))
+                log.info("took over the lock of %s, left by a dead run (%s)", self.path.parent, _who(before))
             content = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
             os.truncate(self.descriptor, 0)
             os.pwrite(self.descriptor, content.encode(), 0)
         return self
 
     def release(self) -> None:
-        """Give the lock back and remove its file. Nothing where it is not held, and nothing in a forked child."""
+        """Release the lock and remove its file. Does nothing where it is not held, or in a forked child."""
         if self.descriptor is None or self.owner != os.getpid():
             return
-        self.path.unlink(missing_ok=True)  # while still locked: whoever waits sees another file and tries again
+        # while still locked: a waiting process then sees another file and tries again
+        self.path.unlink(missing_ok=True)
         _held.discard(self.descriptor)
         os.close(self.descriptor)
         self.descriptor = None
@@ -102,14 +103,14 @@ class RunLock:
                 return self._without_flock(holder)
             if _is_same_file(descriptor, self.path):
                 return descriptor
-            os.close(descriptor)  # its holder removed it between our open and our lock
+            os.close(descriptor)  # the holder removed it between our open and our lock
 
     def _without_flock(self, holder: dict[str, Any]) -> int:
-        """On file systems without locks the text decides: a holder on another host, or alive on this one, is refused."""
+        """Without file locks the text decides: refuse if the holder is on another host, or alive on this one."""
         pid = holder.get("pid")
         if holder and (holder.get("host") != socket.gethostname() or (isinstance(pid, int) and alive(pid))):
             raise self._refusal(holder)
-        log.warning("%s: this file system knows no locks; a second run at the same moment may go unnoticed", self.path)
+        log.warning("%s: this file system has no locks; a second run at the same moment may go unnoticed", self.path)
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
@@ -129,7 +130,7 @@ class RunLock:
 
 
 def holder(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Who writes a run directory now (pid, host, since), or None; takes nothing and changes nothing."""
+    """The current writer of a run directory (pid, host, since), or None; read-only."""
     path = Path(directory) / ".lock"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -145,7 +146,7 @@ def holder(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """What the file says; {} when empty or torn. A holder that has just locked may not have written yet: wait a little."""
+    """The content of the file; {} when empty or incomplete. Waits a little for a holder that has not written yet."""
     for _ in range(5):
         try:
             value = json.loads(os.pread(descriptor, 4096, 0) or b"null")
@@ -157,7 +158,7 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 def _who(holder: dict[str, Any]) -> str:
     if not holder:
-        return "a process that has not said its name"
+        return "an unknown process"
     return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
 
 

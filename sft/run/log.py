@@ -1,8 +1,8 @@
-"""Logging of one run: train.log gets everything, stderr a short form that progress bars do not garble.
+"""Logging of one run: everything to train.log, a short form to stderr that does not garble progress bars.
 
-Some libraries keep their messages from the root logger (transformers, wandb) or print them through a handler of their
-own (transformers, datasets, huggingface_hub). While a :class:`RunLog` is open its handlers take the place of those;
-closing it puts back what was there, so each job of a sweep has its own log.
+Some libraries do not propagate to the root logger (transformers, wandb) or print through their own handlers
+(transformers, datasets, huggingface_hub). While a :class:`RunLog` is open its handlers replace those; closing it
+restores them, so each job of a sweep has its own log.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from types import TracebackType
 from typing import Any, Self
 
 from sft.config.errors import UserError
-from sft.config.rank import is_main
+from sft.config.rank import is_main_process
 from sft.run.directory import RunDirectory
-from sft.run.disk.errors import storage
+from sft.run.disk.errors import storage_errors
 from sft.run.log_lines import FileFormatter, ShortFormatter, is_terminal, worth_showing
 
 FILE_ONLY = {"file_only": True}
 """``log.info(…, extra=FILE_ONLY)`` goes to train.log and not to stderr."""
 
-# Libraries whose informative messages belong in train.log; most of them are silent below "warning" unless told otherwise.
-_TALKATIVE = ("transformers", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "trl")
-# These do not pass their messages on to the root logger, so that the handlers must wait at their door before they come.
+# Libraries whose info messages belong in train.log; most of them are silent below "warning" by default.
+_INFORMATIVE = ("transformers", "datasets", "peft", "accelerate", "huggingface_hub", "bitsandbytes", "trl")
+# These do not propagate to the root logger, so handlers are attached to them before they are imported.
 _CLOSED = ("transformers", "wandb")
 _open_logs: list[RunLog] = []
-_alike = False  # whether the other ranks do now what rank 0 does, so that their warnings are its own
+_main_process_only = False  # whether all ranks do the same now, so that the others' warnings only repeat rank 0's
 
 
 class RunLog:
-    """The log of one run, as a context manager; an error that leaves the block is written to train.log with its traceback.
+    """The log of one run, as a context manager; an error that leaves the block is logged to train.log with its
+    traceback.
 
     Args:
-        run: the run directory; None logs to stderr alone.
-        progress_bars: whether the libraries' progress bars may be drawn; None draws them on a terminal only.
+        run: the run directory; None logs to stderr only.
+        progress_bars: whether the libraries' progress bars are drawn; None draws them only on a terminal.
     """
 
     def __init__(self, run: RunDirectory | None = None, *, progress_bars: bool | None = None) -> None:
@@ -48,20 +49,21 @@ class RunLog:
         self._seen: set[str] = set()
 
     def open(self) -> Self:
-        """Attach the handlers; libraries imported later are attached with their first message or by :meth:`adopt`."""
+        """Attach the handlers; libraries that are imported later are adopted with their first message or by
+        :meth:`adopt`."""
         if self.handlers:
             return self
         root = logging.getLogger()
         level = min(root.level or logging.INFO, logging.INFO)
         if self.run is not None and self.run.main:
-            with storage(self.run.train_log):
+            with storage_errors(self.run.train_log):
                 self.run.create()
                 file = _FileHandler(self.run.train_log, encoding="utf-8")
             file.setLevel(level)
             file.setFormatter(FileFormatter())
             self.handlers.append(file)
         stderr = _StderrHandler(self)
-        stderr.setLevel(level if is_main() else logging.WARNING)
+        stderr.setLevel(level if is_main_process() else logging.WARNING)
         self.handlers.append(stderr)
         self._set_level(root, level)
         self._undo.append(("warnings", getattr(logging, "_warnings_showwarning", None) is not None))
@@ -71,23 +73,24 @@ class RunLog:
         return self
 
     def adopt(self) -> None:
-        """Take over the loggers of the libraries imported by now: their messages to train.log, their printing to stderr."""
+        """Take over the loggers of the libraries imported so far: their messages to train.log, their output to
+        stderr."""
         loggers = [item for item in list(logging.root.manager.loggerDict.values()) if isinstance(item, logging.Logger)]
         for logger in [logging.getLogger(), *loggers]:
-            for handler in [handler for handler in logger.handlers if self._is_in_the_way(handler)]:
+            for handler in [handler for handler in logger.handlers if self._is_replaced(handler)]:
                 logger.removeHandler(handler)
                 self._undo.append(("handler", logger, handler))
             if logger is logging.root or not logger.propagate:
                 self._attach(logger)
         for name in _CLOSED:
             self._attach(logging.getLogger(name))
-        for name in _TALKATIVE:
+        for name in _INFORMATIVE:
             if name in sys.modules:
                 self._set_level(logging.getLogger(name), logging.INFO)
         self._hide_bars()
 
     def close(self) -> None:
-        """Detach and close the handlers and put back what was there before."""
+        """Detach and close the handlers and restore the previous ones."""
         if not self.handlers:
             return
         for what, *rest in reversed(self._undo):
@@ -131,8 +134,9 @@ class RunLog:
             self._undo.append(("level", logger, logger.level))
             logger.setLevel(level)
 
-    def _is_in_the_way(self, handler: logging.Handler) -> bool:
-        """Plain printing to the terminal, and Hydra's own train.log; handlers of any other kind are somebody's purpose."""
+    def _is_replaced(self, handler: logging.Handler) -> bool:
+        """Whether a handler is replaced: plain terminal output and Hydra's own train.log; others were set on
+        purpose."""
         if type(handler) is logging.FileHandler:
             return self.run is not None and handler.baseFilename == os.path.abspath(self.run.train_log)
         return type(handler) is logging.StreamHandler and handler.stream in (
@@ -158,7 +162,7 @@ class RunLog:
                 self._undo.append(("bars", getattr(module, on)))
 
     def notice(self, record: logging.LogRecord) -> None:
-        """Adopt the loggers again when a library speaks for the first time; called with each record."""
+        """Adopt the loggers again when a library logs for the first time; called with each record."""
         library = record.name.partition(".")[0]
         if f"logger {library}" not in self._seen:
             self._seen.add(f"logger {library}")
@@ -166,31 +170,31 @@ class RunLog:
 
 
 @contextlib.contextmanager
-def alike() -> Iterator[None]:
-    """For the time of the block other ranks than the main one show errors alone: they would warn of the same."""
-    with _all_alike(True):
+def main_process_logs_only() -> Iterator[None]:
+    """Within the block ranks other than 0 show only errors, because they would only repeat the warnings."""
+    with _set_main_process_only(True):
         yield
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """For the time of the block, within one of `alike`, each rank does its own."""
-    with _all_alike(False):
+def all_processes_log() -> Iterator[None]:
+    """For the time of the block, within one of `main_process_logs_only`, all ranks log their own warnings."""
+    with _set_main_process_only(False):
         yield
 
 
 @contextlib.contextmanager
-def _all_alike(value: bool) -> Iterator[None]:
-    global _alike
-    before, _alike = _alike, value and not is_main()
+def _set_main_process_only(value: bool) -> Iterator[None]:
+    global _main_process_only
+    before, _main_process_only = _main_process_only, value and not is_main_process()
     try:
         yield
     finally:
-        _alike = before
+        _main_process_only = before
 
 
 def adopt() -> None:
-    """Let the open logs take over the loggers of libraries imported since; for when the heavy imports are done."""
+    """Let the open logs take over the loggers of newly imported libraries; called after the heavy imports."""
     for log in list(_open_logs):
         log.adopt()
 
@@ -202,7 +206,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to whatever sys.stderr is at the moment, which a live display replaces while it draws."""
+    """Writes to the current sys.stderr, which a live display replaces while it is active."""
 
     def __init__(self, owner: RunLog) -> None:
         super().__init__()
@@ -210,24 +214,25 @@ class _StderrHandler(logging.Handler):
         self.setFormatter(ShortFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record where it is worth showing and was not shown already."""
+        """Show a record that is worth showing and was not shown already."""
         self.owner.notice(record)
-        if _alike and record.levelno < logging.ERROR:
+        if _main_process_only and record.levelno < logging.ERROR:
             return
         if _open_logs[-1:] != [self.owner] or getattr(record, "file_only", False) or not worth_showing(record):
             return
         if _already(record, self):
             return
         try:
-            with _bars_aside():
+            with _progress_bars_cleared():
                 sys.stderr.write(self.format(record) + "\n")
                 sys.stderr.flush()
-        except Exception:  # a logger never takes the run down
+        except Exception:  # logging must never end the run
             self.handleError(record)
 
 
 def _already(record: logging.LogRecord, handler: logging.Handler) -> bool:
-    """Whether this handler has had this record: one attached to a library and to the root is called twice."""
+    """Whether this handler has already handled the record: attached to a library and to the root, it is called
+    twice."""
     seen: set[int] = record.__dict__.setdefault("_sft_handled", set())
     if id(handler) in seen:
         return True
@@ -236,8 +241,8 @@ def _already(record: logging.LogRecord, handler: logging.Handler) -> bool:
 
 
 @contextlib.contextmanager
-def _bars_aside() -> Iterator[None]:
-    """Clear tqdm's bars while a line is written and draw them again below it."""
+def _progress_bars_cleared() -> Iterator[None]:
+    """Clear tqdm's bars while a line is written, and redraw them below it."""
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if tqdm is None or not getattr(tqdm, "_instances", None):
         yield

@@ -1,4 +1,4 @@
-"""The lines of a log: what is worth showing on a terminal, and how a record reads there and in train.log."""
+"""The format of log lines on a terminal and in train.log, and which are worth showing."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import threading
 import time
 from typing import Any
 
-from sft.config.rank import is_main, rank
-from sft.config.text import harmless
+from sft.config.rank import is_main_process, rank
+from sft.config.text import without_control_characters
 from sft.safety.secrets import redact
 
 _LONGEST = 300
 _WARNING = re.compile(r": (?P<kind>\w*Warning): (?P<text>.*)")
 _JOB = re.compile(r"job (?P<number>\d+)")
-# what a library says at its import whether or not the run uses it
+# import-time messages of libraries that the run may not even use
 _BESIDE_THE_POINT = (("bitsandbytes", "Failed to load CPU gemm_4bit_forward"),)
 
 
 class FileFormatter(logging.Formatter):
-    """Time, level and logger before the message, and its traceback after it."""
+    """Time, level, logger and message, followed by the traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line with its traceback, without secrets and without what would act on the terminal it is read in."""
-        return harmless(redact(super().format(record)))
+        """The line with its traceback, without secrets and terminal control sequences."""
+        return without_control_characters(redact(super().format(record)))
 
 
 class ShortFormatter(logging.Formatter):
-    """``12:34:56 message``; the library's name, a level other than info, no traceback, one line for foreign messages."""
+    """``12:34:56 message``, with the library's name and levels other than info, without traceback, on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The short form, without secrets."""
-        message = harmless(redact(record.getMessage()))
+        message = without_control_characters(redact(record.getMessage()))
         if record.name == "py.warnings":
             match = _WARNING.search(message)
             message = match["text"] if match else message
@@ -48,7 +48,7 @@ class ShortFormatter(logging.Formatter):
             message = _one_line(message)
         if record.levelno >= logging.WARNING:
             message = f"{_coloured(record)} {message}"
-        if not is_main():
+        if not is_main_process():
             message = f"[rank {rank()}] {message}"
         message = job_prefix() + message
         return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
@@ -61,7 +61,7 @@ def job_prefix() -> str:
 
 
 def worth_showing(record: logging.LogRecord) -> bool:
-    """Ours from info on, the libraries' from warning on, and no warning meant for their developers."""
+    """Our records from info on, the libraries' from warning on, without warnings for developers."""
     if record.name == "py.warnings":
         match = _WARNING.search(record.getMessage())
         return match is None or match["kind"] not in (
@@ -89,7 +89,7 @@ def _coloured(record: logging.LogRecord) -> str:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is one; closed and foreign ones are none."""
+    """Whether a stream is a terminal; false for closed streams and other objects."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):

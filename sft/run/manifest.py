@@ -22,10 +22,10 @@ def write_manifest(checkpoint: Path, facts: Mapping[str, Any]) -> None:
 
 
 def problem(checkpoint: Path, *, deep: bool = True) -> str | None:
-    """Why a checkpoint is not whole, or None when it is.
+    """Why a checkpoint is incomplete, or None when it is complete.
 
     Args:
-        deep: compare checksums; otherwise only the files' presence and sizes, which costs no reading.
+        deep: compare checksums; otherwise only the files' presence and sizes, without reading them.
     """
     manifest = read_manifest(checkpoint)
     if manifest is None:
@@ -50,12 +50,12 @@ def problem(checkpoint: Path, *, deep: bool = True) -> str | None:
 
 
 def complete(checkpoint: Path, *, deep: bool = True) -> bool:
-    """Whether every file is there as it was written. Nothing of a checkpoint may be unpickled before this holds."""
+    """Whether every file is as it was written. Nothing of a checkpoint may be unpickled unless this is true."""
     return problem(checkpoint, deep=deep) is None
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """The manifest's content, or None where it is missing, torn, or names files outside the checkpoint."""
+    """The manifest's content, or None where it is missing, damaged, or names files outside the checkpoint."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]

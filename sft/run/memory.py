@@ -1,4 +1,4 @@
-"""Memory, in bytes: what a run may take of each GPU, or of this process where there is none, and what it takes."""
+"""Memory in bytes: the available and used memory of each GPU, or of this process where there is none."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def device_total_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """What metrics.json calls peak_memory_bytes: the accelerator's peak, or the process's where there is none."""
+    """peak_memory_bytes of metrics.json: the accelerator's peak, or the process's where there is none."""
     return device_peak_bytes() or process_peak_bytes()
 
 
 def reset_peak() -> None:
-    """Begin a new measurement: at the start of a job, before its model is loaded, so that each has its own peak."""
+    """Reset the peak: at the start of a job, before its model is loaded, so that each job has its own."""
     cuda = _cuda()
     if cuda:
         cuda.reset_peak_memory_stats()
@@ -57,7 +57,7 @@ def reset_peak() -> None:
 
 @functools.cache
 def total_bytes() -> int:
-    """The memory of the machine, or what the container may use of it if that is less; 0 where it cannot be told."""
+    """The memory of the machine, or the container's limit if that is less; 0 where unknown."""
     found = []
     try:
         line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
@@ -84,7 +84,7 @@ def _status(field: str) -> int:
 
 
 def _cuda() -> Any:
-    """torch.cuda where it is in use; torch is not imported for this alone."""
+    """torch.cuda if it is in use; torch is not imported for this."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
@@ -96,14 +96,14 @@ _CGROUPS = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where tensors can lie.
+class DeviceMemory:
+    """The memory of a device.
 
     Attributes:
         name: the GPU's, or "this process".
         device: "cuda" or "cpu".
-        free: what a run may take here; of the process what it holds already counts as free.
-        total: what there is.
+        free: available to a run; for the process, memory that it already holds counts as free.
+        total: in all.
         limit: what sets the limit.
     """
 
@@ -114,8 +114,8 @@ class Place:
     limit: str = ""
 
 
-def places() -> list[Place]:
-    """The GPUs that a run may use, or this process alone; imports torch to ask."""
+def device_memories() -> list[DeviceMemory]:
+    """The GPUs that a run may use, or only this process; imports torch to find out."""
     import torch
 
     if not torch.cuda.is_available():
@@ -123,31 +123,33 @@ def places() -> list[Place]:
     found = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        free += torch.cuda.memory_reserved(index)  # what this process's allocator holds
-        found.append(Place(f"GPU {index}, {torch.cuda.get_device_name(index)}", "cuda", free, total, "its memory"))
+        free += torch.cuda.memory_reserved(index)  # held by this process's allocator
+        found.append(
+            DeviceMemory(f"GPU {index}, {torch.cuda.get_device_name(index)}", "cuda", free, total, "its memory")
+        )
     return found
 
 
-def process() -> Place:
-    """The least of the machine's available memory, the container's limit and the process's own (ulimit).
+def process() -> DeviceMemory:
+    """The minimum of the machine's available memory, the container's limit and the process's own (ulimit).
 
-    Of processes that train together each has its share.
+    Divided by the number of processes in a distributed run.
     """
     held = process_bytes()
-    rooms = sorted(_rooms(), key=lambda found: found[0])
+    rooms = sorted(_process_limits(), key=lambda found: found[0])
     if not rooms:
-        return Place("this process", "cpu", 0, 0, "unknown")
+        return DeviceMemory("this process", "cpu", 0, 0, "unknown")
     room, total, limit = rooms[0]
-    return Place("this process", "cpu", max(0, room // local_world_size() + held), total, limit)
+    return DeviceMemory("this process", "cpu", max(0, room // local_world_size() + held), total, limit)
 
 
-def _rooms() -> Iterator[tuple[int, int, str]]:
-    """(bytes that the process may still take, in all, what says so)."""
+def _process_limits() -> Iterator[tuple[int, int, str]]:
+    """(bytes that the process may still allocate, total bytes, the reason)."""
     memory = _fields("/proc/meminfo")
     if "MemAvailable" in memory:
         yield memory["MemAvailable"], memory["MemTotal"], "the machine's memory"
     for limit, used in _CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number: no limit
             most = int(Path(limit).read_text())
             if most < 1 << 60:
                 yield most - _reclaimable(limit, int(Path(used).read_text())), most, "the container's limit"
@@ -160,7 +162,7 @@ def _rooms() -> Iterator[tuple[int, int, str]]:
 
 
 def _reclaimable(limit: str, used: int) -> int:
-    """What of a container's usage is no cache of files, which gives way."""
+    """The part of a container's usage that is not file cache; the cache is given back when memory is needed."""
     try:
         lines = (Path(limit).parent / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)

@@ -1,4 +1,4 @@
-"""metrics.json: the final figures of a run, under the names that leaderboards and comparisons read."""
+"""metrics.json: the final metrics of a run, under the names that leaderboards and comparisons read."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sft.run.record import Status
 
 @dataclass
 class Metrics:
-    """The figures every run has; None for what it could not measure.
+    """The metrics of every run; None where not measured.
 
     Attributes:
         status: running, finished, interrupted, failed or pruned.
         steps: optimizer steps made.
-        epochs: passes over the training data, a fraction for a partial one.
+        epochs: passes over the training data, including fractions.
         train_loss: mean loss per trained token over the run's steps, in nats.
-        eval_loss: the same over the evaluation data, with the weights that were saved.
+        eval_loss: the same over the evaluation data, with the saved weights.
         eval_perplexity: exp(eval_loss).
-        eval_token_accuracy: share of trained tokens whose greedy prediction was right.
-        total_tokens: tokens that went through the model in training, padding apart.
-        trained_tokens: those of them that counted in the loss.
+        eval_token_accuracy: share of trained tokens whose greedy prediction was correct.
+        total_tokens: tokens processed in training, without padding.
+        trained_tokens: tokens that counted in the loss.
         tokens_per_second: total_tokens per second of training.
         peak_memory_bytes: the accelerator's peak, or the process's without one.
         train_seconds: in the training loop, evaluation included, over all sessions.
@@ -48,7 +48,7 @@ class Metrics:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat, the named figures first; the perplexity is filled in from the loss."""
+        """All metrics flat, the named ones first; the perplexity is derived from the loss."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         if flat["eval_perplexity"] is None:
             flat["eval_perplexity"] = perplexity(self.eval_loss)
@@ -73,7 +73,7 @@ class Metrics:
 
 
 def perplexity(loss: float | None) -> float | None:
-    """exp(loss); None for no loss, or where it would not fit a float."""
+    """exp(loss); None without a loss, or where it overflows."""
     if loss is None or not math.isfinite(loss) or loss > 700:
         return None
     return math.exp(loss)

@@ -1,4 +1,4 @@
-"""Where the time before the first step goes: each part of a start ends with a mark, and the parts add up to the whole."""
+"""The time before the first step by phases: each phase ends with a mark, and the phases add up to the total."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PHASES = ("imports", "tokenizer and template", "data", "weights", "adapter", "tr
 
 
 class Phases:
-    """A clock of one run.
+    """The clock of one run's start.
 
     Args:
-        began: the wall time that the first phase is counted from.
+        began: the wall time at which the first phase begins.
 
     Attributes:
-        seconds: of each phase, in their order; phases of the same name add up.
+        seconds: of each phase, in order; phases of the same name are added.
     """
 
     def __init__(self, began: float) -> None:
@@ -25,7 +25,7 @@ class Phases:
         self.complete = False
 
     def mark(self, name: str, last: bool = False) -> None:
-        """The phase `name` ends now; with `last` it is the last one. Nothing after that."""
+        """End the phase `name`; with `last` it is the final one. Does nothing after that."""
         if self.complete:
             return
         now = time.time()
@@ -43,11 +43,11 @@ class Phases:
 
 
 _now: ContextVar[Phases | None] = ContextVar("phases", default=None)
-_counted = False  # whether a run of this process has been counted from the process's start
+_counted = False  # whether a run of this process was already counted from the process's start
 
 
 def begin() -> Phases:
-    """Start the clock of a run: of the process's first one at the process's own start, of a later one now."""
+    """Start the clock of a run: for the process's first run at the start of the process, for a later one now."""
     global _counted
     phases = Phases(time.time() if _counted else process_start())
     _counted = True
@@ -56,19 +56,19 @@ def begin() -> Phases:
 
 
 def mark(name: str) -> None:
-    """The phase `name` of the run under way ends now; nothing where none is."""
+    """End the phase `name` of the current run, if there is one."""
     phases = _now.get()
     if phases is not None:
         phases.mark(name)
 
 
 def current() -> Phases | None:
-    """The clock of the run under way."""
+    """The clock of the current run."""
     return _now.get()
 
 
 def process_start() -> float:
-    """The wall time at which this process began; now where the system does not tell."""
+    """The wall time at which this process started; the current time where that is unknown."""
     try:
         import os
 

@@ -1,4 +1,4 @@
-"""run.json: what a run was made of and what became of it."""
+"""run.json: the inputs of a run and its status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Status = Literal["running", "finished", "interrupted", "failed", "pruned"]
 
 
 class RunRecord:
-    """Keeps a run directory's run.json. A resumed run adds a session and leaves the earlier ones as they were.
+    """Keeps a run directory's run.json. A resumed run adds a session and does not change the earlier ones.
 
     Args:
         run: the run directory.
@@ -38,15 +38,15 @@ class RunRecord:
         changed: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
-        """Write status running, with versions, hardware, code and command.
+        """Write the status running, with versions, hardware, code and command.
 
         Args:
             seed: the run's seed.
             command: the command line (as typed by default); secrets in it are not written.
             data: fingerprints of the data, by source.
-            resumed_from: the checkpoint's name that this session goes on from.
-            changed: settings that are others from this session on, by key: (then, now).
-            more: further facts, JSON values, kept at the top level.
+            resumed_from: the name of the checkpoint that this session resumes.
+            changed: settings that change with this session, by key: (then, now).
+            more: further facts, JSON values, stored at the top level.
         """
         clean = typed_command() if command is None else redact_command(command)
         session = {
@@ -83,7 +83,7 @@ class RunRecord:
         self._write()
 
     def finish(self, status: Status, *, error: BaseException | str | None = None, **more: Any) -> None:
-        """Write the end of this session: its status, when, and the error if it failed."""
+        """Write the end of this session: status, time, and the error if it failed."""
         if status not in get_args(Status):
             raise ValueError(f"status is one of {', '.join(get_args(Status))}, not {status!r}")
         ended = now()
@@ -103,8 +103,8 @@ def read_record(run: RunDirectory) -> dict[str, Any]:
     return run.read_json(run.run_json, {}) or {}
 
 
-def begun(run: RunDirectory) -> bool:
-    """Whether a run made a step in this directory; a start that was refused before binds nobody to its config."""
+def has_made_steps(run: RunDirectory) -> bool:
+    """Whether a run has made a step in this directory; until then its config may still be changed."""
     from sft.run.checkpoint import listed
 
     return (

@@ -1,4 +1,4 @@
-"""One start of a run, from taking its directory to saying how it ended."""
+"""One session of a run: locking its directory, logging, and recording how it ended."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def holding(run: RunDirectory) -> Iterator[None]:
-    """The directory's lock and log for the time of one start.
+def run_lock_and_log(run: RunDirectory) -> Iterator[None]:
+    """The directory's lock and log for one session.
 
     Raises:
         UserError: another process is writing the directory.
@@ -29,39 +29,39 @@ def holding(run: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def recording(run: RunDirectory, record: RunRecord) -> Iterator[None]:
-    """Write into run.json and metrics.json how the block ended.
+def record_outcome(run: RunDirectory, record: RunRecord) -> Iterator[None]:
+    """Record in run.json and metrics.json how the block ended.
 
     Raises:
-        RunFailed: for any error that is not the user's, with the way to go on.
+        RunFailed: for any error that is not a UserError, with a hint on how to resume.
     """
     try:
         yield
     except Interrupted as stop:
-        ended(run, record, "interrupted", stop)
+        record_unfinished(run, record, "interrupted", stop)
         raise
     except KeyboardInterrupt as stop:
-        ended(run, record, "interrupted", stop)
-        raise Interrupted(f"interrupted; go on with the same command and hydra.run.dir={run.path}", 130) from None
+        record_unfinished(run, record, "interrupted", stop)
+        raise Interrupted(f"interrupted; resume with the same command and hydra.run.dir={run.path}", 130) from None
     except Pruned:
-        ended(run, record, "pruned", None)
+        record_unfinished(run, record, "pruned", None)
         raise
     except (UserError, RunFailed) as error:
-        ended(run, record, "failed", error)
+        record_unfinished(run, record, "failed", error)
         raise
     except BaseException as error:
-        ended(run, record, "failed", error)
+        record_unfinished(run, record, "failed", error)
         if run.main:
             log.error("the run failed: %s: %s", type(error).__name__, error)
         log.debug("", exc_info=error)
         raise RunFailed(
-            f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n  {how_to_go_on(run)}"
+            f"{type(error).__name__}: {error}\n  the traceback is in {run.train_log}\n  {resume_hint(run)}"
         ) from error
     record.finish("finished")
 
 
-def ended(run: RunDirectory, record: RunRecord, status: str, error: BaseException | None) -> None:
-    """Write how a start ended that gave no result."""
+def record_unfinished(run: RunDirectory, record: RunRecord, status: str, error: BaseException | None) -> None:
+    """Record how a session ended that has no result."""
     metrics = Metrics.read(run) or Metrics()
     if status == "pruned":
         _figures_so_far(run, metrics)
@@ -71,7 +71,7 @@ def ended(run: RunDirectory, record: RunRecord, status: str, error: BaseExceptio
 
 
 def _figures_so_far(run: RunDirectory, metrics: Metrics) -> None:
-    """A pruned run is over: what it last logged is what is known of it."""
+    """Use the last logged metrics of a pruned run as its final ones."""
     logged = last_values(run.read_jsonl(run.metrics_jsonl))
     metrics.steps, metrics.epochs = int(logged.get("step", 0)), logged.get("epoch")
     metrics.eval_loss, metrics.eval_token_accuracy = logged.get("eval_loss"), logged.get("eval_token_accuracy")
@@ -79,9 +79,9 @@ def _figures_so_far(run: RunDirectory, metrics: Metrics) -> None:
     metrics.extra.update({k: v for k, v in logged.items() if k.startswith("eval_") and k not in named})
 
 
-def how_to_go_on(run: RunDirectory) -> str:
-    """What a user does after a failed run: a sweep's job is tried again by its sweep."""
+def resume_hint(run: RunDirectory) -> str:
+    """What the user can do after a failed run; a job of a sweep is retried by its sweep."""
     sweep = (run.path.parent / "sweep.json").exists()
     where = f"hydra.sweep.dir={run.path.parent}" if sweep else f"hydra.run.dir={run.path}"
-    then = "goes on from its last checkpoint" if listed(run.checkpoints) else "tries it again"
-    return f"what it wrote is kept; the same command with {where} {then}"
+    then = "resumes from its last checkpoint" if listed(run.checkpoints) else "retries it"
+    return f"its files are kept; the same command with {where} {then}"

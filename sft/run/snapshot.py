@@ -12,13 +12,13 @@ from sft.safety.secrets import redact_tree
 def write_snapshot(
     run: RunDirectory, config: Mapping[str, Any], unresolved: str, hydra: Mapping[str, Any] | None, anew: bool = False
 ) -> None:
-    """Write the snapshots, once: a resumed start leaves the first as it was, but for a config that was let change.
+    """Write the snapshots once: a resumed run keeps the first, except for a config with allowed changes.
 
     Args:
         config: the resolved config, plain containers.
         unresolved: the composed config as YAML, its interpolations kept.
         hydra: Hydra's own node, None where Hydra did not start the run; its `overrides.task` is the command line.
-        anew: write config.resolved.yaml although there is one.
+        anew: overwrite an existing config.resolved.yaml.
     """
     import yaml
 
@@ -37,7 +37,7 @@ def write_snapshot(
 
 
 def _escaped(value: Any) -> Any:
-    """Literal `${` as OmegaConf reads it back, so that the snapshot composes to the same values."""
+    """Escape literal `${` for OmegaConf, so that the snapshot composes to the same values."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):

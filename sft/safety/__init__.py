@@ -1,1 +1,1 @@
-"""What a reviewer reads: which code a config may name, what a template and a file may use up, and no secret in any output."""
+"""Security-relevant code: what a config may name, limits for templates and files, and secrets in outputs."""

@@ -1,8 +1,8 @@
-"""What no config may hold, wherever it comes from: secrets, code to run by another door than `_target_`, ways out.
+"""What no config may contain, wherever it comes from: secrets, code outside of `_target_`, path traversal.
 
-A config is written into the run directory, sent to the tracker and handed on with the run, so a secret in it is refused
-rather than hidden: what is hidden could not be run again. Hydra's own node can name code too: its logging nodes are
-given to `logging.config.dictConfig`, which imports and calls whatever they name.
+A config is written into the run directory, sent to the tracker and shared with the run, so a secret in it is refused
+rather than redacted: a redacted config could not be run again. Hydra's own node can name code too: its logging nodes
+are passed to `logging.config.dictConfig`, which imports and calls whatever they name.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ LONGEST_NAME = 100
 _HANDLERS = {"logging.StreamHandler", "logging.FileHandler", "logging.NullHandler"}
 _FORMATTERS = {"logging.Formatter", "colorlog.ColoredFormatter"}
 _STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
-# Variables that decide how fast or how loud something is; others decide which code programs run and whom they talk to.
+# Variables that only affect speed or verbosity; others decide which code programs run and which hosts they contact.
 _HARMLESS = re.compile(
     r"(OMP|MKL|KMP|GOMP|OPENBLAS|NUMEXPR)_\w+|CUDA_(VISIBLE_DEVICES|LAUNCH_BLOCKING|DEVICE_ORDER)|CUBLAS_WORKSPACE_CONFIG"
     r"|PYTORCH_(CUDA_)?ALLOC_CONF|TOKENIZERS_PARALLELISM|RAYON_NUM_THREADS|NCCL_(DEBUG|IB_DISABLE|P2P_DISABLE|SOCKET_IFNAME)"
     r"|(HF_HUB|HF_DATASETS|TRANSFORMERS)_(OFFLINE|VERBOSITY)|HF_HUB_DISABLE_\w+|WANDB_(MODE|SILENT|NOTES|TAGS)|TZ|LANG|LC_\w+"
 )
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")  # left in Hydra's node, which is resolved later
+_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")  # checked in Hydra's node, which is resolved later
 _BY_ANOTHER = re.compile(r"\$\{\s*oc\.env\s*:[^}]*\$\{")
 _OWN_DIRECTORY = "${hydra.runtime.output_dir}/"
-# What a user says to a model is text, and stands in no run directory.
+# Prompts are free text, and are not written into a run directory.
 _FREE_TEXT = {"prompt", "system"}
 
 
 def unsafe(config: Mapping[str, Any], hydra: Mapping[str, Any]) -> Iterator[UserError]:
-    """Every fault of this kind in a composed config.
+    """Every error of this kind in a composed config.
 
     Args:
         config: resolved, plain containers.
@@ -55,9 +55,9 @@ def unsafe(config: Mapping[str, Any], hydra: Mapping[str, Any]) -> Iterator[User
 
 
 def check_name(name: object, where: str) -> UserError | None:
-    """The error for a name that files or directories are called by, or None.
+    """The error for a name that is used for files or directories, or None.
 
-    A name may hold `/` (a folder in a folder), but leads nowhere else and has nothing invisible in it.
+    A name may contain `/` (nested folders), but no path traversal and no invisible characters.
     """
     if not isinstance(name, str):
         return None
@@ -72,7 +72,7 @@ def check_name(name: object, where: str) -> UserError | None:
     path = PurePath(name)
     if not name.strip() or path.is_absolute() or name.startswith("~") or "\\" in name or ".." in path.parts:
         return UserError(
-            f"{name!r} is no name: it would lead out of the directory it is made in",
+            f"{name!r} is not a valid name: it would lead out of its directory",
             where=where,
             remedy=f"{where}=NAME, and hydra.run.dir=DIR for another place",
         )
@@ -80,7 +80,7 @@ def check_name(name: object, where: str) -> UserError | None:
 
 
 def _directories(hydra: Mapping[str, Any]) -> Iterator[UserError]:
-    """Where runs lie is printed, one directory a line, and read again by other programs."""
+    """Errors for the directories of runs, which are printed one per line and parsed by other programs."""
     for node in ("run", "sweep"):
         path = (hydra.get(node) or {}).get("dir")
         where = f"hydra.{node}.dir"
@@ -107,14 +107,14 @@ def _names(config: Mapping[str, Any]) -> Iterator[UserError]:
     push = hub.get("push") if isinstance(hub, dict) else None
     if isinstance(push, str) and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", push, re.ASCII):
         yield UserError(
-            f"{push!r} is no repository of the hub",
+            f"{push!r} is not a repository of the hub",
             where="hub.push",
             remedy="hub.push=ORG/NAME, in letters, digits, '.', '_' and '-'",
         )
 
 
 def _secrets(node: Any, where: str) -> Iterator[UserError]:
-    """Values that are secrets, by where they stand, what they look like, or by being that of a secret variable."""
+    """Errors for values that are secrets, by their key, their form, or by being the value of a secret variable."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             full = f"{where}.{key}" if where else str(key)
@@ -133,11 +133,11 @@ def _secrets(node: Any, where: str) -> Iterator[UserError]:
         asked = [name for name in _ENVIRONMENT.findall(str(node)) if is_secret_variable(name)]
         if _BY_ANOTHER.search(str(node)):
             yield UserError(
-                "asks for an environment variable that another value names, so nobody sees whether it is a secret",
+                "reads an environment variable that another value names, so it cannot be checked for being a secret",
                 where=where,
                 remedy="${oc.env:NAME}",
             )
-        elif found := f"asks for the environment variable {asked[0]}" if asked else holds_secret(str(node)):
+        elif found := f"reads the environment variable {asked[0]}" if asked else holds_secret(str(node)):
             yield _secret(where, found)
 
 
@@ -145,12 +145,13 @@ def _secret(where: str, what: str) -> UserError:
     return UserError(
         f"{what}, and a config is written into the run directory",
         where=where,
-        remedy="leave it out: secrets are read from the environment or .env alone (HF_TOKEN, WANDB_API_KEY, ...)",
+        remedy="leave it out: secrets are read only from the environment or .env (HF_TOKEN, WANDB_API_KEY, ...)",
     )
 
 
 def _allowed(targets: Any) -> Iterator[UserError]:
-    """`allow_targets` is for classes of the user's own; Python's own functions would make any config a program."""
+    """Errors for `allow_targets`, which is for the user's own classes: built-in functions would make a config a
+    program."""
     listed = targets if isinstance(targets, list) else []
     if targets is not None and (listed is not targets or not all(isinstance(target, str) for target in listed)):
         yield UserError(
@@ -161,14 +162,14 @@ def _allowed(targets: Any) -> Iterator[UserError]:
     for target in listed:
         if isinstance(target, str) and target.partition(".")[0] in sys.stdlib_module_names:
             yield UserError(
-                f"{target} is Python's own, and no config may call it",
+                f"{target} is part of Python, and no config may call it",
                 where="allow_targets",
-                remedy="name a class or function of your own that does what you mean",
+                remedy="name a class or function of your own instead",
             )
 
 
 def _imports(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """Keys of libraries by which they import a module of that name."""
+    """Errors for keys that make a library import the module they name."""
     lora = config.get("lora")
     core = lora.get("megatron_core") if isinstance(lora, dict) else None
     if core not in (None, "megatron.core"):
@@ -178,7 +179,7 @@ def _imports(config: Mapping[str, Any]) -> Iterator[UserError]:
 
 
 def _logging(node: Any, where: str) -> Iterator[UserError]:
-    """`dictConfig` calls what `()` and `class` name, and imports what `ext://` does."""
+    """Errors for logging nodes: `dictConfig` calls what `()` and `class` name, and imports what `ext://` names."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             full = f"{where}.{key}"
@@ -209,7 +210,7 @@ def _logging(node: Any, where: str) -> Iterator[UserError]:
 
 
 def _is_inside(filename: Any) -> bool:
-    """Whether a log lies in the run directory."""
+    """Whether a log file is in the run directory."""
     if not isinstance(filename, str) or not filename.startswith(_OWN_DIRECTORY):
         return False
     rest = filename.removeprefix(_OWN_DIRECTORY).replace("${hydra.job.name}", "name")
@@ -217,7 +218,7 @@ def _is_inside(filename: Any) -> bool:
 
 
 def _variables(hydra: Mapping[str, Any]) -> Iterator[UserError]:
-    """`hydra.job.env_set` is written down with the rest of Hydra's node."""
+    """Errors for `hydra.job.env_set`, which is recorded with the rest of Hydra's node."""
     job = hydra.get("job")
     given = job.get("env_set") if isinstance(job, Mapping) else None
     for name in given if isinstance(given, Mapping) else {}:
@@ -225,17 +226,17 @@ def _variables(hydra: Mapping[str, Any]) -> Iterator[UserError]:
             yield _secret(f"hydra.job.env_set.{name}", "is a secret by its name")
         elif not _HARMLESS.fullmatch(str(name)):
             yield UserError(
-                "may decide which code programs run, or whom they talk to",
+                "may decide which code programs run, or which hosts they contact",
                 where=f"hydra.job.env_set.{name}",
-                remedy=f"set it where the command is started: {name}=... python -m sft.train ...",
+                remedy=f"set it when starting the command: {name}=... python -m sft.train ...",
             )
 
 
 def _subdirectories(hydra: Mapping[str, Any]) -> Iterator[UserError]:
-    """What lies below the run directory or the sweep's stays there."""
+    """Errors for subdirectories that are not below the run's or the sweep's directory."""
     sweep = hydra.get("sweep")
     places = {"hydra.output_subdir": hydra.get("output_subdir")}
     places["hydra.sweep.subdir"] = sweep.get("subdir") if isinstance(sweep, Mapping) else None
     for where, value in places.items():
         if isinstance(value, str) and (os.path.isabs(value) or ".." in PurePath(value).parts or "\0" in value):
-            yield UserError(f"{value!r} leads out of the directory it is made in", where=where, remedy=f"{where}=NAME")
+            yield UserError(f"{value!r} leads out of its directory", where=where, remedy=f"{where}=NAME")

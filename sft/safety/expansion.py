@@ -1,4 +1,5 @@
-"""Interpolations counted before they are followed: ten lines that each name the one before ten times never end."""
+"""Counting interpolations before they are resolved: ten lines that each use the previous one ten times would never
+end."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from typing import Any
 
 from sft.config.errors import UserError
 
-MOST = 1_000_000  # interpolations followed, and characters written, for one value
+MOST = 1_000_000  # limit of interpolations and characters for one value
 _REFERENCE = re.compile(r"\$\{\s*(\.*)([\w.\[\]/-]+)\s*(?::-[^}]*)?\}")
 
 
 def endless(config: Mapping[str, Any]) -> UserError | None:
-    """The first value whose interpolations stand for more than anybody writes; None where there is none.
+    """The error for the first value whose interpolations expand beyond the limit, or None.
 
     Args:
         config: plain containers, interpolations not resolved.
@@ -28,7 +29,7 @@ def endless(config: Mapping[str, Any]) -> UserError | None:
     for path in values:
         if _cost(path, values, below, known) > MOST:
             return UserError(
-                f"its interpolations stand for more than {MOST:,} characters or values",
+                f"its interpolations expand to more than {MOST:,} characters or values",
                 where=path[:100],
                 remedy="write the value itself",
             )
@@ -45,10 +46,10 @@ def _leaves(node: Any, path: str) -> list[tuple[str, str]]:
 
 
 def _cost(path: str, values: dict[str, str], below: dict[str, list[str]], known: dict[str, int]) -> int:
-    """Characters and interpolations that a path stands for; a path inside of itself ends where it is met again."""
+    """Characters and interpolations to which a path expands; a recursive path ends where it repeats."""
     if path in known:
         return known[path]
-    known[path] = 1  # OmegaConf tells what leads back to itself
+    known[path] = 1  # OmegaConf reports recursion itself
     if path in values:
         text, total = values[path], 1 + len(values[path])
         for dots, name in _REFERENCE.findall(text):
@@ -60,7 +61,7 @@ def _cost(path: str, values: dict[str, str], below: dict[str, list[str]], known:
 
 
 def _absolute(path: str, dots: str, name: str) -> str:
-    """The path that a reference of a value leads to: `${.x}` is beside it, `${..x}` beside what holds it."""
+    """The absolute path of a reference: `${.x}` is a sibling of the value, `${..x}` a sibling of its parent."""
     name = name.replace("[", ".").replace("]", "").strip(".")
     if not dots:
         return name

@@ -1,4 +1,4 @@
-"""A model's files looked at before the libraries read them: sizes that no model has, which they would build."""
+"""Checks of a model's files before the libraries read them: unrealistic sizes, which they would allocate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 
-# of a config.json: (least, most)
+# of numbers in a config.json: (least, most)
 RANGES = {
     "num_hidden_layers": (1, 2_000),
     "n_layer": (1, 2_000),
@@ -19,14 +19,14 @@ RANGES = {
     "hidden_size": (1, 1_000_000),
     "num_labels": (0, 100_000),
 }
-MOST_GROWTH = 10_000  # characters that a tokenizer's replacements make of one
+MOST_GROWTH = 10_000  # expansion of one character by a tokenizer's replacements
 
 
 def check_sizes(name: str) -> None:
-    """Refuse a local model whose config.json or tokenizer.json asks for more than any model has.
+    """Refuse a local model with unrealistic sizes in its config.json or tokenizer.json.
 
     Raises:
-        UserError: the key and its value. Files that are no JSON are left to their reader.
+        UserError: the key and its value. Files that are not JSON are left to their reader.
     """
     if not Path(name).is_dir():
         return
@@ -44,7 +44,7 @@ def check_sizes(name: str) -> None:
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             tokenizer = _read(path)
             if isinstance(tokenizer, dict) and _growth(tokenizer.get(part)) > MOST_GROWTH:
-                raise UserError(f"its {part} makes more than {MOST_GROWTH:,} characters of one", where=str(path))
+                raise UserError(f"its {part} expands one character to more than {MOST_GROWTH:,}", where=str(path))
 
 
 def _read(path: Path) -> Any:
@@ -55,7 +55,7 @@ def _read(path: Path) -> Any:
 
 
 def _numbers(node: Any) -> Iterator[tuple[str, int]]:
-    """The sizes in a config and in those within it (`text_config`)."""
+    """The sizes in a config and its nested configs (`text_config`)."""
     for key, value in node.items() if isinstance(node, dict) else ():
         if isinstance(value, dict):
             yield from _numbers(value)
@@ -64,7 +64,7 @@ def _numbers(node: Any) -> Iterator[tuple[str, int]]:
 
 
 def _growth(node: Any) -> float:
-    """By how much the replacements of a normalizer, one after the other, lengthen a text at most."""
+    """The maximal factor by which the successive replacements of a normalizer lengthen a text."""
     if isinstance(node, list):
         return math.prod(_growth(each) for each in node)
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Regular expressions that a config or an adapter brings, looked at before peft tries them on every module's name."""
+"""Checks of regular expressions in configs and adapters, before peft matches them against every module name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import re
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
-MOST_WILDCARDS = 5  # each more multiplies the tries on a name that does not match
+MOST_WILDCARDS = 5  # each one multiplies the matching time of a name that does not match
 _MANY = 50  # repetitions that count as a wildcard
 
 
 def wrong_pattern(pattern: str) -> str | None:
-    """What is wrong with a regular expression for modules' names, in words; None where nothing is.
+    """What is wrong with a regular expression for module names, as text; None where it is fine.
 
-    Python's matching has no time limit: a repeat within a repeat, or many of them, may try for years.
+    Python's matching has no time limit: nested repeats, or many of them, may run for years.
     """
     try:
         parsed = _parser.parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        return f"is no regular expression: {error}"
+        return f"is not a regular expression: {error}"
     count, nested = _repeats(parsed, 0)
     if nested:
-        return "repeats what repeats itself, which may never end"
-    return f"has {count} wildcards, and {MOST_WILDCARDS} are the most" if count > MOST_WILDCARDS else None
+        return "has nested repeats, whose matching may never end"
+    return f"has {count} wildcards; at most {MOST_WILDCARDS} are allowed" if count > MOST_WILDCARDS else None
 
 
 def _repeats(node: Any, depth: int) -> tuple[int, bool]:
-    """(wildcards, whether one lies within another) of a parsed expression."""
+    """(wildcards, whether they are nested) of a parsed expression."""
     count, nested = 0, False
     for part in node if isinstance(node, list | tuple | _parser.SubPattern) else ():
         if not isinstance(part, tuple | list | _parser.SubPattern):

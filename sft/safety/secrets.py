@@ -1,4 +1,4 @@
-"""Keep secrets out of everything that is written: the values of secret variables, and what looks like a credential."""
+"""Keep secrets out of everything that is written: values of secret variables, and text that looks like a credential."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HIDDEN = "***"
 
 _SECRET_VARIABLE = re.compile(
     r"(^|_)(TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SECRET_KEY|AUTH_KEY)($|_)"
-    r"|(^|_)(KEY|CREDENTIALS?)$|_(PWD|PAT)$",  # as the last word alone: PWD is where a shell stands
+    r"|(^|_)(KEY|CREDENTIALS?)$|_(PWD|PAT)$",  # only as the last word: PWD is a shell's working directory
     re.IGNORECASE,
 )
-# `eos_token`, `max_new_tokens` and `tokenizer` are no secrets: a bare "token" counts only alone or after one of these words.
+# `eos_token`, `max_new_tokens` and `tokenizer` are not secrets: "token" counts only alone or after one of these words.
 _SECRET_KEY = re.compile(
     r"^((.*_)?(api_?key|access_?key|private_?key|secret|secret_?key|password|passwd|passphrase)"
     r"|(.*_)?(hub|hf|access|auth|api|bearer|refresh|session|write|read)_?tokens?|token)$",
@@ -29,7 +29,7 @@ _CREDENTIAL = re.compile(
     r"|AIza[A-Za-z0-9_-]{30,}|AKIA[A-Z0-9]{16}|glpat-[A-Za-z0-9_-]{20,}|xox[abps]-[A-Za-z0-9-]{20,}|nvapi-[A-Za-z0-9_-]{20,})\b"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-# Shorter values would blank out ordinary words and numbers wherever they occur.
+# Shorter values would redact ordinary words and numbers everywhere.
 _SHORTEST = 8
 _SWITCHES = {"disabled", "anonymous", "undefined"}
 
@@ -46,7 +46,7 @@ def is_secret_key(name: str) -> bool:
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
-    """The values to hide, longest first so that a secret that contains another is hidden whole."""
+    """The values to redact, longest first so that a secret that contains another is redacted completely."""
     environment = os.environ if environment is None else environment
     found = {form for name in list(environment) if is_secret_variable(name) for form in _forms(environment[name])}
     return sorted((v for v in found if len(v) >= _SHORTEST and v.lower() not in _SWITCHES), key=len, reverse=True)
@@ -54,7 +54,7 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _forms(secret: str) -> frozenset[str]:
-    """A secret as it may stand in a file: as it is, as Python, JSON and HTML quote it, and each line of several."""
+    """The forms of a secret in files: verbatim, quoted as in Python, JSON and HTML, and each line of several."""
     lines = [line.strip() for line in secret.splitlines()]
     forms = {secret.strip(), *(line for line in lines if len(lines) > 1)}
     forms |= {repr(each)[1:-1] for each in forms} | {html.escape(each) for each in forms}
@@ -69,12 +69,12 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """A copy of nested dicts and lists in which secret values, and whatever stands under a secret key, are hidden."""
+    """A copy of nested dicts and lists in which secret values, and all values under a secret key, are redacted."""
     return _hide_in_tree(value, secret_values(environment))
 
 
 def holds_secret(text: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """How a text gives a secret away, in words that do not repeat it; None where it does not."""
+    """How a text reveals a secret, in words that do not repeat it; None where it does not."""
     environment = os.environ if environment is None else environment
     for value in secret_values(environment):
         if value in text:
@@ -108,7 +108,7 @@ def _hide_in_tree(value: Any, values: list[str]) -> Any:
 
 
 def redact_command(arguments: Iterable[str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """A command line fit to be recorded: ``trainer.hub_token=abc`` and ``--api-key abc`` lose their values."""
+    """A command line without secrets: ``trainer.hub_token=abc`` and ``--api-key abc`` lose their values."""
     clean: list[str] = []
     hide_next = False
     for argument in arguments:
@@ -123,9 +123,9 @@ def redact_command(arguments: Iterable[str], environment: Mapping[str, str] | No
 
 
 def typed_command() -> list[str]:
-    """This process's command line as it was typed (`python -m sft.train lora=r16`), without secrets.
+    """This process's command line as typed (`python -m sft.train lora=r16`), without secrets.
 
-    The doors rewrite sys.argv for Hydra; the interpreter keeps the original.
+    The commands rewrite sys.argv for Hydra; the interpreter keeps the original.
     """
     typed = list(sys.orig_argv)
     typed[0] = "python" if "python" in os.path.basename(typed[0]) else typed[0]

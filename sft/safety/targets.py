@@ -1,7 +1,7 @@
 """What `_target_` may name.
 
-A config is data, and data must not choose which code runs: `_target_: os.system` would. Names are admitted one by one,
-never by package (a package holds everything it imports). A class of sft's own is admitted by the packaged YAML that
+A config is data, and data must not choose which code runs, as `_target_: os.system` would. Names are allowed one by
+one, never by package (a package exposes everything it imports). A class of sft is allowed by the packaged YAML that
 names it, so that a new callback is one class and one YAML; a user's own classes go into `allow_targets`.
 """
 
@@ -15,7 +15,7 @@ from sft.config.errors import UserError
 from sft.config.paths import conf_dir
 from sft.config.source_code.definitions import DEFINED_IN
 
-# Hydra builds these itself while it starts.
+# Hydra builds these itself at its start.
 HYDRA = re.compile(
     r"hydra\._internal\.(core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper))"
     r"|hydra_plugins\.(hydra_joblib_launcher\.joblib_launcher\.JoblibLauncher"
@@ -25,7 +25,7 @@ _TARGET = re.compile(r"^[^#\n]*\b_target_:\s*([\w.]+)", re.MULTILINE)
 
 
 def check_target(target: object, where: str, allowed: Iterable[str] = ()) -> UserError | None:
-    """The error for a `_target_` that is not admitted, or None."""
+    """The error for a `_target_` that is not allowed, or None."""
     if isinstance(target, str) and (
         target in DEFINED_IN
         or target in set(allowed)

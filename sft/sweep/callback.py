@@ -1,4 +1,4 @@
-"""A sweep from its first job to its last, as Hydra's own events tell it: checked, recorded, ranked."""
+"""Hydra callbacks of a sweep: check it before the first job, record it, and rank it after the last."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class DirectoriesCallback(Callback):
-    """Refuses a multirun of which two jobs would write the same directory; for commands whose sweeps are not recorded."""
+    """Refuses a multirun in which two jobs would write the same directory; for commands without a sweep record."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Look at every job's directory. Hydra swallows what its callbacks raise, so mistakes leave past it."""
+        """Check every job's directory. Hydra swallows errors of its callbacks, so they are raised as PastHydra."""
         from sft.sweep.directories import job_overrides, refuse_shared_directories
 
         try:
@@ -35,7 +35,7 @@ class DirectoriesCallback(Callback):
 class SweepCallback(Callback):
     """Keeps sweep.json, refuses a directory that holds another sweep, and writes the leaderboard at the end.
 
-    Hydra swallows what its callbacks raise, so mistakes leave past it.
+    Hydra swallows errors of its callbacks, so they are raised as PastHydra.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class SweepCallback(Callback):
         self.task: Any = None
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        """Take the directory, check every job that an earlier session began in it, and write sweep.json."""
+        """Check the directory and every job that an earlier session began in it, and write sweep.json."""
         from sft.run.lock import RunLock
         from sft.sweep.plan import plan, refuse_other_sweep
         from sft.sweep.record import SweepRecord
@@ -62,7 +62,7 @@ class SweepCallback(Callback):
             raise PastHydra(error) from error
 
     def on_job_start(self, config: DictConfig, *, task_function: Any = None, **_: Any) -> None:
-        """Note a job's directory; searches make their jobs as they go."""
+        """Record a job's directory; searches create their jobs one by one."""
         if not _in_sweep(config):
             return
         self.task = task_function
@@ -75,7 +75,7 @@ class SweepCallback(Callback):
         record.job(number, directory=directory.name, overrides=swept, status="running", error=None)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
-        """Note how a job ended, and keep an error that came before the run directory could hold it."""
+        """Record how a job ended, and an error that occurred before it could be written to the run directory."""
         from sft.run.directory import RunDirectory
         from sft.run.record import RunRecord
         from sft.sweep.record import state_of
@@ -90,7 +90,7 @@ class SweepCallback(Callback):
         record.job(_number(config), status=state_of(directory, {"error": error}), error=error)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write the end and the leaderboard; a sweep with failed jobs leaves with their list."""
+        """Write the end and the leaderboard; raise an error listing the failed jobs, if there are any."""
         record = self._of(config)
         content = record.end("finished")
         failed = [job for job in content["jobs"] if job["status"] == "failed"]
@@ -102,9 +102,9 @@ class SweepCallback(Callback):
             raise PastHydra(RunFailed(_listing(failed, content)))
 
     def stopped(self, error: BaseException) -> None:
-        """The sweep was broken off (Ctrl-C, a signal): its state is written, what is finished is ranked."""
+        """Handle an interrupted sweep (Ctrl-C, a signal): write its state and rank the finished jobs."""
         if self.lock is None:
-            return  # it has ended, and leaves with the list of its failed jobs
+            return  # it has ended, with an error that lists its failed jobs
         if self.record is not None:
             self._rank(self.record, self.record.end("interrupted"))
         self._release()
@@ -116,11 +116,11 @@ class SweepCallback(Callback):
             return
         try:
             show(write_leaderboard(record.directory))
-        except Exception as error:  # the runs are done and safe; a table can be made again
+        except Exception as error:  # the runs are finished and saved; a leaderboard can be written again
             print(f"no leaderboard: {error}\n  -> python -m sft.leaderboard dir={record.directory}", file=sys.stderr)
 
     def _of(self, config: DictConfig) -> SweepRecord:
-        """The record; a launcher's worker process opens its own."""
+        """The sweep's record; a launcher's worker process opens its own."""
         from sft.sweep.record import SweepRecord
 
         if self.record is None:
@@ -158,4 +158,4 @@ def _swept(content: Mapping[str, Any]) -> list[str]:
 def _listing(failed: list[Mapping[str, Any]], content: Mapping[str, Any]) -> str:
     lines = [f"{job['directory']}: {str(job['error'] or '').splitlines()[0] if job['error'] else ''}" for job in failed]
     many = f"{len(failed)} of {len(content['jobs'])} jobs failed"
-    return "\n  ".join([f"{many}; each has its traceback in its train.log", *lines])
+    return "\n  ".join([f"{many}; tracebacks are in their train.log files", *lines])

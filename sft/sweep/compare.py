@@ -1,4 +1,4 @@
-"""What differs between runs: settings, versions, data, figures and curves."""
+"""The differences between runs: settings, versions, data, metrics and curves."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _CURVES = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
 }
-# Facts of run.json that say what a run was made of.
+# Keys of run.json that describe the inputs of a run.
 _MADE_OF = ("versions", "git", "hardware", "world_size", "tokenizer", "template", "data")
 _ABSENT = "-"
 
 
 @dataclass
 class Run:
-    """One of the runs that are compared.
+    """A run in a comparison.
 
     Attributes:
-        letter: A for the first, B for the second, as the tables name them.
-        name: what tells it from the others: the end of its path.
+        letter: its name in the tables: A for the first, B for the second.
+        name: the shortest end of its path that is unique.
         config: its resolved config, dotted keys.
-        facts: what run.json says it was made of, dotted keys.
-        figures: metrics.json, its status too.
-        curves: as `sft.drawing.curves.curves` gives them.
+        facts: its inputs from run.json, dotted keys.
+        figures: metrics.json, including its status.
+        curves: as from `sft.drawing.curves.curves`.
     """
 
     letter: str
@@ -58,7 +58,7 @@ def read_runs(runs: Sequence[str]) -> list[Run]:
     """Read the runs to compare.
 
     Raises:
-        UserError: fewer than two, the same twice, or a directory that is no run's.
+        UserError: fewer than two, the same twice, or a directory that is not a run's.
     """
     paths = [expanded(run).absolute() for run in runs]
     if len(paths) < 2:
@@ -68,7 +68,7 @@ def read_runs(runs: Sequence[str]) -> list[Run]:
         raise UserError(f"names {twice[0]} twice", where="runs", remedy="name each run once")
     for run in runs:
         try:
-            read_run(run)  # refuses what is no run, with the way to a sweep's jobs
+            read_run(run)  # refuses what is not a run, and points to the jobs of a sweep
         except UserError as error:
             remedy = (error.remedy or "").replace("run=", "")
             raise UserError(error.what, where=f"runs: {run}", remedy=remedy) from None
@@ -78,12 +78,12 @@ def read_runs(runs: Sequence[str]) -> list[Run]:
 
 
 def letter_of(index: int) -> str:
-    """A to Z, then A1, B1 and on."""
+    """A to Z, then A1, B1 and so on."""
     return chr(ord("A") + index % 26) + (str(index // 26) if index >= 26 else "")
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them all apart."""
+    """The shortest ends of the paths that are all different."""
     depth = 1
     while depth < max(len(path.parts) for path in paths):
         names = [os.path.join(*path.parts[-depth:]) for path in paths]
@@ -94,14 +94,15 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def differing(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values are not the same in all tables, each with its value in every table, None where it lacks."""
+    """The keys whose values are not the same in all tables, each with its value in every table, None where it is
+    missing."""
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: [table.get(key) for table in tables] for key in keys}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values[1:])}
 
 
 def show(runs: Sequence[Run]) -> None:
-    """Print what differs, then the figures with their differences, to stdout."""
+    """Print the differences, then the metrics with their differences, to stdout."""
     letters = [run.letter for run in runs]
     for run in runs:
         print(f"{run.letter}  {one_line(run.name)}")
@@ -111,13 +112,13 @@ def show(runs: Sequence[Run]) -> None:
     if any(run.facts for run in runs):
         _section("made of", letters, differing([run.facts for run in runs]))
     else:
-        print("made of: not recorded")
+        print("inputs: not recorded")
     print()
     print_table(*figures_table(runs))
 
 
 def figures_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of all figures, each run's difference from the first behind its value."""
+    """Header and rows of all metrics, each value followed by its difference from the first run."""
     first, *others = runs
     header = ["figure", first.letter]
     for run in others:
@@ -133,10 +134,10 @@ def figures_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def check_picture(output: str) -> Path:
-    """Where the picture goes.
+    """The path of the picture.
 
     Raises:
-        UserError: it is a directory, or no picture's name.
+        UserError: it is a directory, or not the name of a picture.
     """
     path = expanded(output).absolute()
     if path.is_dir():
@@ -151,7 +152,7 @@ def check_picture(output: str) -> Path:
 
 
 def write_picture(runs: Sequence[Run], path: Path) -> None:
-    """Draw the runs' curves together: losses, learning rate, gradient norm; what no run logged is left out."""
+    """Draw the runs' curves together: losses, learning rate, gradient norm; without those that no run logged."""
     with replacing(path) as temporary:
         draw_runs(runs, temporary)
 
@@ -201,7 +202,7 @@ def _cell(value: Any) -> str:
 
 
 def _difference(before: Any, after: Any) -> tuple[str, str]:
-    """after - before, and as a share of before; empty where either is no number."""
+    """after - before, and relative to before; empty where either is not a number."""
     first, second = finite(before), finite(after)
     if first is None or second is None:
         return "", ""

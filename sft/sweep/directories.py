@@ -1,4 +1,4 @@
-"""The directories that a sweep's jobs would write, and the refusal of two jobs in one."""
+"""The directories of a sweep's jobs, and the check that no two jobs share one."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from sft.config.errors import UserError
 from sft.config.resolvers import RESOLVER
 
 _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-_REMEDY = "leave hydra.sweep.subdir out, or have ${hydra.job.num} in it"
+_REMEDY = "leave hydra.sweep.subdir out, or put ${hydra.job.num} into it"
 _NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
 
 
 def job_overrides(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job of a multirun's config; None of a search, which makes its jobs as it goes."""
+    """The overrides of each job of a multirun; None for a search, which creates its jobs one by one."""
     if config.hydra.sweeper.get("_target_") != _BASIC:
         return None
     return expand_sweep([str(override) for override in config.hydra.overrides.task], config_loader(), most=None)
 
 
 def refuse_shared_directories(config: DictConfig, overrides: Sequence[Sequence[str]] | None) -> None:
-    """Refuse a sweep of which two jobs would write the same directory: the second would be taken for the first.
+    """Refuse a sweep in which two jobs would write the same directory, because the second would resume the first.
 
     Args:
         config: of the multirun, Hydra's node included.
-        overrides: of each job; None for a search, which makes its jobs as it goes.
+        overrides: of each job; None for a search, which creates its jobs one by one.
 
     Raises:
-        UserError: naming the first two such jobs, or a search whose directories do not follow the job's number.
+        UserError: naming the first two such jobs, or a search whose directories do not contain the job's number.
     """
     subdir = subdir_of(config)
     if RESOLVER in subdir:
         return
     if overrides is None:
         if not _NUMBERED.search(subdir):
-            what = f"{subdir} does not have the job's number, and two jobs of a search may have the same settings"
+            what = f"{subdir} does not contain the job's number, and two jobs of a search may have the same settings"
             raise UserError(what, where="hydra.sweep.subdir", remedy=_REMEDY)
         return
     seen: dict[str, int] = {}
     for number, each in enumerate(overrides):
         directory = _directory(config, list(each), number)
         if directory is None:
-            return  # it cannot be resolved, and the first job says why
+            return  # it cannot be resolved, which the first job reports
         if directory in seen:
             what = f"jobs {seen[directory]} and {number} would both write {directory}"
             raise UserError(what, where="hydra.sweep.subdir", remedy=_REMEDY)
@@ -61,7 +61,7 @@ def subdir_of(config: DictConfig) -> str:
 
 
 def _directory(config: DictConfig, overrides: list[str], number: int) -> str | None:
-    """The directory of a job as Hydra's launchers make it."""
+    """The directory of a job, as Hydra's launchers determine it."""
     from hydra.core.hydra_config import HydraConfig
 
     holder = HydraConfig.instance()

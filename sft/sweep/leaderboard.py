@@ -18,23 +18,23 @@ from sft.sweep.ranking import Leaderboard, Point, finite, point_keys, rank
 from sft.sweep.results import JobResult, read_sweep
 from sft.sweep.text import as_text, markdown_cell, markdown_table, plain, print_table, short, short_keys
 
-# The figures of the .md and the terminal, where some job has them; leaderboard.csv has every one.
+# The metrics in the .md and the terminal, where some job has them; leaderboard.csv has all.
 _SHOWN = ("eval_loss", "eval_exact_match", "eval_token_accuracy", "train_loss", "steps", "train_seconds")
 POINTS_CSV = "leaderboard_points.csv"
 
 
 def write_leaderboard(directory: Path, objective: str | None = None, direction: str | None = None) -> Leaderboard:
-    """Rank a sweep and write leaderboard.csv, .md and .png into its directory, each whole or not at all.
+    """Rank a sweep and write leaderboard.csv, .md and .png into its directory, each atomically.
 
-    Where points were run more than once there is leaderboard_points.csv too. Nothing is printed: see `show`.
+    Where points were run more than once also leaderboard_points.csv. Prints nothing: see `show`.
 
     Args:
         directory: the sweep's.
-        objective: a figure of metrics.json to rank by; None takes the sweep's own.
-        direction: minimize or maximize; None as `sft.sweep.ranking.rank` finds it.
+        objective: a metric in metrics.json to rank by; None for the sweep's own.
+        direction: minimize or maximize; None: see `sft.sweep.ranking.rank`.
 
     Raises:
-        UserError: the directory is no sweep's, or no finished job has the objective.
+        UserError: the directory is not a sweep's, or no finished job has the objective.
         StorageError: the directory cannot be written.
     """
     from sft.sweep.picture import draw_leaderboard
@@ -45,14 +45,14 @@ def write_leaderboard(directory: Path, objective: str | None = None, direction: 
     if board.repeated:
         out.write_text(POINTS_CSV, _csv(point_rows(board)))
     else:
-        (board.directory / POINTS_CSV).unlink(missing_ok=True)  # of an earlier, larger sweep
+        (board.directory / POINTS_CSV).unlink(missing_ok=True)  # left by an earlier, larger sweep
     out.write_with("leaderboard.png", lambda path: draw_leaderboard(board, path))
     out.write_text("leaderboard.md", markdown(board))
     return board
 
 
 def show(board: Leaderboard) -> None:
-    """Print the table to stdout, then the winner with the commands that chat with it and merge it."""
+    """Print the table to stdout, then the winner with the commands to chat with it and merge it."""
     print_table(*_jobs_table(board, short_keys(board.sweep.keys), _terminal_name))
     for job in board.unranked:
         if job.error:
@@ -67,7 +67,7 @@ def show(board: Leaderboard) -> None:
 
 
 def csv_rows(board: Leaderboard) -> list[dict[str, str]]:
-    """leaderboard.csv: rank, job, status, the swept keys, the objective, and every figure that some job has."""
+    """leaderboard.csv: rank, job, status, the swept keys, the objective, and all metrics of the jobs."""
     figures = dict.fromkeys([board.objective, *(key for job in board.sweep.jobs for key in job.figures)])
     rows = []
     for place, job in _in_order(board):
@@ -89,7 +89,7 @@ def _difference_cells(board: Leaderboard, job: JobResult) -> dict[str, str]:
 
 
 def point_rows(board: Leaderboard) -> list[dict[str, str]]:
-    """leaderboard_points.csv: rank, the point's values, how many jobs and scores, mean, spread, best job."""
+    """leaderboard_points.csv: rank, the point's values, number of jobs and scores, mean, spread, best job."""
     keys, name = point_keys(board.sweep.keys), board.objective
     return [
         {
@@ -118,7 +118,7 @@ def markdown(board: Leaderboard) -> str:
     parts.append(markdown_table(*_jobs_table(board, {key: key for key in board.sweep.keys}, lambda job: job.name)))
     if board.repeated:
         parts += ["## Points", markdown_table(*_points_table(board, {key: key for key in board.sweep.keys}))]
-        parts.append("mean and spread (sample standard deviation) are over the n jobs of a point that have the figure.")
+        parts.append("mean and spread (sample standard deviation) are over the n jobs of a point that have the metric.")
     failed = [job for job in board.unranked if job.error]
     if failed:
         listed = [
@@ -129,7 +129,7 @@ def markdown(board: Leaderboard) -> str:
 
 
 def winner_commands(board: Leaderboard) -> list[str]:
-    """The commands that chat with the winner and merge it; a full fine-tune has nothing to merge."""
+    """The commands to chat with the winner and merge it; a full fine-tune cannot be merged."""
     if board.winner is None or board.winner.path is None:
         return []
     path = board.winner.path
@@ -142,12 +142,12 @@ def winner_commands(board: Leaderboard) -> list[str]:
 
 
 def _verdict(board: Leaderboard) -> Iterator[str]:
-    """Who won, in one or two sentences."""
+    """The winner, in one or two sentences."""
     winner = board.winner
     count = len(board.sweep.jobs)
     if winner is None:
         finished = sum(job.status == "finished" for job in board.sweep.jobs)
-        why = f"none has the figure {board.objective}" if finished else "none is finished"
+        why = f"none has the metric {board.objective}" if finished else "none is finished"
         yield f"No winner: of {count} job{'s' * (count != 1)} {why}."
         return
     score = f"{board.objective} {short(board.score(winner))}"
@@ -167,7 +167,7 @@ def _verdict(board: Leaderboard) -> Iterator[str]:
 def _jobs_table(
     board: Leaderboard, keys: dict[str, str], name: Callable[[JobResult], str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the jobs, for people."""
+    """Header and rows of the table of jobs."""
     shown = [key for key in _SHOWN if key != board.objective and _some(board, key)]
     figures = [board.objective, *shown]
     rows = []
@@ -188,7 +188,7 @@ def _difference(board: Leaderboard, job: JobResult) -> str:
 
 
 def _points_table(board: Leaderboard, keys: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the points, for people."""
+    """Header and rows of the table of points."""
     own = point_keys(keys)
     rows = []
     for point in board.points:
@@ -218,7 +218,7 @@ def _mean(point: Point) -> str:
 
 
 def _terminal_name(job: JobResult) -> str:
-    """The number where the directory's name begins with it: the swept keys have their own columns."""
+    """The job's number where the directory's name begins with it: the swept keys have their own columns."""
     numbered = job.name == str(job.number) or job.name.startswith(f"{job.number}_")
     return str(job.number) if numbered else job.name
 

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 _MOST_PANELS = 9
 _COLUMNS = 3
-# what became of a job that is not finished: marker, colour
+# by status of jobs that are not finished: marker, colour
 _MARKS = {"pruned": ("v", "tab:orange"), "failed": ("x", "tab:red")}
 _OTHER = ("d", "gray")
 
 
 def draw_leaderboard(board: Leaderboard, path: Path) -> None:
-    """Draw the picture; jobs without a figure stand as marks at the top of a panel, at the value they had."""
+    """Draw the picture; jobs without a metric are marked at the top of a panel, at their swept value."""
     keys = point_keys(board.sweep.keys)
     panels = (keys or board.sweep.keys)[:_MOST_PANELS]
     mapped = len(keys) == 2
     cells = len(panels) + mapped
     rows = -(-cells // _COLUMNS)
     figure = new_figure((13, 4.0 * rows + 5.2))
-    # a sweep without a swept key has its curves alone
+    # a sweep without a swept key has only curves
     above, below = figure.subfigures(2, 1, height_ratios=[4.0 * rows, 4.8]) if rows else (None, figure)  # type: ignore[misc]
     if above is not None:
         grid = above.add_gridspec(rows, _COLUMNS * 2)
@@ -44,19 +44,19 @@ def draw_leaderboard(board: Leaderboard, path: Path) -> None:
         above.legend(named.values(), named.keys(), loc="outside upper center", ncols=8, fontsize=8, frameon=False)
     _draw_jobs(below.add_subplot(), board)
     hidden = len(keys or board.sweep.keys) - len(panels)
-    more = f" ({hidden} more swept keys are in leaderboard.csv alone)" if hidden else ""
+    more = f" ({hidden} more swept keys are only in leaderboard.csv)" if hidden else ""
     figure.suptitle(printable(f"{board.directory.name}: {board.objective}, {board.direction}", 100) + more)
     save(figure, path)
 
 
 def _parts(count: int) -> list[slice]:
-    """The columns of a row of so many panels, of six in all: a row that is not full is stretched."""
+    """The columns of a row of panels, six in all: an incomplete row is stretched."""
     width = 6 // count
     return [slice(index * width, (index + 1) * width) for index in range(count)]
 
 
 def _draw_key(axes: Axes, board: Leaderboard, key: str) -> None:
-    """The objective of each job against one key; the line goes through the mean of each value, bars show the spread."""
+    """The objective of each job against one key; a line through the mean of each value, with bars for the spread."""
     scale = scale_of([job.values.get(key) for job in board.sweep.jobs])
     xs = [scale.at(job.values.get(key)) for job in board.ranked]
     ys = [board.score(job) or 0.0 for job in board.ranked]
@@ -75,7 +75,7 @@ def _draw_key(axes: Axes, board: Leaderboard, key: str) -> None:
             at, best, s=130, facecolors="none", edgecolors="tab:green", linewidths=1.8, zorder=5, label="winner"
         )
     if not ys:
-        empty(axes, "no finished job has the figure")
+        empty(axes, "no finished job has the metric")
     scale.apply(axes.xaxis)
     spread_out(axes, [score for job in board.sweep.jobs if (score := board.score(job)) is not None])
     axes.set_xlabel(printable(key, 60))
@@ -88,7 +88,7 @@ def _draw_means(axes: Axes, board: Leaderboard, key: str, scale: Scale) -> None:
     found: dict[float, list[float]] = {}
     for job in board.ranked:
         found.setdefault(scale.at(job.values.get(key)), []).append(board.score(job) or 0.0)
-    # a search tries no value twice: a line from dot to dot would only be in the way
+    # a search tries no value twice: a line through all dots would be noise
     shared = len(found) < len(board.ranked) or len(board.sweep.keys) == 1
     if scale.numeric and shared and len(found) > 1:
         line = sorted((x, sum(scores) / len(scores)) for x, scores in found.items())
@@ -110,7 +110,7 @@ def _draw_means(axes: Axes, board: Leaderboard, key: str, scale: Scale) -> None:
 
 
 def _draw_jobs(axes: Axes, board: Leaderboard) -> None:
-    """The evaluation loss of every job over its steps, or the training loss where none was evaluated."""
+    """The evaluation loss of every job over its steps, or the training loss where no job was evaluated."""
     jobs = [*board.ranked, *board.unranked]
     name = "eval_loss" if any("eval_loss" in job.curves for job in jobs) else "loss"
     lines = []

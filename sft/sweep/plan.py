@@ -1,4 +1,4 @@
-"""What a sweep is going to do: its jobs with their directories, and whether its directory allows it."""
+"""The plan of a sweep: its jobs with their directories, and the check against an earlier sweep in its directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.config.errors import UserError, UserErrors
 from sft.config.resolvers import RESOLVER, as_typed, job_name
 from sft.config.weight_neutral import is_weight_neutral
 from sft.run.directory import RunDirectory
-from sft.run.record import begun
+from sft.run.record import has_made_steps
 from sft.safety.secrets import redact_command, typed_command
 from sft.sweep.directories import job_overrides, refuse_shared_directories, subdir_of
 from sft.sweep.record import SweepRecord
@@ -29,8 +29,8 @@ class Plan:
 
     Attributes:
         facts: command, overrides, swept keys, objective, direction.
-        jobs: number, directory and swept values of each job; empty for a search, which makes them as it goes.
-        overrides: of each job, all of them.
+        jobs: number, directory and swept values of each job; empty for a search, which creates them one by one.
+        overrides: all overrides of each job.
         config: plain, as it is without what the jobs differ in.
     """
 
@@ -80,8 +80,8 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
     """Refuse to write a sweep into the directory of another.
 
     Raises:
-        UserError: the directory's sweep was started with other overrides, or a job that was begun there would now be
-            another one (a YAML file changed); with the differences.
+        UserError: the directory's sweep was started with other overrides, or a job that was begun there would change (a
+            YAML file was edited); lists the differences.
     """
     stored = record.read().get("overrides")
     before, now = (_binding(each, planned.config) for each in (stored or [], planned.facts["overrides"]))
@@ -91,7 +91,7 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
     loader = None
     for job, overrides in zip(planned.jobs, planned.overrides, strict=True):
         run = RunDirectory(record.directory / str(job["directory"]))
-        if job["directory"] is None or not begun(run):
+        if job["directory"] is None or not has_made_steps(run):
             continue
         loader = loader or config_loader()
         composed = compose_job(loader, config_name, overrides, "train", multirun=True)
@@ -105,7 +105,7 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
 
 
 def _binding(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Those that reach a job's weights; `sweep.retry_failed` and the like may change from one session to the next."""
+    """The overrides that affect a job's weights; `sweep.retry_failed` and the like may change between sessions."""
     return [each for each in overrides if not is_weight_neutral(each.lstrip("+~").partition("=")[0], config)]
 
 
@@ -114,7 +114,7 @@ def _other_overrides(directory: Path, before: Sequence[str], now: Sequence[str])
     return UserError(
         f"holds another sweep; what differs: {_quoted(gone) or 'nothing'} then, {_quoted(new) or 'nothing'} now",
         where=str(directory),
-        remedy="the same overrides go on with it; for other ones choose another hydra.sweep.dir",
+        remedy="resume it with the same overrides, or choose another hydra.sweep.dir",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which job of a sweep is best: jobs by their objective, and points (jobs that differ in the seed alone) by their mean."""
+"""Ranking a sweep: jobs by their objective, and points (jobs that differ only in the seed) by their mean."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SEED = re.compile(r"(.*[._])?seed")
 
 @dataclass
 class Point:
-    """One setting of the swept keys and the jobs that ran it.
+    """One combination of swept values, and its jobs.
 
     Attributes:
-        values: the swept keys' values, the seed left out.
+        values: the swept values, without the seed.
         jobs: its jobs, by number.
         scores: the objective of each job that is finished and has one, best first.
-        best: the job of the first score, None where there is none.
+        best: the job with the best score, None where there is none.
         rank: among the points with a score, from 1; None for the others.
     """
 
@@ -39,11 +39,11 @@ class Point:
     @property
     def mean(self) -> float | None:
         """The mean objective, None without a score."""
-        return float(statistics.mean(self.scores)) if self.scores else None  # exact, so its sum cannot overflow
+        return float(statistics.mean(self.scores)) if self.scores else None  # exact arithmetic, which cannot overflow
 
     @property
     def spread(self) -> float | None:
-        """The sample standard deviation of the objective, None for fewer than two scores or beyond what a float holds."""
+        """The sample standard deviation of the objective, None for fewer than two scores or where it overflows."""
         try:
             return statistics.stdev(self.scores) if len(self.scores) > 1 else None
         except OverflowError:
@@ -55,10 +55,10 @@ class Leaderboard:
     """A ranked sweep.
 
     Attributes:
-        sweep: the jobs as they were read.
-        objective: the figure they are ranked by.
+        sweep: the jobs as read.
+        objective: the metric they are ranked by.
         direction: minimize or maximize.
-        ranked: finished jobs that have the figure, best first.
+        ranked: finished jobs that have the metric, best first.
         unranked: all others, by number.
         points: best first; those without a score at the end.
         differences: of jobs to the winner, by number, where both were measured on the same rows.
@@ -79,7 +79,7 @@ class Leaderboard:
 
     @property
     def winner(self) -> JobResult | None:
-        """The best point's best job; None where no job has the figure."""
+        """The best job of the best point; None where no job has the metric."""
         return self.points[0].best if self.points else None
 
     @property
@@ -96,12 +96,12 @@ def rank(sweep: SweepResults, objective: str | None = None, direction: str | Non
     """Rank a sweep's jobs and points.
 
     Args:
-        sweep: as `read_sweep` gives it.
-        objective: a figure of metrics.json; None takes the sweep's own, else eval_loss, else train_loss.
-        direction: minimize or maximize; None takes the sweep's own for its own objective, else what the name says.
+        sweep: as from `read_sweep`.
+        objective: a metric in metrics.json; None for the sweep's own, else eval_loss, else train_loss.
+        direction: minimize or maximize; None for the sweep's own with its own objective, else by the name.
 
     Raises:
-        UserError: an objective was given that no finished job has.
+        UserError: no finished job has the given objective.
     """
     finished = [job for job in sweep.jobs if job.status == "finished"]
     if objective is not None and finished:
@@ -127,17 +127,17 @@ def rank(sweep: SweepResults, objective: str | None = None, direction: str | Non
 
 
 def usual_direction(figure: str) -> str:
-    """Which way a figure is better by its name: losses and perplexities when smaller, all others when larger."""
+    """The direction of a metric by its name: losses and perplexities are minimized, all others maximized."""
     return "minimize" if figure.endswith(("loss", "perplexity")) else "maximize"
 
 
 def point_keys(keys: Iterable[str]) -> list[str]:
-    """The swept keys that make a point: all but seeds."""
+    """The swept keys that define a point: all but seeds."""
     return [key for key in keys if not is_seed(key)]
 
 
 def is_seed(key: str) -> bool:
-    """Whether a key only chooses random numbers."""
+    """Whether a key is a seed."""
     return bool(_SEED.fullmatch(key))
 
 
@@ -149,7 +149,7 @@ def finite(value: Any) -> float | None:
 
 
 def as_number(value: Any) -> float | None:
-    """A swept value as the number that it stands for ("1e-3"), None where it is none."""
+    """A swept value as a number ("1e-3"), None where it is not one."""
     if isinstance(value, str):
         try:
             return finite(float(value)) if "_" not in value else None
@@ -174,7 +174,7 @@ def _points(sweep: SweepResults, ranked: list[JobResult], objective: str) -> lis
 
 
 def _comparable(value: Any) -> Any:
-    """The same for two spellings of one value ("1e-3" and 0.001)."""
+    """A value that is equal for two spellings of one number ("1e-3" and 0.001)."""
     number = as_number(value)
     return number if number is not None else str(value)
 
@@ -190,4 +190,4 @@ def _refuse_unknown(objective: str, finished: list[JobResult]) -> None:
     if objective not in figures:
         near = nearest(objective, figures)
         remedy = f"did you mean objective={near}? " * bool(near) + f"There are: {', '.join(figures) or 'none'}"
-        raise UserError(f"no finished job has the figure {objective!r}", where="objective", remedy=remedy)
+        raise UserError(f"no finished job has the metric {objective!r}", where="objective", remedy=remedy)

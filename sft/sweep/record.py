@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep was asked to do, and what became of each of its jobs."""
+"""sweep.json: the command of a sweep, and the state of each of its jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ENDED = ("finished", "pruned", "failed", "interrupted")
 
 
 class SweepRecord:
-    """Keeps a sweep directory's sweep.json; several processes may (each change is a read, a change and a whole write).
+    """Keeps a sweep directory's sweep.json; safe with several processes (each change is a locked read and atomic
+    write).
 
     Args:
         directory: the sweep's directory.
@@ -32,11 +33,11 @@ class SweepRecord:
         return self.files.read_json(NAME, {}) or {}
 
     def begin(self, facts: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
-        """Write the start of a sweep, or of its next session: what an earlier one found out of its jobs stays.
+        """Write the start of a sweep, or of its next session, keeping what is known about its jobs.
 
         Args:
             facts: command, overrides, swept (keys), objective, direction.
-            jobs: number, directory and overrides of those that are known beforehand.
+            jobs: number, directory and overrides of the jobs that are known beforehand.
         """
         with self._changing() as content:
             content.update(facts)
@@ -48,14 +49,14 @@ class SweepRecord:
             content["jobs"] = [known[number] for number in sorted(known)]
 
     def job(self, number: int, **facts: Any) -> None:
-        """Change what is known of one job."""
+        """Update the entry of one job."""
         with self._changing() as content:
             jobs = {job["number"]: job for job in content.setdefault("jobs", [])}
             jobs[number] = {"number": number, "status": "pending", "error": None, **jobs.get(number, {}), **facts}
             content["jobs"] = [jobs[each] for each in sorted(jobs)]
 
     def end(self, status: str) -> dict[str, Any]:
-        """Write the end of this session. Every job's state is taken from its directory. Returns the content."""
+        """Write the end of this session, with every job's state from its directory. Returns the content."""
         with self._changing() as content:
             for job in content.get("jobs", []):
                 job["status"] = state_of(self.directory / str(job["directory"]), job)
@@ -64,7 +65,7 @@ class SweepRecord:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        """The content, to be changed; written when the block ends. One process at a time."""
+        """The content for changing; written when the block ends. One process at a time."""
         self.files.create()
         with FileLock(self.directory / f".{NAME}.lock"):
             content = self.read()
@@ -75,7 +76,7 @@ class SweepRecord:
 
 
 def state_of(directory: Path, job: Mapping[str, Any]) -> str:
-    """What became of a job: what its own run.json says, but for an error that came before it could be written there."""
+    """The state of a job: that of its run.json, unless it failed before it could be written there."""
     if job.get("error"):
         return "failed"
     status = str(read_record(RunDirectory(directory)).get("status") or job.get("status") or "pending")

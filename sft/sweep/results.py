@@ -1,4 +1,4 @@
-"""What the jobs of a sweep came to: values, status and figures, read from the run directories themselves."""
+"""The results of a sweep's jobs: values, status and metrics, read from the run directories."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class JobResult:
     """One job of a sweep.
 
     Attributes:
-        number: its place in the sweep.
-        name: its directory's name; its number as text where it never had a directory.
-        path: its run directory, None where it never had one.
-        values: what each swept key was set to, as the command line had it.
-        status: running, finished, interrupted, failed or pruned; pending where it has not begun; unreadable where its
+        number: its number in the sweep.
+        name: its directory's name; its number as text if it never had a directory.
+        path: its run directory, None if it never had one.
+        values: the value of each swept key, as on the command line.
+        status: running, finished, interrupted, failed or pruned; pending if it has not begun; unreadable if its
             files are broken.
         error: why it failed, None where it did not.
-        figures: those of metrics.json; of a job that is not finished also the last ones it logged.
+        figures: the metrics in metrics.json; for a job that is not finished also the last logged ones.
         config: its resolved config, {} where there is none.
-        curves: its curves by name, as `sft.drawing.curves.curves` gives them.
+        curves: its curves by name, as from `sft.drawing.curves.curves`.
     """
 
     number: int
@@ -54,13 +54,13 @@ class JobResult:
 
 @dataclass
 class SweepResults:
-    """A sweep's jobs in the order of their numbers, and what sweep.json says of the whole.
+    """A sweep's jobs in order, and the facts in sweep.json.
 
     Attributes:
         directory: the sweep's.
         keys: the swept keys.
-        jobs: every job, those without a directory too.
-        objective, direction: as sweep.json or the jobs' configs have them, None where they leave it open.
+        jobs: every job, including those without a directory.
+        objective, direction: from sweep.json or the jobs' configs, None where not set.
         command: the command line, None where it is not known.
     """
 
@@ -73,10 +73,10 @@ class SweepResults:
 
 
 def read_sweep(directory: Path) -> SweepResults:
-    """Read a sweep's directory, by sweep.json where there is one, else every run directory in it.
+    """Read a sweep's directory: by its sweep.json, else every run directory in it.
 
     Raises:
-        UserError: the directory is not there, or no run is in it.
+        UserError: the directory does not exist, or has no run in it.
     """
     directory = expanded(directory).absolute()
     if not directory.is_dir():
@@ -88,18 +88,18 @@ def read_sweep(directory: Path) -> SweepResults:
             raise UserError(
                 "is the directory of one run, not of a sweep",
                 where=f"dir={directory}",
-                remedy=f"dir={directory.parent} ranks the runs beside it",
+                remedy=f"dir={directory.parent} ranks all runs there",
             )
         raise UserError(
             "has no sweep.json and no run in it",
             where=f"dir={directory}",
-            remedy="give the directory that holds the jobs' directories, as `sft.train -m` printed it",
+            remedy="give the directory with the jobs' directories, as `sft.train -m` printed it",
         )
     return found
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a run has begun to write the directory."""
+    """Whether the directory is that of a run."""
     run = RunDirectory(directory)
     return any(path.is_file() for path in (run.config, run.run_json, run.metrics_json))
 
@@ -129,7 +129,7 @@ def _recorded(directory: Path, record: Mapping[str, Any]) -> SweepResults:
 
 
 def _check_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a sweep.json that no sweep wrote: it decides which directories are read."""
+    """Refuse a sweep.json that was not written by a sweep, because it decides which directories are read."""
     entries = record.get("jobs") or []
     kinds = {
         "directory": str | None,
@@ -150,14 +150,14 @@ def _check_record(directory: Path, record: Mapping[str, Any]) -> None:
     goal = all(isinstance(record.get(key), str | None) for key in ("objective", "direction", "command"))
     if not (holds and names and goal):
         raise UserError(
-            "is no record that a sweep wrote",
+            "is not a record that a sweep wrote",
             where=str(directory / NAME),
-            remedy="move it away: the runs in the directory are ranked without it",
+            remedy="move it away: the runs in the directory can be ranked without it",
         )
 
 
 def _scanned(directory: Path) -> SweepResults:
-    """Every run directory there; what their configs differ in was swept."""
+    """Every run directory there; keys in which their configs differ count as swept."""
     paths = [path for path in directory.iterdir() if not path.name.startswith(TEMPORARY) and path.is_dir()]
     paths = sorted(filter(is_run, paths), key=lambda path: (_number(path.name), path.name))
     jobs = [JobResult(index, path.name) for index, path in enumerate(paths)]
@@ -174,7 +174,7 @@ def _scanned(directory: Path) -> SweepResults:
 
 
 def swept_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys that resolved configs differ in, those left out that cannot change what is trained."""
+    """The dotted keys in which resolved configs differ, without those that cannot affect training."""
     configs = list(configs)
     flats = [flat(config) for config in configs]
     keys = dict.fromkeys(key for config in flats for key in config)
@@ -183,7 +183,7 @@ def swept_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _read_job(job: JobResult, path: Path) -> None:
-    """Fill in what the job's own directory says; it wins over sweep.json."""
+    """Fill in the facts from the job's own directory, which win over sweep.json."""
     if not path.is_dir():
         return
     job.path, run = path, RunDirectory(path)
@@ -196,11 +196,11 @@ def _read_job(job: JobResult, path: Path) -> None:
         return
     said = (record.get("status"), record.get("error"), figures.get("status"))
     if not all(isinstance(each, str | None) for each in said):
-        job.status, job.error = "unreadable", f"{run.run_json}: a status or an error that is no text"
+        job.status, job.error = "unreadable", f"{run.run_json}: a status or an error that is not text"
         return
     job.status = record.get("status") or figures.get("status") or job.status
     if job.status == "running" and holder(path) is None:
-        job.status = "interrupted"  # killed before it could say so
+        job.status = "interrupted"  # killed before it could record it
     job.error = (record.get("error") or job.error) if job.status != "finished" else None
     job.curves = curves(history)
     if job.status != "finished":
@@ -208,12 +208,12 @@ def _read_job(job: JobResult, path: Path) -> None:
         logged = {key: value for key, value in last.items() if key.startswith("eval_")}
         logged |= {"steps": last["step"]} if "step" in last else {}
         figures = {**figures, **{key: value for key, value in logged.items() if not figures.get(key)}}
-    # figures alone: the parts that a start took are a table of their own, no column
+    # only plain metrics: nested ones such as start_seconds are not columns
     job.figures = {key: value for key, value in figures.items() if key != "status" and not isinstance(value, dict)}
 
 
 def _asked_for(jobs: Iterable[JobResult]) -> tuple[str | None, str | None]:
-    """Objective and direction as the jobs' configs name them; None where they do not, or not all the same."""
+    """Objective and direction from the jobs' configs; None where they are missing or differ."""
     named = {(job.config.get("objective"), job.config.get("direction")) for job in jobs if job.config}
     return named.pop() if len(named) == 1 else (None, None)
 

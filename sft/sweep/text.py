@@ -1,4 +1,4 @@
-"""Values in tables: short, on one line, and unable to break the table they stand in."""
+"""Values in tables: short, on one line, and escaped for their table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.config.text import one_line
 
-# What Markdown or HTML would read as their own, as entities: a backslash before a pipe would need one itself.
+# Special characters of Markdown and HTML as entities: a backslash before a pipe would itself need escaping.
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;", "*": "&#42;"}
 )
@@ -26,12 +26,12 @@ def plain(value: Any) -> str:
 
 
 def as_text(cell: str) -> str:
-    """A CSV file's cell that a spreadsheet shows and does not run: what begins as a formula gets a quote before it."""
+    """A CSV cell that a spreadsheet does not run as a formula: a leading formula character is quoted."""
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(cell) and cell != "-" else cell
 
 
 def short(value: Any, most: int = 60) -> str:
-    """A value for people: figures to five digits, long numbers of a search too."""
+    """A short form of a value: numbers to five digits, also the long ones of a search."""
     if isinstance(value, float):
         return f"{value:.5g}"
     text = one_line(plain(value), most)
@@ -49,7 +49,7 @@ def markdown_cell(text: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; figures to the right."""
+    """A table in Markdown; numbers aligned to the right."""
     right = [_figures([row[i] for row in rows]) for i in range(len(header))]
     lines = [header, ["---:" if figures else "---" for figures in right]]
     table = [[markdown_cell(cell) for cell in line] for line in [header, *rows]]
@@ -77,7 +77,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key by its last part, or whole where another ends the same."""
+    """Each dotted key by its last part, or in full where several have the same ending."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 

@@ -33,11 +33,11 @@ def bind(
         template: the config node.
         tokenizer: the model's tokenizer; it is not changed.
         family: the model's family.
-        sample: conversations of the run. What they have (tools, a system message) the template must keep.
-        formats: names of the datasets' formats; one may bring its usual template to a model that has none.
+        sample: conversations of the run. The template must keep what they contain (tools, a system message).
+        formats: names of the datasets' formats; a format may supply its usual template for a model that has none.
 
     Raises:
-        UserError: an unknown template, one that is not valid Jinja, or a named one that would lose part of the rows.
+        UserError: an unknown template, invalid Jinja, or a template named by the user that would lose part of the rows.
     """
     sample = [conversation for conversation in sample if conversation.get("messages")]
     wanted = sorted(frozenset().union(*(features(conversation) for conversation in sample)))
@@ -58,7 +58,7 @@ def bind(
 
 
 def _refuses_most(bound: BoundTemplate, sample: Sequence[Mapping[str, Any]]) -> str | None:
-    """The template's reason, where it refuses more than half of the sampled conversations."""
+    """The template's reason, if it refuses more than half of the sampled conversations; None otherwise."""
     reasons = []
     for conversation in sample:
         try:
@@ -75,7 +75,7 @@ def _bound(
     wanted: Sequence[str],
     sample: Sequence[Mapping[str, Any]],
 ) -> tuple[BoundTemplate, dict[str, str]]:
-    """The candidate with what probing says of it, and what of the wanted features it loses."""
+    """The candidate with what probing found out about it, and which of the wanted features it loses."""
     try:
         compiled(candidate.text)
     except RenderError as error:
@@ -100,7 +100,7 @@ def _bound(
         if not _begins_anew(bound, tokenizer):
             bound.warnings.append(
                 "the generation prompt ends in the middle of the token that an answer begins with, so that token is "
-                "not trained: let the prompt end without a space"
+                "not trained: end the prompt without a space"
             )
     _set_stops(bound, tokenizer, family)
     _set_missing(bound, tokenizer, family if candidate.ours else None)
@@ -109,20 +109,20 @@ def _bound(
 
 
 def _date(template: Template, text: str) -> str | None:
-    """The day that the template prints, where it prints one."""
+    """The date that the template prints, if it prints one."""
     if "strftime_now" not in text:
         return None
     try:
         return Date.fromisoformat(template.date).isoformat() if template.date else Date.today().isoformat()
     except (TypeError, ValueError):
-        raise UserError(f"{template.date!r} is not a day, as 2025-01-31", where="template.date") from None
+        raise UserError(f"{template.date!r} is not a date such as 2025-01-31", where="template.date") from None
 
 
 def _choose_thinking(bound: BoundTemplate, tokenizer: Any, sample: Sequence[Mapping[str, Any]]) -> None:
-    """Set `enable_thinking`, where the rows do not follow the generation prompt that the template has by default.
+    """Set `enable_thinking` where the rows do not follow the template's default generation prompt.
 
-    Rows without reasoning, put after a prompt that opens a think block, would train something that generation never
-    sees; so would rows with reasoning after a prompt that closes it.
+    Rows without reasoning after a prompt that opens a think block would train something that generation never sees; so
+    would rows with reasoning after a prompt that closes it.
     """
     answers = [
         [message for message in conversation["messages"] if message.get("role") == "assistant"][-1:]
@@ -146,7 +146,7 @@ def _choose_thinking(bound: BoundTemplate, tokenizer: Any, sample: Sequence[Mapp
 
 
 def _follows_prompt(bound: BoundTemplate, tokenizer: Any, reasoning: bool, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an answer is rendered right after the generation prompt, and begins with a token of its own."""
+    """Whether an answer is rendered directly after the generation prompt, and begins with a token of its own."""
     answer = {"role": "assistant", "content": "zqanswer", **({"reasoning_content": "zqthought"} if reasoning else {})}
     draw = renderer(bound.text, {**bound.variables, **kwargs}, bound.date)
     question = [{"role": "user", "content": "zquser"}]
@@ -171,7 +171,7 @@ def _begins_anew(bound: BoundTemplate, tokenizer: Any) -> bool:
 
 
 def _straddled(tokenizer: Any, text: str, at: int) -> bool:
-    """Whether a token begins before a place in the text and ends after it."""
+    """Whether a token begins before a position in the text and ends after it."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return any(start < at < end for start, end in offsets)
 
@@ -192,11 +192,11 @@ def _set_stops(bound: BoundTemplate, tokenizer: Any, family: Family) -> None:
 
 
 def _set_missing(bound: BoundTemplate, tokenizer: Any, family: Family | None) -> None:
-    """Note the control tokens that the tokenizer would split.
+    """Record the control tokens that the tokenizer would split.
 
     Args:
-        family: for a packaged template the family whose control tokens it writes; None for one from elsewhere, of
-            which the token that ends a turn alone is known.
+        family: for a packaged template the family whose control tokens it writes; None for any other template, of which
+            only the token that ends a turn is known.
     """
     needed = [token for token in family.control_tokens if token in bound.text] if family else []
     needed += [token for token in bound.stop_tokens[:1] if token not in needed]

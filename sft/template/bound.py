@@ -1,4 +1,4 @@
-"""A chat template bound to a tokenizer: the one thing that training and generation share."""
+"""A chat template bound to a tokenizer, used by both training and generation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sft.template.rendering.messages import Style, plain_messages
 from sft.template.rendering.render import RenderError, day, render, template_errors, variables_of
 from sft.template.rendering.stepwise import Stepwise, stepwise
 
-_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # by whoever renders
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # by the code that renders
 
 
 @dataclass
 class BoundTemplate:
-    """A chat template with all that rendering needs; it can be pickled.
+    """A chat template with everything that rendering needs; it can be pickled.
 
     Args:
         name: "own", "file", or the packaged template's name.
@@ -26,17 +26,17 @@ class BoundTemplate:
         system: the system message of conversations that have none, where the run or the family sets one.
         kwargs: variables that the run sets, as `enable_thinking`.
         stop_tokens: tokens that end an assistant turn, the usual one first.
-        tool_stop: the token that ends a turn which calls a tool, where it is another one.
+        tool_stop: the token that ends a turn which calls a tool, where it is a different one.
         open_turn: whether the template leaves the last turn without a stop token.
         variables: special tokens by name and kwargs, as the template sees them.
-        style: how the template wants messages.
+        style: the form in which the template expects messages.
         missing_tokens: control tokens that the tokenizer does not know as single tokens; the model must add them.
         bos: the token that each row must begin with; None where the tokenizer adds none.
         response_marker: the text right before an answer, for families where it is known.
         instruction_marker: the text right before a user's message.
-        date: the day that a template which prints it was rendered with; None for the others.
+        date: the date that a template which prints one was rendered with; None for the others.
         warnings: what the user should know.
-        core: `text` without the run's system message and variables, which rendering is given anyway.
+        core: `text` without the run's system message and variables, which rendering passes in anyway.
     """
 
     name: str
@@ -63,16 +63,16 @@ class BoundTemplate:
         """The conversation's text, as generation sees it with `add_generation_prompt`.
 
         Raises:
-            RenderError: the template refuses the conversation or fails on it; the message says why.
+            RenderError: the template rejects the conversation or fails on it; the message says why.
         """
         bound = self.of_row(conversation)
         return bound.draw(bound.plain(conversation["messages"]), conversation.get("tools"), add_generation_prompt)
 
     def of_row(self, conversation: Mapping[str, Any]) -> BoundTemplate:
-        """The template with the variables that a conversation sets for itself in `chat_template_kwargs`.
+        """The template with the variables that a conversation sets in its own `chat_template_kwargs`.
 
         Raises:
-            RenderError: a variable that the template does not read, which would change nothing.
+            RenderError: a variable that the template does not read and that would have no effect.
         """
         variables = conversation.get("chat_template_kwargs")
         if not variables:
@@ -83,7 +83,7 @@ class BoundTemplate:
         return replace(self, kwargs={**self.kwargs, **variables}, variables={**self.variables, **variables})
 
     def plain(self, messages: Sequence[Mapping[str, Any]], marks: bool = False) -> list[dict[str, Any]]:
-        """The messages as this template wants them, the run's system message included; see `plain_messages`."""
+        """The messages as this template expects them, the run's system message included; see `plain_messages`."""
         return plain_messages(messages, self.style, self.system, marks)
 
     def draw(
@@ -94,20 +94,21 @@ class BoundTemplate:
         *,
         generation_marks: bool = False,
     ) -> str:
-        """Messages that `plain` gave as text; with `generation_marks` around what `{% generation %}` blocks hold."""
+        """Messages returned by `plain` as text; with `generation_marks` around the contents of `{% generation %}`
+        blocks."""
         context = self.context(tools)
         return render(self.text, plain, context, add_generation_prompt, generation_marks=generation_marks)
 
     def context(self, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-        """What the template sees beside the messages."""
+        """The variables that the template sees besides the messages."""
         return {**self.variables, **day(self.date), "tools": tools or None, "documents": None}
 
     def stepwise(self) -> Stepwise | None:
-        """The template with its messages told apart, if its source proves that its text only grows."""
+        """The template with its message boundaries marked, if its source proves that its text only grows."""
         return stepwise(self.core or self.text)
 
     def generation_prompt(self) -> str | None:
-        """What the template writes before every answer, where its source proves that it is always the same."""
+        """The text that the template writes before every answer, if its source proves that it is always the same."""
         if self._prompt is None and (steps := self.stepwise()) is not None:
             with template_errors():
                 self._prompt = steps.generation_prompt(self.context(None))

@@ -1,4 +1,4 @@
-"""Where chat templates come from, and in which order they are tried."""
+"""Sources of chat templates, and the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sft.template.spec import Template
 
 FILES = Path(__file__).parent / "files"
 TOOL_TEMPLATE = "chatml"
-# the template that datasets of a format were usually trained with, for a model that has none
+# the template usually used with datasets of a format, for a model that has none
 USUAL = {"instruction": "alpaca", "alpaca": "alpaca"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A chat template that may be taken.
+    """A chat template that may be used.
 
     Args:
         name: "own", "file" or the packaged template's name.
         text: the Jinja template.
-        what: how a sentence calls it.
-        family: whose stop tokens and markers it has.
+        what: its name in messages.
+        family: the family whose stop tokens and markers it has.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def ours(self) -> bool:
-        """Whether the text is a packaged one."""
+        """Whether the template is one of the packaged ones."""
         return self.name not in ("own", "file")
 
 
@@ -68,7 +68,7 @@ def candidates(template: Template, tokenizer: Any, family: Family, formats: Iter
 
 
 def packaged_templates() -> list[str]:
-    """The names of the templates that the package has."""
+    """The names of the packaged templates."""
     return sorted(path.stem for path in FILES.glob("*.jinja"))
 
 
@@ -76,7 +76,7 @@ def packaged_text(name: str) -> str:
     """A packaged template's text.
 
     Raises:
-        UserError: there is none of this name; the nearest is named.
+        UserError: there is no template of this name; the message names the nearest.
     """
     known = packaged_templates()
     if name not in known:
@@ -90,7 +90,7 @@ def _packaged(name: str, what: str, family: Family | None = None) -> Candidate:
 
 
 def _users_text(template: Template) -> str:
-    """The template of the user's, from the config or from a file."""
+    """The user's template, from the config or from a file."""
     if (template.path is None) == (template.text is None):
         remedy = "template.path=FILE, or template.text with the Jinja template itself"
         raise UserError("template=file needs one of template.path and template.text", where="template", remedy=remedy)
@@ -98,7 +98,7 @@ def _users_text(template: Template) -> str:
         return template.text
     path = expanded(template.path or "")
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file", where="template.path")
+        raise UserError(f"{path} is not a regular file", where="template.path")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
@@ -112,7 +112,7 @@ def _users_text(template: Template) -> str:
 
 
 def _own_text(tokenizer: Any) -> str | None:
-    """The tokenizer's chat template; of several named ones the one for tools, else the default."""
+    """The tokenizer's chat template; of several named ones the one for tools, or else the default."""
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, Mapping):
         own = own.get("tool_use") or own.get("default") or next(iter(own.values()), None)

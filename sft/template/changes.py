@@ -1,4 +1,4 @@
-"""What a chat template changes in contents: many trim them, which code and lists do not survive."""
+"""What a chat template changes in message contents: many trim them, which breaks code and lists."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _EDGE = "\n\n \t"
 
 
 class Changes:
-    """Tells which contents of a conversation are in its text otherwise than they were written.
+    """Finds message contents that appear changed in the rendered text.
 
-    What is inside of contents is looked at elsewhere (a turn of which a word is missing is refused), so what is left
-    is whitespace at their edges. In answers that are trained it is looked for; for all others it was tried once
-    whether the template trims what this role says.
+    The inside of contents is checked elsewhere (a turn with a missing word is refused), which leaves whitespace at
+    their edges. It is looked for in each trained answer; for the other roles one trial per role tells whether the
+    template trims their contents.
 
     Args:
         bound: the chat template of the run.
@@ -29,11 +29,11 @@ class Changes:
         self.trimmed = {role: _trims(bound, role) for role in _WHAT}
 
     def of(self, messages: Sequence[Mapping[str, Any]], rows: Sequence[Rendered]) -> list[str]:
-        """Whose contents were changed, one entry each: `answers, trimmed`.
+        """The roles whose contents were changed, one entry each: `answers, trimmed`.
 
         Args:
             messages: of a conversation.
-            rows: what became of it.
+            rows: the rows rendered from it.
         """
         edged = [i for i, message in enumerate(messages) if _has_edges(message.get("content") or "")]
         if not edged:
@@ -56,7 +56,7 @@ def _has_edges(content: str) -> bool:
 
 
 def _trims(bound: BoundTemplate, role: str) -> tuple[bool, bool]:
-    """Whether the template trims the left and the right edge of what a role says."""
+    """Whether the template trims the left and the right edge of a role's contents."""
 
     def text(content: str) -> str:
         return bound.render({"messages": _around(role, content)})

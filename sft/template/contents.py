@@ -1,4 +1,4 @@
-"""What contents may hold that a template or a tokenizer would take for its own: control tokens and think blocks."""
+"""Parts of message contents that a template or tokenizer would take for markup: control tokens and think blocks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _THINK = (THINK_OPEN, THINK_CLOSE)
 
 
 class Contents:
-    """Prepares conversations for rendering: nothing in their contents is taken for the template's own.
+    """Prepares conversations for rendering so that nothing in their contents is taken for the template's own markup.
 
     Control tokens are those that the tokenizer flags as special, and those that end turns. Tags that a template writes
-    and the tokenizer knows without flagging them (`<think>`, `<tool_call>` of Qwen) are part of what people write
-    about and of what answers consist of: they are counted where others than the assistant write them.
+    and that the tokenizer knows without flagging them (`<think>`, `<tool_call>` of Qwen) occur in ordinary text and in
+    answers: they are counted where any role but the assistant writes them.
 
     Args:
         bound: the chat template of the run.
         tokenizer: the run's tokenizer, with the template's tokens.
-        control_tokens: "refuse" conversations that hold one, or make it "text".
+        control_tokens: "refuse" conversations that contain one, or treat it as "text".
     """
 
     def __init__(self, bound: BoundTemplate, tokenizer: Any, control_tokens: str = "refuse") -> None:
@@ -42,14 +42,14 @@ class Contents:
         self._cuts, self._opened = _cuts_answers(bound), _opens_thinking(bound)
 
     def prepared(self, conversation: Mapping[str, Any], notes: list[Note] | None = None) -> Mapping[str, Any]:
-        """The conversation to render: itself, nearly always; typed control tokens are hidden in it where they are text.
+        """The conversation to render: usually unchanged; typed control tokens are hidden in it where they are text.
 
         Args:
-            notes: gets what was found on the way and is no error.
+            notes: collects findings that are not errors.
 
         Raises:
-            Unlabelable: a control token with control_tokens=refuse, two different reasonings of one answer, a
-                `</think>` in an answer that the template would cut it at.
+            Unlabelable: a control token with control_tokens=refuse, two different reasonings of one answer, or a
+                `</think>` at which the template would cut an answer.
         """
         notes = notes if notes is not None else []
         messages = [self._message(message, i, notes) for i, message in enumerate(conversation["messages"], 1)]
@@ -87,7 +87,7 @@ class Contents:
         return {**message, **changed} if changed else message
 
     def _text(self, text: str, where: str, role: str, notes: list[Note]) -> str:
-        """A text with what is typed in it hidden, refused or noted, by the policy."""
+        """A text whose typed control tokens are hidden, refused or noted, according to the policy."""
         finder = self._control if role == "assistant" else self._all
         spans = finder.spans(text)
         if not spans:
@@ -105,14 +105,14 @@ class Contents:
         return text
 
     def _reasoned(self, message: Mapping[str, Any], number: int, notes: list[Note]) -> Mapping[str, Any]:
-        """An answer whose content holds a `</think>`, with one reasoning and nothing that a template would cut it at."""
+        """An answer whose content has a `</think>`, with one reasoning and nothing at which a template would cut it."""
         content: str = message["content"]
         block, rest = think_block(content, self._opened)
         given = next((str(message[key]) for key in REASONING if message.get(key)), None)
         if block is not None and given is not None:
             if block.strip() != given.strip():
                 raise Unlabelable(
-                    f"an answer with two reasonings that differ: message {number}, {_short(block)} in its content and "
+                    f"an answer with two different reasonings: message {number}, {_short(block)} in its content and "
                     f"{_short(given)} beside it; keep one of them"
                 )
             notes.append(("reasoning_twice", "a think block equal to the reasoning beside it"))
@@ -122,7 +122,8 @@ class Contents:
         return message if head + rest == content else {**message, "content": head + rest}
 
     def _literal(self, text: str, number: int, block: str | None, notes: list[Note]) -> str:
-        """An answer after its think block: a further `</think>` is text, or refused where it would cut the answer."""
+        """An answer after its think block: another `</think>` is text, or refused where the template would cut the
+        answer."""
         if THINK_CLOSE not in text:
             return text
         if self.as_text:
@@ -132,7 +133,7 @@ class Contents:
         if self._cuts:
             why = "a second one" if block is not None else f"without a {THINK_OPEN} that begins the answer"
             raise Unlabelable(
-                f"a {THINK_CLOSE} that the chat template would cut the answer at: message {number}, {why}; begin the "
+                f"a {THINK_CLOSE} at which the chat template would cut the answer: message {number}, {why}; begin the "
                 f"reasoning with {THINK_OPEN}, or keep the tag as ordinary text with dataset.control_tokens=text"
             )
         notes.append(("tags_in_contents", f"{THINK_CLOSE} in an answer"))
@@ -143,7 +144,7 @@ def think_block(content: str, opened: bool = False) -> tuple[str | None, str]:
     """The think block at the head of an answer, and the rest; (None, content) where it has none.
 
     Args:
-        opened: whether the generation prompt writes the opening tag, so that an answer may begin inside of the block.
+        opened: whether the generation prompt writes the opening tag, so that an answer may begin inside the block.
     """
     head, closing, rest = content.partition(THINK_CLOSE)
     begin = head.lstrip()
@@ -153,7 +154,7 @@ def think_block(content: str, opened: bool = False) -> tuple[str | None, str]:
 
 
 def _cuts_answers(bound: BoundTemplate) -> bool:
-    """Whether the template takes what stands before a `</think>` in an answer for reasoning."""
+    """Whether the template treats the text before a `</think>` in an answer as reasoning."""
     user, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": f"zqa {THINK_CLOSE} zqb"}
     try:
         return bound.render({"messages": [user, answer, user, answer]}).count(answer["content"]) < 2
@@ -169,7 +170,7 @@ def _opens_thinking(bound: BoundTemplate) -> bool:
 
 
 def _decoded(calls: Any) -> Any:
-    """Calls whose arguments are JSON text with escapes, decoded: an escaped token is typed as well."""
+    """Calls whose arguments are JSON text with escapes, decoded: an escaped control token counts as well."""
 
     def one(call: Any) -> Any:
         function = call.get("function") if isinstance(call, Mapping) else None
@@ -183,7 +184,7 @@ def _decoded(calls: Any) -> Any:
 
 
 def _refuse_sign(value: Any, where: str) -> None:
-    """Refuse data that holds the sign which hides tokens."""
+    """Refuse data that contains the character used to hide tokens."""
 
     def check(text: str) -> str:
         if HIDE in text:

@@ -1,7 +1,7 @@
-"""Control tokens that stand in contents: found, and hidden from a template so that they can stay ordinary text.
+"""Find control tokens in message contents, and hide them from a template so that they can stay ordinary text.
 
-A typed `<|im_end|>` is the same characters as the one that a template writes. Before rendering a sign is put into each
-typed one: the template takes it for text, and the rendered text still tells the typed ones from its own.
+A typed `<|im_end|>` has the same characters as the one that a template writes. Before rendering, a marker character is
+put into each typed one: the template treats it as text, and the rendered text still tells typed tokens from its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-HIDE = "\U000fff00"  # after the first character of a typed token; not in the range of messages.MARKS
+HIDE = "\U000fff00"  # inserted after the first character of a typed token; outside the range of messages.MARKS
 _BRACKETS = {"<": re.compile(r"<[^<>\[\]\s]+>"), "[": re.compile(r"\[[^<>\[\]\s]+\]")}
 
 
 class TokenFinder:
-    """Finds tokens in texts, in time that does not depend on how many tokens there are (Gemma has 6,000).
+    """Finds tokens in texts, in time independent of the number of tokens (Gemma has 6,000).
 
     Args:
-        tokens: to look for. Nearly all control tokens stand in brackets without others inside, and are looked up.
+        tokens: the tokens to find. Nearly all control tokens are enclosed in brackets without nesting, and are looked
+            up.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -29,7 +30,7 @@ class TokenFinder:
         self._others = re.compile("|".join(map(re.escape, others))) if others else None
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """(start, end) of each token in a text, from left to right; of two that overlap the first."""
+        """(start, end) of each token in a text, from left to right; of two overlapping ones the first."""
         found = [
             match.span()
             for opening, pattern in self._patterns
@@ -54,7 +55,7 @@ class TokenFinder:
 
 
 def hidden(text: str, finder: TokenFinder) -> str:
-    """The text with each of the finder's tokens hidden from templates."""
+    """The text with each token that the finder knows hidden from templates."""
     spans = finder.spans(text)
     if not spans:
         return text
@@ -71,7 +72,7 @@ def revealed(text: str) -> str:
 
 
 def shifts(text: str) -> Callable[[int], int]:
-    """From a place in a text with hidden tokens to the same place in the revealed one."""
+    """A function from a position in a text with hidden tokens to the same position in the revealed text."""
     from bisect import bisect_left
 
     places = [at for at, character in enumerate(text) if character == HIDE]
@@ -79,7 +80,7 @@ def shifts(text: str) -> Callable[[int], int]:
 
 
 def in_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with each of its texts changed, names of keys included; the value itself where none is."""
+    """A JSON value with each of its strings changed, keys included; the same object if none changes."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""Written into a chat template's text: BOS, the run's variables and its system message, so that it can be saved."""
+"""Defaults written into a chat template's text (BOS, the run's variables, its system message) so that it can be
+saved."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from sft.template.tokens import adds_bos
 def write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
     """Write BOS, the variables and the system message of the run into the template's text.
 
-    A saved tokenizer then renders, in plain transformers too, as the run did.
+    A saved tokenizer then renders as the run did, also in plain transformers.
 
     Raises:
-        UserError: a template of the user's does not write BOS once, or a variable's name is none.
+        UserError: the user's template does not write BOS exactly once, or a variable has an invalid name.
     """
     lines = []
     bos = getattr(tokenizer, "bos_token", None)
@@ -32,7 +33,7 @@ def write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
     begins = len(lines)
     for name, value in bound.kwargs.items():
         if not name.isidentifier():
-            raise UserError(f"{name!r} is no name of a variable", where="template.kwargs")
+            raise UserError(f"{name!r} is not the name of a variable", where="template.kwargs")
         lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}")
     if bound.system is not None:
         content: Any = [{"type": "text", "text": bound.system}] if bound.style.parts else bound.system
@@ -47,7 +48,7 @@ def write_defaults(bound: BoundTemplate, tokenizer: Any) -> None:
 
 
 def _check_users_bos(bound: BoundTemplate, bos: str) -> None:
-    """Refuse a template of the user's that does not write BOS exactly once: nobody else's is left as it is."""
+    """Refuse a user's template that does not write BOS exactly once: any other template is corrected."""
     if bound.name != "file":
         return
     where = "template.path"
@@ -67,7 +68,7 @@ def _begins_with(bound: BoundTemplate, token: str, unknown: bool = True) -> bool
 
 
 def _literal(value: Any) -> str:
-    """A plain value as Jinja writes it: JSON, but for None."""
+    """A plain value as a Jinja literal: JSON, except for None."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""What is known of each model family: the one place that names them.
+"""Facts about each model family, all in this one place.
 
-A family gives defaults where a model's own files are silent: its chat template, the tokens that end a turn, the text
-around an answer. A model's YAML may override every field.
+A family provides defaults for what a model's own files do not say: its chat template, the tokens that end a turn, the
+text around an answer. A model's YAML may override every field.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ class Family:
     """Facts about one model family.
 
     Args:
-        name: how the family is called in configs and reports.
+        name: the family's name in configs and reports.
         model_types: values of `config.model_type` that belong to it.
         template: name of its chat template in `sft/template/files/`.
-        patterns: regular expressions for model names, which tell families of one model_type apart.
+        patterns: regular expressions for model names, which distinguish families of one model_type.
         padding_side: "right" for training.
         stop_tokens: tokens that end an assistant turn, the usual one first.
         tool_stop: the token that ends a turn which calls a tool, where it is another one.
         response_marker: the text right before an answer, as the template writes it.
         instruction_marker: the text right before a user's message.
-        control_tokens: tokens the template writes, which the tokenizer has to know as single ones.
-        system: the system message that its models were trained with, where a conversation has none.
-        target_modules: what LoRA adapts by default.
+        control_tokens: tokens that the template writes and the tokenizer must have as single tokens.
+        system: the system message that its models were trained with for conversations that have none.
+        target_modules: the modules that LoRA adapts by default.
     """
 
     name: str
@@ -51,7 +51,7 @@ _HEADER_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 
 
 def _chatml(name: str, model_types: tuple[str, ...], template: str = "chatml", **facts: object) -> Family:
-    """A family whose turns are ChatML's."""
+    """A family that uses ChatML turns."""
     known = dict(
         stop_tokens=("<|im_end|>",), response_marker=_IM_ANSWER, instruction_marker=_IM_USER, control_tokens=_IM
     )
@@ -73,8 +73,8 @@ def _llama3(name: str, template: str, patterns: tuple[str, ...]) -> Family:
 
 GENERIC = _chatml("chatml", ())
 
-# Of several families with one model_type the first whose pattern matches the model's name is taken, and where none
-# matches the last one, so the default of a model_type comes last.
+# Among families of one model_type the first whose pattern matches the model's name wins, and the last one if none
+# matches: the default of a model_type comes last.
 FAMILIES: tuple[Family, ...] = (
     Family(
         "llama2",
@@ -240,7 +240,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def detect(model_type: str | None, name: str | None = None) -> Family:
-    """The family of a model: by its config's `model_type` first, by its name second, ChatML's where neither tells.
+    """The family of a model: by its config's `model_type`, then by its name, and ChatML's if neither is known.
 
     Args:
         model_type: `config.model_type`, or None where no config can be read.

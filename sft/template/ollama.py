@@ -1,4 +1,4 @@
-"""A chat template in Go's notation, for an Ollama Modelfile: found by rendering, and checked by rendering."""
+"""A chat template in Go's notation, for an Ollama Modelfile: derived and verified by rendering."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SYSTEM, _USER, _ANSWER, _SECOND = "zqsystem", "zquser", "zqanswer", "zqsecond"
 
 @dataclass(frozen=True)
 class Pieces:
-    """The texts around the contents of a chat, which a template of most families consists of.
+    """The texts around the contents of a chat, of which the templates of most families consist.
 
     Args:
         begin: before the user's first message, where there is no system prompt.
         system: before the system prompt; None where the template refuses one.
         after_system: between it and the user's first message.
-        answered: between a user's message and the answer that the history has.
+        answered: between a user's message and an answer in the history.
         again: between an answer and the user's next message.
         prompt: after the last message: the generation prompt.
     """
@@ -33,7 +33,7 @@ class Pieces:
     prompt: str
 
     def text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the pieces make of a chat that ends with the user's turn."""
+        """A chat that ends with the user's turn, rendered from the pieces."""
         out, last = "", ""
         for index, message in enumerate(messages):
             role, content = message["role"], message["content"]
@@ -66,11 +66,11 @@ class Pieces:
 
 
 def find_pieces(render: Render, bos: str | None = None) -> Pieces | None:
-    """The pieces of a chat template; None where it is more than pieces around contents.
+    """The pieces of a chat template; None if it does more than put pieces around contents.
 
     Args:
         render: of a bound template: (conversation, add_generation_prompt) -> text.
-        bos: left out at the beginning, for llama.cpp writes it itself.
+        bos: removed from the beginning, because llama.cpp writes it itself.
     """
     try:
         pieces = _found(render, bos)
@@ -111,7 +111,7 @@ def _without(text: str, bos: str | None) -> str:
 
 
 def _between(text: str, contents: Sequence[str]) -> list[str] | None:
-    """The texts before, between and after contents; None where one is not there exactly once, or out of order."""
+    """The texts before, between and after contents; None if one does not occur exactly once, or not in order."""
     if any(text.count(content) != 1 for content in contents):
         return None
     places = [0, *(text.index(content) for content in contents), len(text)]

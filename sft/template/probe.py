@@ -1,4 +1,4 @@
-"""Find out by rendering small conversations what a chat template keeps, how it wants calls, and how a turn ends."""
+"""Render small conversations to find out what a chat template keeps, how it expects calls, and how a turn ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sft.template.rendering.messages import Style, plain_messages
 from sft.template.rendering.render import RenderError, day, render
 
-# What a conversation may ask of a template beyond user and assistant turns, with how a sentence names it.
+# What a conversation may need from a template beyond user and assistant turns, with its name in messages.
 FEATURES = {
     "system": "a system message",
     "later_system": "a system message after the first turn",
@@ -39,7 +39,7 @@ _KNOWN_CONTROL = re.compile(r"<[|｜/]?[^<>\s]{1,40}?[|｜]?>|\[/?[A-Z_]{2,40}\]
 
 
 def features(conversation: Mapping[str, Any]) -> frozenset[str]:
-    """What a conversation asks of a chat template, in the words of FEATURES."""
+    """What a conversation needs from a chat template, as keys of FEATURES."""
     messages = conversation.get("messages") or []
     found = {"tools"} if conversation.get("tools") else set()
     for index, message in enumerate(messages):
@@ -63,7 +63,7 @@ def _call(name: str = "zqname", value: str = "zqvalue") -> dict[str, Any]:
 
 
 def _trial(feature: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A conversation that has this feature, and the words that must be in its text."""
+    """A conversation with this feature, and the words that its text must contain."""
     user, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": "zqanswer"}
     calling = {"role": "assistant", "content": "", "tool_calls": [_call()]}
     result = {"role": "tool", "content": "zqresult"}
@@ -93,7 +93,7 @@ Renderer = Callable[[Mapping[str, Any], Style, bool], str]  # conversation, styl
 
 
 def renderer(text: str, variables: Mapping[str, Any], date: str | None = None) -> Renderer:
-    """Render conversations with one template, as probing needs it."""
+    """A function that renders conversations with one template, for probing."""
 
     context = {**variables, **day(date), "documents": None}
 
@@ -104,8 +104,8 @@ def renderer(text: str, variables: Mapping[str, Any], date: str | None = None) -
     return draw
 
 
-def lost(draw: Renderer, style: Style, wanted: Iterable[str]) -> dict[str, str]:
-    """What of the wanted features a template loses, each with why: it drops it, or its own refusal."""
+def lost_features(draw: Renderer, style: Style, wanted: Iterable[str]) -> dict[str, str]:
+    """The wanted features that a template loses, each with the reason: it drops it, or its own error."""
     out = {}
     for feature in wanted:
         conversation, words = _trial(feature)
@@ -131,9 +131,9 @@ def _opens_thinking(draw: Renderer, conversation: Mapping[str, Any], style: Styl
 
 
 def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, str]]:
-    """The style in which a template keeps most of the wanted features, and what it loses even so.
+    """The style in which a template keeps most of the wanted features, and the features it still loses.
 
-    The usual style is tried first, so others are taken only where they keep more.
+    The usual style is tried first, so others are used only where they keep more.
     """
     wanted = list(wanted)
     best: tuple[Style, dict[str, str]] | None = None
@@ -145,13 +145,13 @@ def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, 
         except RenderError:
             continue
         if "zquser" not in text or "zqanswer" not in text or "'type'" in text or '"type"' in text:
-            continue  # parts that are written as they are were not understood
+            continue  # content parts that are printed as raw lists were not understood
         if null_content and _writes_none(draw, style):
             continue
-        missing = lost(draw, style, wanted)
+        missing = lost_features(draw, style, wanted)
         if "reasoning" in missing:
             folded = replace(style, fold_reasoning=True)
-            if not lost(draw, folded, ["reasoning"]):
+            if not lost_features(draw, folded, ["reasoning"]):
                 style = folded
                 del missing["reasoning"]
         if "calls" in wanted and "calls" not in missing and not _takes_long_ids(draw, style):
@@ -160,11 +160,11 @@ def find_style(draw: Renderer, wanted: Iterable[str]) -> tuple[Style, dict[str, 
             best = (style, missing)
         if not missing:
             break
-    return best or (Style(), lost(draw, Style(), ["turns", *wanted]))
+    return best or (Style(), lost_features(draw, Style(), ["turns", *wanted]))
 
 
 def _takes_long_ids(draw: Renderer, style: Style) -> bool:
-    """Whether a template renders calls whose ids are as OpenAI's, not nine letters or digits as Mistral's."""
+    """Whether a template renders calls with ids like OpenAI's instead of nine letters or digits like Mistral's."""
     conversation, _ = _trial("calls")
     user, calling, result, answer = conversation["messages"]
     calling = {**calling, "tool_calls": [{**calling["tool_calls"][0], "id": "call_zq0123456789abcdef"}]}
@@ -177,7 +177,7 @@ def _takes_long_ids(draw: Renderer, style: Style) -> bool:
 
 
 def _writes_none(draw: Renderer, style: Style) -> bool:
-    """Whether a template writes the content of a turn that has none."""
+    """Whether a template prints `None` for a turn without content."""
     try:
         return "None" in draw(_trial("calls")[0], style, False)
     except RenderError:
@@ -185,7 +185,7 @@ def _writes_none(draw: Renderer, style: Style) -> bool:
 
 
 def first_control(text: str, known: Sequence[str]) -> str | None:
-    """The first control token in a text: of the known ones the earliest, the longest of those at one place."""
+    """The first control token in a text: the earliest known one, and the longest of those at the same position."""
     places = [(place, -len(token), token) for token in known if token and (place := text.find(token)) >= 0]
     if places:
         return min(places)[2]
@@ -197,12 +197,12 @@ def first_control(text: str, known: Sequence[str]) -> str | None:
 def find_stop(draw: Renderer, style: Style, known: Sequence[str], likely: Sequence[str]) -> str | None:
     """The token that ends an assistant turn in a template's text; None where the last turn is left open.
 
-    It is looked for in the text after an answer, at the end and before a user's message. A likely one that stands in
-    both is taken first (some templates write another token before it, some add one at the end of the text alone).
+    It is looked for in the text after an answer, both at the end and before a user's message. A likely one found in
+    both is preferred (some templates write another token before it, some add one only at the end of the text).
 
     Args:
         known: all control tokens: the tokenizer's added ones and the family's.
-        likely: tokens that are known to end turns: the tokenizer's end-of-sentence token, the family's stop tokens.
+        likely: tokens known to end turns: the tokenizer's end-of-sentence token, the family's stop tokens.
     """
     user, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": "zqanswer"}
     last = _after_answer(draw, style, [user, answer])

@@ -10,7 +10,7 @@ from sft.config.errors import UserError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _WHERE = "model.tokenizer"
-# numbers of the fields in SentencePiece's ModelProto and TrainerSpec that hold ids
+# field numbers in SentencePiece's ModelProto and TrainerSpec
 _TRAINER_SPEC, _ID_FIELDS = 2, {40: "unk", 41: "bos", 42: "eos", 43: "pad"}
 _ID_DEFAULTS = {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
 
@@ -24,18 +24,18 @@ def special_variables(tokenizer: Any) -> dict[str, str]:
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """The text of every added token: those that the tokenizer never splits."""
+    """The text of every added token; the tokenizer never splits these."""
     return [token.content for token in tokenizer.added_tokens_decoder.values()]
 
 
 def is_single(tokenizer: Any, token: str) -> bool:
-    """Whether a text is one token, its own and not the unknown one's."""
+    """Whether a text is one token, and not the unknown token."""
     ids = tokenizer.encode(token, add_special_tokens=False)
     return len(ids) == 1 and ids[0] == tokenizer.convert_tokens_to_ids(token)
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer begins a text with its BOS token by itself."""
+    """Whether the tokenizer itself puts its BOS token before a text."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
 
@@ -48,20 +48,20 @@ def check_tokenizer(
     embeddings: int | None = None,
     expected_ids: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Check that a tokenizer and a model fit the chat template and each other.
+    """Check that tokenizer, model and chat template fit together.
 
     Args:
         tokenizer: after the template's missing tokens were added.
         stop_tokens: tokens that end a turn, the usual one first (`bound.stop_tokens`).
         chat_tokens: other tokens that the template writes (the family's `control_tokens`).
         embeddings: rows of the model's input embedding; None leaves the comparison out.
-        expected_ids: ids that a config asks for, by role: `{"pad": 0, "unk": 1, "bos": 2, "eos": 3}`.
+        expected_ids: ids required by the config, by role: `{"pad": 0, "unk": 1, "bos": 2, "eos": 3}`.
 
     Returns:
         Warnings, each a sentence.
 
     Raises:
-        UserError: no end-of-sentence token, a stop token that is split, ids beyond the embedding, other ids than asked.
+        UserError: no end-of-sentence token, a stop token that is split, ids beyond the embedding, or unexpected ids.
     """
     if tokenizer.eos_token_id is None:
         remedy = "model.tokenizer.special_tokens={eos_token: '</s>'}"
@@ -71,25 +71,25 @@ def check_tokenizer(
         raise UserError(
             f"the tokenizer has ids up to {largest}, the model's embedding has {embeddings} rows",
             where=_WHERE,
-            remedy="take the model's own tokenizer, or let the embedding grow",
+            remedy="use the model's own tokenizer, or resize the embedding",
         )
     for role, wanted in (expected_ids or {}).items():
         found = getattr(tokenizer, f"{role}_token_id", None)
         if found != wanted:
-            raise UserError(f"{role} has id {found}, {wanted} was asked for", where=_WHERE)
+            raise UserError(f"{role} has id {found}, expected {wanted}", where=_WHERE)
     stops, warnings = list(stop_tokens), []
     for token in dict.fromkeys([*stops[:1], *chat_tokens]):
         if is_single(tokenizer, token):
             continue
         pieces = tokenizer.tokenize(token)
         if token in stops[:1]:
-            raise UserError(f"the stop token {token} is no single token but {pieces}", where=_WHERE)
-        warnings.append(f"the chat token {token} is no single token but {pieces}")
+            raise UserError(f"the stop token {token} is not a single token but {pieces}", where=_WHERE)
+        warnings.append(f"the chat token {token} is not a single token but {pieces}")
     return warnings + _shared(tokenizer, stops)
 
 
 def _shared(tokenizer: Any, stops: list[str]) -> list[str]:
-    """Roles that share one token although labels or generation take them for different ones."""
+    """Roles that share one token although labels or generation need to tell them apart."""
     warnings = []
     ids = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "pad")}
     if ids["eos"] is not None and ids["eos"] == ids["unk"] and ids["bos"] != ids["eos"]:
@@ -102,12 +102,12 @@ def _shared(tokenizer: Any, stops: list[str]) -> list[str]:
 
 
 def sentencepiece_ids(path: str | Path) -> dict[str, int]:
-    """The ids of pad, unk, bos and eos in a SentencePiece model (`tokenizer.model`); -1 for one that is switched off.
+    """The ids of pad, unk, bos and eos in a SentencePiece model (`tokenizer.model`); -1 if switched off.
 
-    The file is a protocol buffer; the few fields that are needed are read without SentencePiece itself.
+    The file is a protocol buffer; the few fields needed are read without SentencePiece itself.
 
     Raises:
-        UserError: the file cannot be read or is no SentencePiece model.
+        UserError: the file cannot be read or is not a SentencePiece model.
     """
     try:
         data = Path(path).read_bytes()
@@ -120,23 +120,23 @@ def sentencepiece_ids(path: str | Path) -> dict[str, int]:
             raise ValueError("no pieces")
         found = {_ID_FIELDS[n]: v for spec in specs for n, v in _fields(spec) if n in _ID_FIELDS and isinstance(v, int)}
     except (ValueError, IndexError):
-        raise UserError(f"{path} is no SentencePiece model", where=_WHERE) from None
+        raise UserError(f"{path} is not a SentencePiece model", where=_WHERE) from None
     signed = {role: value - (1 << 64) if value >= 1 << 63 else value for role, value in found.items()}
     return {**_ID_DEFAULTS, **signed}
 
 
 def check_sentencepiece(path: str | Path, expected: Mapping[str, int]) -> None:
-    """Check the ids of a `tokenizer.model` against those that a config asks for.
+    """Check the ids of a `tokenizer.model` against those that the config requires.
 
     Args:
         expected: ids by role, for instance `{"pad": 0, "unk": 1, "bos": 2, "eos": 3}`.
 
     Raises:
-        UserError: the file is no SentencePiece model, or has other ids; all that differ are named.
+        UserError: the file is not a SentencePiece model, or has other ids; the message names all that differ.
     """
     found = sentencepiece_ids(path)
     wrong = [
-        f"{role} is {found.get(role)}, {wanted} was asked for"
+        f"{role} is {found.get(role)}, expected {wanted}"
         for role, wanted in expected.items()
         if found.get(role) != wanted
     ]

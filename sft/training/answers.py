@@ -20,13 +20,13 @@ from sft.training.inputs import Inputs
 log = logging.getLogger(__name__)
 
 
-class Examination:
-    """Asks a model the questions of the evaluation rows, before training and after.
+class AnswerEvaluation:
+    """Has the model answer the evaluation rows, before and after training.
 
     Args:
-        spec: the config node `evaluation`; None or `generate=false` asks nothing.
+        spec: the config node `evaluation`; with None or `generate=false` nothing is generated.
         inputs: the run's rows and template.
-        seed: of draws, where the temperature is above 0.
+        seed: for sampling, if the temperature is above 0.
     """
 
     def __init__(self, spec: Evaluation | None, inputs: Inputs, seed: int) -> None:
@@ -38,32 +38,34 @@ class Examination:
         self._conversations: dict[str, list[dict[str, Any]]] | None = None
 
     @property
-    def asks(self) -> bool:
-        """Whether there is anything to ask."""
+    def enabled(self) -> bool:
+        """Whether anything is to be generated."""
         return self.spec is not None and self.spec.generates and bool(self.inputs.data.eval)
 
-    def ask_before(self, model: Any, ranks: Ranks) -> None:
-        """The untrained model's answers and benchmarks, where `evaluation.before` wants them; rank 0 asks, the others wait."""
+    def evaluate_before(self, model: Any, ranks: Ranks) -> None:
+        """Get the untrained model's answers and benchmarks if `evaluation.before` is on; rank 0 generates, the others
+        wait."""
         if self.spec is None or not self.spec.before:
             return
-        if self.asks:
+        if self.enabled:
             fewer = self.spec.of_before()
-            self.before = ranks.decided(lambda: self._ask(model, fewer, "before training"))
-        self.benched_before = ranks.decided(lambda: self._bench(model, "before training"))
+            self.before = ranks.run_on_main_and_broadcast(lambda: self._generate(model, fewer, "before training"))
+        self.benched_before = ranks.run_on_main_and_broadcast(lambda: self._run_benchmarks(model, "before training"))
 
-    def ask_after(self, model: Any) -> dict[str, float]:
-        """The trained model's answers and benchmarks; gives their figures (eval_exact_match, ...), {} without any."""
-        self.benched = self._bench(model, "after training")
+    def evaluate_after(self, model: Any) -> dict[str, float]:
+        """Get the trained model's answers and benchmarks, and return their metrics (eval_exact_match, ...), {} without
+        any."""
+        self.benched = self._run_benchmarks(model, "after training")
         benched = self.benched.metrics() if self.benched else {}
         if self.benched_before is not None:
             benched |= {f"before_{name}": value for name, value in self.benched_before.metrics().items()}
         return {**self._answer_figures(model), **benched}
 
     def _answer_figures(self, model: Any) -> dict[str, float]:
-        if not self.asks:
+        if not self.enabled:
             return {}
         assert self.spec is not None
-        self.after = self._ask(model, self.spec, "after training")
+        self.after = self._generate(model, self.spec, "after training")
         figures = self.after.metrics()
         if self.before is not None:
             figures |= {f"before_{name}": value for name, value in self.before.metrics(prefix="eval_").items()}
@@ -76,7 +78,7 @@ class Examination:
         return {name: [row.scores["exact_match"] for row in self.after.of(name)] for name in self.after.sources}
 
     def write(self, run: RunDirectory) -> None:
-        """samples.jsonl and samples.html, and the tables to stderr."""
+        """Write samples.jsonl and samples.html, and print the tables to stderr."""
         if self.benched is not None:
             for name, text in benchmark_files(self.benched, self.benched_before).items():
                 run.write_text(name, text)
@@ -91,14 +93,14 @@ class Examination:
         ):
             log.info("answers:\n%s", table)
 
-    def _bench(self, model: Any, when: str) -> Benchmarks | None:
+    def _run_benchmarks(self, model: Any, when: str) -> Benchmarks | None:
         if self.spec is None or self.spec.benchmarks is None:
             return None
         found = run_benchmarks(model, self.inputs.tokenizer, self.spec.benchmarks)
         log.info("benchmarks %s in %.1f s", when, found.seconds)
         return found
 
-    def _ask(self, model: Any, spec: Evaluation, when: str) -> Answers:
+    def _generate(self, model: Any, spec: Evaluation, when: str) -> Answers:
         inputs = self.inputs
         if self._conversations is None:
             assert self.spec is not None
@@ -110,8 +112,8 @@ class Examination:
         return answers
 
 
-def few_examples(inputs: Inputs, count: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A few evaluation conversations for callbacks that show generations; [] where no callback does."""
+def sample_conversations_for_callbacks(inputs: Inputs, count: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A few evaluation conversations for callbacks that show generations; [] if no callback does."""
     nodes = [node for node in (config.get("callbacks") or {}).values() if node]
     if not any(class_attribute(node.get("_target_"), "wants_examples") for node in nodes):
         return []

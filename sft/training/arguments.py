@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from sft.config.build import build
 from sft.config.rank import world_size
-from sft.distributed.sharding import with_own_checkpointing
+from sft.distributed.sharding import with_fsdp_checkpointing
 from sft.model.dtype import autocast_dtype
 from sft.run.directory import RunDirectory
 from sft.training.supported import supported
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from sft.training.trainer.trainer import SftTrainer
 
 
-# Of several processes: no search for weights that a step did not use, which costs a pass over the graph each step and
-# would take those of an output layer that is applied by chunks for unused.
+# With several processes: no search for unused weights, which costs a pass over the graph each step and would count the
+# weights of an output layer that is applied by chunks as unused.
 DISTRIBUTED = {"ddp_find_unused_parameters": False}
 
 
 @dataclass
 class Arguments(TrainingArguments):
-    """transformers.TrainingArguments under their own names; `bf16` and `gradient_checkpointing` may be `auto`.
+    """transformers.TrainingArguments with their own names; `bf16` and `gradient_checkpointing` may be `auto`.
 
     Attributes:
-        max_tokens_per_batch: batches of whole rows with at most so many tokens, in place of
+        max_tokens_per_batch: batches of whole rows with at most this many tokens, instead of
             `per_device_train_batch_size` rows (see `sft.data.batches.by_tokens`).
-        cpu_parts: parts of a batch that are computed at the same time on the CPU (see `sft.training.layout.microbatches`);
-            `auto` is two where that is faster, 1 is the batch as a whole.
-        resume_schedule: the learning rate's schedule of a run that is resumed with another end: `stretched` over the
-            new length, or `kept` as it was, with its last rate from its end on.
+        cpu_parts: parts of a batch that are computed concurrently on the CPU (see `sft.training.layout.microbatches`);
+            `auto` is two where that is faster, 1 computes the batch as a whole.
+        resume_schedule: the learning rate schedule of a run that is resumed with a different last step: `stretched`
+            over the new length, or `kept` as it was, with its last rate from its end on.
         own_loss: whether the trainer computes the loss in its own way, by an output layer that it puts into the model.
         requires: as of `sft.run.trackers.base.Tracker`.
         weight_neutral: the settings with no effect on the weights (see `sft.config.weight_neutral`).
@@ -51,10 +51,10 @@ class Arguments(TrainingArguments):
     max_tokens_per_batch: int | None = None
     cpu_parts: int | Literal["auto"] = "auto"
     resume_schedule: Literal["stretched", "kept"] = "stretched"
-    fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers says text, and means true
+    fsdp: bool | str | None = None  # type: ignore[assignment]  # transformers annotates str, and means bool
 
     def trainer(self) -> type[SftTrainer]:
-        """What trains with them."""
+        """The trainer class for these arguments."""
         from sft.training.trainer.trainer import SftTrainer
 
         return SftTrainer
@@ -76,7 +76,7 @@ def build_arguments(
         node: the `trainer` node, plain.
         run: where checkpoints go.
         seed: the run's.
-        asked: what callbacks ask for; wins over the node.
+        asked: arguments that callbacks require; they take precedence over the node.
         dtype: `model.dtype` as configured; `auto` precision follows it.
         evaluates: whether there are evaluation rows.
         allowed: the user's own `allow_targets`.
@@ -91,9 +91,9 @@ def build_arguments(
         output_dir=str(run.checkpoints),
         seed=seed,
         report_to="none",
-        disable_tqdm=True,  # the display callback draws; two bars would garble each other
+        disable_tqdm=True,  # the display callback has its own bar; two bars would garble each other
         remove_unused_columns=False,
-        logging_nan_inf_filter=False,  # it would hide what must stop the run
+        logging_nan_inf_filter=False,  # it would hide non-finite losses, which must stop the run
         include_num_input_tokens_seen="no",
     )
 
@@ -117,5 +117,5 @@ def _settled(settings: dict[str, Any], dtype: str, evaluates: bool) -> dict[str,
         for name, value in DISTRIBUTED.items():
             if settings.get(name) is None:
                 settings[name] = value
-    settings = with_own_checkpointing(settings)
+    settings = with_fsdp_checkpointing(settings)
     return supported(settings, cuda=torch.cuda.is_available() and not settings["use_cpu"])

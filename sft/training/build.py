@@ -13,7 +13,7 @@ from sft.config.build import build
 from sft.config.checks.figures import evaluated_sources, objective_of
 from sft.config.errors import UserError
 from sft.config.source_code.class_attributes import class_attribute
-from sft.distributed.ranks import joined
+from sft.distributed.ranks import process_group
 from sft.kernels import elementwise, lowrank
 from sft.model import shared
 from sft.model.adapters.attach import attach, changes_base, refuse_names
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = False) -> Any:
-    """The model to train: base weights, quantized if asked, embeddings for new tokens, adapter attached.
+    """The model to train: base weights, quantized if configured, embeddings for new tokens, adapter attached.
 
     Args:
-        shares_base: take the base of the sweep's job before, where this job leaves it as it is.
+        shares_base: reuse the base model of the sweep's previous job, if this job does not modify it.
     """
     allowed = config.get("allow_targets") or []
     quant = build(config.get("quant"), where="quant", allowed=allowed)
@@ -46,11 +46,11 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     load = partial(load_model, inputs.model, quant, trained=lora is None, config=inputs.model_config)
     own_loss = class_attribute(config["trainer"].get("_target_"), "own_loss", False)  # puts its output layer into it
     if shares_base and not own_loss and not changes_base(lora, inputs.model):
-        base = shared.lend(_base_key(config), load)
+        base = shared.acquire_base(_base_key(config), load)
         if current.get() is not None:  # other jobs train on it at the same time
             base = view_of(base)
     else:
-        shared.give_up()
+        shared.discard_base()
         base = load()
     mark("weights")
     control = [token for token in inputs.family.control_tokens if token in inputs.template.text]
@@ -66,19 +66,19 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
 
 
 def _base_key(config: Mapping[str, Any]) -> str:
-    """What a base model depends on."""
+    """Key of everything that a base model depends on."""
     return json.dumps([config["model"], config.get("quant"), os.environ.get("LOCAL_RANK")], sort_keys=True)
 
 
-def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable[str] = ()) -> dict[str, Any]:
-    """The config's callbacks by name, built with all else that needs neither data nor model, so that faults come first.
+def build_callbacks_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable[str] = ()) -> dict[str, Any]:
+    """Build the config's callbacks by name, and everything else that needs neither data nor model, to fail early.
 
     Args:
         run: where checkpoints will go.
-        explicit: trainer keys that the command line sets itself.
+        explicit: trainer keys set on the command line.
 
     Raises:
-        UserError: a node that builds no callback, or settings that a library refuses.
+        UserError: a node that does not build a callback, or settings that a library rejects.
     """
     allowed = config.get("allow_targets") or []
     quant, lora, _ = (build(config.get(node), where=node, allowed=allowed) for node in ("quant", "lora", "tracker"))
@@ -89,7 +89,7 @@ def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable
     bind_all(callbacks.values(), None, objective=objective, direction=direction)
     asked = trainer_arguments(callbacks, config["trainer"], explicit)
     dtype = str(config["model"].get("dtype", "auto"))
-    if not (config["trainer"].get("fsdp") or config["trainer"].get("deepspeed")):  # they change how a model is loaded
+    if not (config["trainer"].get("fsdp") or config["trainer"].get("deepspeed")):  # these change how a model is loaded
         build_arguments(
             config["trainer"],
             run,
@@ -102,7 +102,7 @@ def built_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable
     return callbacks
 
 
-# Keys that name modules, parameters or layers of the model.
+# Keys whose values name modules, parameters or layers of the model.
 _NAMES = (
     *("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform", "layers_pattern", "target_parameters", "trainable_token_indices"),
@@ -110,7 +110,7 @@ _NAMES = (
 
 
 def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:
-    """Hold the names that the config gives against the model, of which only its own config is read for that."""
+    """Check the names given in the config against the model, of which only its config is loaded."""
     asked = config.get("lora") or {}
     if not any(asked.get(key) for key in _NAMES) and not getattr(quant, "llm_int8_skip_modules", None):
         return
@@ -120,14 +120,14 @@ def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:
         empty = empty_model(model_config, spec.trust_remote_code)
     except UserError:
         raise
-    except Exception as error:  # a model that is not made without weights is looked at when it has them
+    except Exception as error:  # a model that cannot be built without weights is checked once it has them
         log.debug("names are checked later: %s", error)
         return
     refuse_names(lora, quant, empty, spec, family_of(spec, model_config).target_modules)
 
 
 def _build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's callbacks by name, in order; nodes that are off left out."""
+    """The config's callbacks by name, in order, without disabled nodes."""
     from transformers import TrainerCallback
 
     allowed = config.get("allow_targets") or []
@@ -137,7 +137,9 @@ def _build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         callback = build(node, where=f"callbacks.{name}", allowed=allowed)
         if not isinstance(callback, TrainerCallback):
-            raise UserError(f"{type(callback).__name__} is no transformers.TrainerCallback", where=f"callbacks.{name}")
+            raise UserError(
+                f"{type(callback).__name__} is not a transformers.TrainerCallback", where=f"callbacks.{name}"
+            )
         built[name] = callback
     return built
 
@@ -153,13 +155,13 @@ def build_trainer(
     explicit: Iterable[str] = (),
     compute_metrics: Callable[..., Any] | None = None,
 ) -> Any:
-    """The trainer, its callbacks bound to the run.
+    """The trainer, with its callbacks bound to the run.
 
     Args:
         callbacks: those of the config, by name.
-        more: further ones, after them.
-        tracker: started; gets every logged line.
-        explicit: trainer keys that the command line sets itself, which a callback may not overrule.
+        more: further callbacks, which come after them.
+        tracker: started; receives every logged line.
+        explicit: trainer keys set on the command line, which a callback must not override.
     """
     from transformers import PrinterCallback, ProgressCallback
 
@@ -180,7 +182,7 @@ def build_trainer(
         train=inputs.data.train,
         evaluation=inputs.data.eval,
         callbacks=[*callbacks.values(), *more, TrackerCallback(tracker)],
-        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer, joined()),
+        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer, process_group()),
         compute_metrics=compute_metrics,
     )
     for default in (PrinterCallback, ProgressCallback):

@@ -1,4 +1,4 @@
-"""The end of a run: the final evaluation, the weights, the figures, the pictures and the card."""
+"""The end of a run: final evaluation, weights, metrics, plots and model card."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.distributed.sharding import whole_weights
+from sft.distributed.sharding import gather_full_weights
 from sft.drawing.curves import write_curves
 from sft.evaluation.rows import write_rows
 from sft.run.metrics import Metrics
 from sft.run.phases import current
 from sft.run.record import now
 from sft.run.trackers.base import Tracker
-from sft.training.answers import Examination
+from sft.training.answers import AnswerEvaluation
 from sft.training.inputs import Inputs
 from sft.training.job import Job
 from sft.training.outputs import write_card, write_weights
@@ -25,49 +25,49 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run after its last step.
 
     Attributes:
-        job, inputs: what was run, on what.
-        trainer: after its training.
+        job, inputs: the job and its inputs.
+        trainer: after training.
         info: the run's training_info, to be completed.
-        examination: the questions asked before and after.
-        tracker: where figures go.
-        objective: name of the figure that the run is judged by.
-        started: when the run began, seconds since the epoch.
+        answer_evaluation: the generated answers before and after training.
+        tracker: receives the metrics.
+        objective: name of the metric by which runs are compared.
+        started: when the run began, in seconds since the epoch.
     """
 
     job: Job
     inputs: Inputs
     trainer: Any
     info: Any
-    examination: Examination
+    answer_evaluation: AnswerEvaluation
     tracker: Tracker
     objective: str
     started: float
 
 
-def finish(trained: Trained) -> Result:
-    """Evaluate what was trained, write everything that a finished run has, and give its figures.
+def finish(trained: TrainedRun) -> Result:
+    """Evaluate the trained model, write everything that a finished run contains, and return the result.
 
-    Of several processes all evaluate; then rank 0 does the rest, and the others have its result.
+    All processes evaluate; then rank 0 does the rest, and the others receive its result.
     """
     from sft.run import memory
 
     trainer = trained.trainer
     evaluated = _final_evaluation(trainer)
-    peak, weights = trainer.ranks.most(memory.peak_bytes()), whole_weights(trainer)
-    return trainer.ranks.decided(lambda: _write(trained, evaluated, peak, weights))
+    peak, weights = trainer.ranks.all_reduce_max(memory.peak_bytes()), gather_full_weights(trainer)
+    return trainer.ranks.run_on_main_and_broadcast(lambda: _write(trained, evaluated, peak, weights))
 
 
-def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapping[str, Any] | None) -> Result:
+def _write(trained: TrainedRun, evaluated: dict[str, float], peak: int, whole: Mapping[str, Any] | None) -> Result:
     job, inputs, trainer, info = trained.job, trained.inputs, trained.trainer, trained.info
     run, config = job.run, job.config
     model = trainer.accelerator.unwrap_model(trainer.model)
     weights = write_weights(run, model, inputs, whole)
-    evaluated |= trained.examination.ask_after(model)
-    trained.examination.write(run)
+    evaluated |= trained.answer_evaluation.evaluate_after(model)
+    trained.answer_evaluation.write(run)
 
     metrics = _metrics(trainer, evaluated, trained.started, Metrics.read(run), peak)
     info.finished = now()
@@ -78,7 +78,7 @@ def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapp
         for line in trainer.state.log_history:
             run.append_jsonl(run.metrics_jsonl, line)
     write_curves(run, title=str(config["name"]))
-    write_rows(run, _row_losses(trainer), trained.examination.exact_matches())
+    write_rows(run, _row_losses(trainer), trained.answer_evaluation.exact_matches())
     if config["save_merged_model"]:
         _save_merged(job, inputs, info, metrics)
     figures = metrics.as_dict()
@@ -90,12 +90,12 @@ def _write(trained: Trained, evaluated: dict[str, float], peak: int, whole: Mapp
         trained.tracker.artifact(directory, f"{config['name']}-{directory.name}", directory.name)
     metrics.write(run)
     if figures.get(trained.objective) is None:
-        log.warning("the run has no figure %s to be judged by", trained.objective)
+        log.warning("the run has no metric %s, its objective", trained.objective)
     return Result(run.path, figures, trained.objective, figures.get(trained.objective))
 
 
 def _final_evaluation(trainer: Any) -> dict[str, float]:
-    """The evaluation of the weights as they are now; the trainer's own last one where it was of these."""
+    """The evaluation of the current weights; the trainer's own last one if it was of these weights."""
     if not trainer.evaluation:
         return {}
     best_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
@@ -114,7 +114,7 @@ def _row_losses(trainer: Any) -> dict[str, list[tuple[float, int, int]]]:
 
 
 def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: Metrics | None, peak: int) -> Metrics:
-    """The run's figures, those of earlier sessions added where they add up."""
+    """The run's metrics, summed over sessions where that makes sense."""
     history, progress = trainer.state.log_history, trainer.progress
     earlier = before.total_seconds if before and before.total_seconds else 0.0
     named = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
@@ -139,20 +139,21 @@ def _metrics(trainer: Any, evaluated: dict[str, float], started: float, before: 
 
 
 def _speed(trainer: Any) -> dict[str, Any]:
-    """How well the time was used: figures of training steps alone, and the seconds of the start by phase."""
+    """Efficiency metrics: of training steps only, and the seconds of start-up by phase."""
     progress, phases = trainer.progress, current()
     found = {
         "trained_tokens_per_second": progress.trained_tokens_per_second,
         "padding": progress.padding,
         "shared": progress.shared,
-        "model_flop_utilization": progress.utilization(trainer.work, trainer.rate),
+        "model_flop_utilization": progress.utilization(trainer.flops, trainer.peak_flops),
         "start_seconds": phases.figures() if phases is not None else None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _mean_loss(history: list[dict[str, Any]]) -> float | None:
-    """The mean over all steps made: each logged value is the mean of those since the one before, left out ones apart."""
+    """The mean over all completed steps: each logged value is the mean since the previous one, skipped steps
+    excluded."""
     total, made, last, skipped = 0.0, 0, 0, 0
     for line in history:
         if "loss" not in line and "skipped_steps" not in line:

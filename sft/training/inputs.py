@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Reading:
-    """How a model reads rows: what is known before there are rows or weights.
+class Preprocessing:
+    """How a model reads rows: everything known before rows and weights are loaded.
 
     Attributes:
         model: the model's spec.
         model_config: the model's own config.
-        family: what is known of its family.
+        family: facts about its model family.
         dataset: the dataset's spec.
         tokenizer: with the template's control tokens added.
         template: the chat template, bound.
-        encoder: conversations to labels.
+        encoder: turns conversations into token ids and labels.
         sample: some conversations of every source.
     """
 
@@ -60,8 +60,8 @@ class Reading:
 
 
 @dataclass
-class Inputs(Reading):
-    """All that training knows before there are weights.
+class Inputs(Preprocessing):
+    """Everything training knows before the weights are loaded.
 
     Attributes:
         data: training and evaluation rows with their report.
@@ -75,31 +75,31 @@ def prepare_inputs(config: Mapping[str, Any], cache_root: Path | None = None) ->
 
     Args:
         config: resolved, plain.
-        cache_root: keep tokenized rows here, even with `dataset.cache=false`; None: where they are kept anyway.
+        cache_root: cache tokenized rows here, even with `dataset.cache=false`; None: the usual cache.
 
     Raises:
-        UserError: anything in model, template, dataset or rows that must not train.
+        UserError: any problem with model, template, dataset or rows.
     """
-    reading = prepare_reading(config, cache_root)
-    data = prepare(reading.dataset, reading.encoder, seed=config["seed"], cache_root=cache_root)
-    fill_steps(data, config)
-    return Inputs(**vars(reading), data=data)
+    preprocessing = build_preprocessing(config, cache_root)
+    data = prepare(preprocessing.dataset, preprocessing.encoder, seed=config["seed"], cache_root=cache_root)
+    fill_steps_per_epoch(data, config)
+    return Inputs(**vars(preprocessing), data=data)
 
 
-def prepare_together(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
-    """The same in each of several processes: rank 0 tokenizes, the others read what it left in the cache.
+def prepare_on_all_ranks(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
+    """Prepare the inputs in each of several processes: rank 0 tokenizes, the others read the cache that it has written.
 
-    Where there is no cache it is a temporary one of each machine, which is removed when all have mapped its files.
+    Without a cache, each machine uses a temporary one, which is removed when all processes have mapped its files.
 
     Raises:
-        UserError: on every rank, what any has met; or their rows are not the same.
+        UserError: on every rank, if it is raised on any rank, or if their rows differ.
     """
-    if not ranks.many:
+    if not ranks.is_distributed:
         return prepare_inputs(config)
     kept = ranks.gather(Cache(enabled=bool(config["dataset"].get("cache", True))).enabled)
-    root = None if all(kept) else Path(tempfile.gettempdir()) / f"sft-rows-{ranks.agree(uuid.uuid4().hex)}"
+    root = None if all(kept) else Path(tempfile.gettempdir()) / f"sft-rows-{ranks.broadcast(uuid.uuid4().hex)}"
     try:
-        inputs = ranks.in_turn(lambda: prepare_inputs(config, root))
+        inputs = ranks.main_process_first(lambda: prepare_inputs(config, root))
     finally:
         if root is not None and local_rank() == 0:
             shutil.rmtree(root, ignore_errors=True)
@@ -107,21 +107,21 @@ def prepare_together(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
     other = next((index for index, found in enumerate(prints) if found != prints[0]), None)
     if other is not None:
         raise UserError(
-            f"rank {other} reads other rows than rank 0",
+            f"rank {other} reads different rows than rank 0",
             where="dataset",
-            remedy="give every machine the same files, or put them where all machines read them",
+            remedy="give every machine the same files, or put them on storage that all machines share",
         )
     return inputs
 
 
-def prepare_reading(config: Mapping[str, Any], cache_root: Path | None = None) -> Reading:
-    """Load the tokenizer of a resolved config and choose the template by some of its rows.
+def build_preprocessing(config: Mapping[str, Any], cache_root: Path | None = None) -> Preprocessing:
+    """Load the tokenizer of a resolved config and choose the template using some of its rows.
 
     Args:
         config, cache_root: as for `prepare_inputs`.
 
     Raises:
-        UserError: anything in model or template that must not train, or a source that cannot be read.
+        UserError: any problem with model or template, or a source that cannot be read.
     """
     allowed = config.get("allow_targets") or []
     model: Model = build(config["model"], where="model", allowed=allowed)
@@ -155,14 +155,14 @@ def prepare_reading(config: Mapping[str, Any], cache_root: Path | None = None) -
     control = [token for token in family.control_tokens if token in bound.text]
     _check_tokenizer(tokenizer, bound, control, model.tokenizer.expected_ids)
     mark("tokenizer and template")
-    return Reading(model, model_config, family, dataset, tokenizer, bound, encoder, sample)
+    return Preprocessing(model, model_config, family, dataset, tokenizer, bound, encoder, sample)
 
 
-def fill_steps(data: Prepared, config: Mapping[str, Any], padded: bool | None = None) -> None:
-    """Fill in the report's steps of an epoch.
+def fill_steps_per_epoch(data: Prepared, config: Mapping[str, Any], padded: bool | None = None) -> None:
+    """Fill in the report's steps per epoch.
 
     Args:
-        padded: whether batches are padded; None: not known yet, what the config lets expect.
+        padded: whether batches are padded; None: not known yet, as expected from the config.
 
     Raises:
         UserError: a row has more tokens than `trainer.max_tokens_per_batch`.
@@ -182,7 +182,7 @@ def fill_steps(data: Prepared, config: Mapping[str, Any], padded: bool | None = 
 
 
 def _check_tokenizer(tokenizer: Any, bound: BoundTemplate, control: list[str], expected: Mapping[str, int]) -> None:
-    """Hold the tokenizer to the template, and to the ids that the config asks for."""
+    """Check the tokenizer against the template, and against the ids in the config."""
     found = check_tokenizer(
         tokenizer, stop_tokens=bound.stop_tokens, chat_tokens=control, expected_ids=dict(expected) or None
     )

@@ -1,4 +1,4 @@
-"""What a door was asked to do: the resolved config, the run directory, and where both came from."""
+"""A command's job: the resolved config, the run directory, and the origin of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sft.run.lock import holder
 
 @dataclass
 class Job:
-    """One run to make.
+    """One run to execute.
 
     Attributes:
         config: resolved, plain containers, without Hydra's node.
@@ -36,7 +36,8 @@ class Job:
 
     @classmethod
     def of(cls, config: DictConfig) -> Job:
-        """From a door's config (Hydra knows the directory) or from `sft.api.compose`'s (it is in the config)."""
+        """Build a job from a command's config (Hydra knows the directory) or from `sft.api.compose` (the config has
+        it)."""
         import copy
 
         task = copy.deepcopy(config)
@@ -48,20 +49,20 @@ class Job:
         directory = _directory(hydra, str(plain.get("name", "sft")))
         return cls(plain, RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
 
-    def agreed(self, ranks: Ranks) -> Job:
-        """Rank 0's job for every rank: its directory, numbered and by its clock, and its config.
+    def broadcast_from_main(self, ranks: Ranks) -> Job:
+        """Rank 0's job on every rank: its directory, which depends on its clock, and its config.
 
         Raises:
-            UserError: another rank composed another config in what reaches the weights.
+            UserError: another rank composed a different config in settings that affect the weights.
         """
-        if not ranks.many:
+        if not ranks.is_distributed:
             return self
         from sft.training.resume.config_changes import changes
 
-        config, path, unresolved, hydra, origin = ranks.agree(
+        config, path, unresolved, hydra, origin = ranks.broadcast(
             (self.config, self.run.path, self.unresolved, self.hydra, self.origin)
         )
-        with ranks.agreeing():
+        with ranks.raise_on_any_rank():
             for key, (first, here) in changes(config, self.config).items():
                 raise UserError(
                     f"composed {here}, and rank 0 {first}",
@@ -72,29 +73,30 @@ class Job:
         return Job(config, RunDirectory(path), unresolved, hydra, origin)
 
     def _remove_made(self, kept: Path) -> None:
-        """Hydra makes the directory that this process's clock named; it stays empty where rank 0's is another."""
+        """Remove the directory that Hydra made by this process's clock; it stays empty if rank 0 has a different
+        one."""
         made = str((self.hydra.get("runtime") or {}).get("output_dir") or self.run.path)
         if Path(made) != kept:
-            with contextlib.suppress(OSError):  # it is not there, or is somebody's
+            with contextlib.suppress(OSError):  # it does not exist, or is in use
                 Path(made).rmdir()
 
     def settled(self, config: dict[str, Any]) -> Job:
-        """The same job with what was left open in its config decided."""
+        """The same job with open settings of its config resolved."""
         return replace(self, config=config)
 
     @property
     def shares_base(self) -> bool:
-        """Whether it is a sweep's job that may use the base model of the job before it."""
+        """Whether this is a sweep's job that may reuse the base model of the previous job."""
         return self.group is not None and bool((self.config.get("sweep") or {}).get("share_base", True))
 
     @property
     def retries(self) -> bool:
-        """Whether a run that failed is tried again; a sweep may say no."""
+        """Whether a failed run is retried; a sweep may disable that."""
         return self.group is None or bool((self.config.get("sweep") or {}).get("retry_failed", True))
 
     @property
     def group(self) -> str | None:
-        """The sweep this job is of, which a tracker shows as one group; None for a single run."""
+        """The sweep that this job belongs to, shown as one group by a tracker; None for a single run."""
         return self.run.path.parent.name if str(self.hydra.get("mode", "")).endswith("MULTIRUN") else None
 
 
@@ -105,7 +107,7 @@ def _hydra_node() -> Any:
 
 
 def _directory(hydra: Any, name: str) -> Path:
-    """The run directory; one that only the clock chose and that another run has got gets a number behind it."""
+    """The run directory; a default one (named by the clock) that another run already uses gets a number appended."""
     runtime = OmegaConf.select(hydra, "runtime.output_dir", default=None) if hydra is not None else None
     chosen = runtime or (OmegaConf.select(hydra, "run.dir", default=None) if hydra is not None else None)
     if chosen is None:

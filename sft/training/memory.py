@@ -1,4 +1,4 @@
-"""Memory that ran out: what would help, with values, in the order of their effect; and smaller batches by itself."""
+"""Out-of-memory errors: overrides that would help, with values, by effect; and automatically smaller batches."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TEXTS = re.compile(
 
 
 class OutOfMemory(RunFailed):
-    """A run asked for more memory than there is; the message has the overrides that would help."""
+    """A run ran out of memory; the message has the overrides that would help."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: an accelerator's, torch's on the CPU, Python's or the system's."""
+    """Whether an error means out of memory: of an accelerator, of torch on the CPU, of Python or of the system."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
@@ -34,62 +34,64 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def answering(config: Mapping[str, Any], run: RunDirectory) -> Iterator[None]:
-    """Turn an error of the block that says memory ran out into the answer to it.
+def explain_out_of_memory(config: Mapping[str, Any], run: RunDirectory) -> Iterator[None]:
+    """Turn an out-of-memory error of the block into one that says what would help.
 
     Args:
         config: the resolved config.
-        run: its directory, for what is known of the rows and for its checkpoints.
+        run: its directory, with the data report and the checkpoints.
 
     Raises:
-        OutOfMemory: in place of such an error.
+        OutOfMemory: instead of such an error.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reasons = list(_reasons(error))
-        place = _place(reasons)
-        first = next(reason for reason in reversed(reasons) if is_out_of_memory(reason))
+        causes = list(_causes(error))
+        place = _place(causes)
+        first = next(reason for reason in reversed(causes) if is_out_of_memory(reason))
         what = " ".join(str(first).rpartition("DefaultCPUAllocator: ")[2].split()).split(". ")[0][:200]
         what = what or type(first).__name__
-        traceback.clear_frames(error.__traceback__)  # they hold the activations
-        free()
-        raise OutOfMemory(answer(config, run, place, what)) from error
+        traceback.clear_frames(error.__traceback__)  # the frames keep the activations alive
+        free_memory()
+        raise OutOfMemory(out_of_memory_message(config, run, place, what)) from error
 
 
-def answer(config: Mapping[str, Any], run: RunDirectory, place: str, what: str) -> str:
-    """The whole message: what would help, most first, and how to go on.
+def out_of_memory_message(config: Mapping[str, Any], run: RunDirectory, place: str, what: str) -> str:
+    """The whole message: what would help, most effective first, and how to resume.
 
     Args:
         place: "loading", "evaluation" or "training".
         what: the error's own words.
     """
-    helps = {"loading": _for_loading, "evaluation": _for_evaluation, "training": helps_in_training}[place](config, run)
-    width = max((len(override) for override, _ in helps), default=0)
-    lines = [f"memory ran out in {place}: {what}", "  what would help, most first:"]
-    lines += [f"    {override.ljust(width)}  {why}" for override, why in helps]
+    remedies = {"loading": _loading_remedies, "evaluation": _evaluation_remedies, "training": training_remedies}[place](
+        config, run
+    )
+    width = max((len(override) for override, _ in remedies), default=0)
+    lines = [f"out of memory in {place}: {what}", "  what would help, most effective first:"]
+    lines += [f"    {override.ljust(width)}  {why}" for override, why in remedies]
     if place != "loading" and checkpoint.listed(run.checkpoints):
-        same = [override for override, _ in helps if override.startswith("trainer.") and "=true" not in override]
+        same = [override for override, _ in remedies if override.startswith("trainer.") and "=true" not in override]
         keys = ",".join(part.partition("=")[0] for override in same for part in override.split())
-        lines.append(f"  to go on from the last checkpoint: the same command with hydra.run.dir={run.path} and")
+        lines.append(f"  to resume from the last checkpoint: the same command with hydra.run.dir={run.path} and")
         lines += [f"    {override} 'allow_changes=[{keys}]'" for override in same]
         lines += ["    or trainer.auto_find_batch_size=true"] if place == "training" else []
-        lines.append("  with any of the others it is another run, in a directory of its own")
+        lines.append("  any of the others makes it a different run, in a directory of its own")
     else:
         lines.append("  no checkpoint has been written yet: start again with some of these, in a new run directory")
     return "\n".join([*lines, f"  the traceback is in {run.train_log}"])
 
 
-def smaller(batch: int, effective: int, share: int = 2) -> int:
-    """The largest batch that divides the effective one and is at most a `share`-th of `batch`; at least 1."""
+def smaller_batch(batch: int, effective: int, share: int = 2) -> int:
+    """The largest batch that divides the effective one and is at most `batch / share`; at least 1."""
     most = max(1, batch // share)
     return next(size for size in range(most, 0, -1) if effective % size == 0)
 
 
-def free() -> None:
-    """Give unused memory back."""
+def free_memory() -> None:
+    """Release unused memory."""
     import torch
 
     gc.collect()
@@ -97,8 +99,8 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-class Draws:
-    """The state of the global random generators, to draw the same numbers once more."""
+class RngState:
+    """The state of the global random generators, to draw the same numbers again."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -107,8 +109,8 @@ class Draws:
         self.states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
-    def again(self) -> None:
-        """Set the generators back."""
+    def restore(self) -> None:
+        """Restore the generators."""
         import numpy as np
         import torch
 
@@ -119,7 +121,7 @@ class Draws:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
-def _reasons(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     reason: BaseException | None = error
     while reason is not None:
@@ -127,19 +129,19 @@ def _reasons(error: BaseException) -> Iterator[BaseException]:
         reason = reason.__cause__ or reason.__context__
 
 
-def _place(reasons: list[BaseException]) -> str:
-    """Where memory ran out, by the functions on the way there."""
-    names = {frame.name for reason in reasons for frame in traceback.extract_tb(reason.__traceback__)}
+def _place(causes: list[BaseException]) -> str:
+    """Where memory ran out, according to the functions in the traceback."""
+    names = {frame.name for reason in causes for frame in traceback.extract_tb(reason.__traceback__)}
     if "build_model" in names:
         return "loading"
-    return "evaluation" if names & {"evaluate", "evaluate_loss", "ask_before", "ask_after"} else "training"
+    return "evaluation" if names & {"evaluate", "evaluate_loss", "evaluate_before", "evaluate_after"} else "training"
 
 
-def helps_in_training(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
-    """Overrides that make a training step take less, and what they cost; most first."""
+def training_remedies(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
+    """Overrides that reduce the memory of a training step, and their cost; most effective first."""
     trainer, dataset, lora = config["trainer"], config["dataset"], config.get("lora")
     batch, accumulation = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
-    helps = []
+    remedies = []
     report = run.read_json(run.data_report, {}) or {}
     longest = max((source["length"]["max"] for source in report.get("sources", {}).values()), default=0)
     most = report.get("max_length") or dataset.get("max_length") or longest
@@ -147,35 +149,35 @@ def helps_in_training(config: Mapping[str, Any], run: RunDirectory) -> list[tupl
     if width >= 32:
         what = "cut" if dataset.get("on_long") == "truncate" else "dropped"
         why = f"now {most:,}, the longest row has {longest:,} tokens; longer rows are {what}"
-        helps.append((f"dataset.max_length={width // 2}", why))
+        remedies.append((f"dataset.max_length={width // 2}", why))
     if batch > 1:
-        size = smaller(batch, batch * accumulation, 4)
+        size = smaller_batch(batch, batch * accumulation, 4)
         both = f"trainer.per_device_train_batch_size={size} trainer.gradient_accumulation_steps={batch * accumulation // size}"
-        helps.append((both, f"now {batch} and {accumulation}; the effective batch stays {batch * accumulation}"))
-        helps.append(("trainer.auto_find_batch_size=true", "finds such a pair by itself"))
+        remedies.append((both, f"now {batch} and {accumulation}; the effective batch stays {batch * accumulation}"))
+        remedies.append(("trainer.auto_find_batch_size=true", "finds such a pair by itself"))
     if lora is None:
-        helps.append(("lora=r16", "now all weights are trained, with their gradients and optimizer states"))
+        remedies.append(("lora=r16", "now all weights are trained, with their gradients and optimizer states"))
     elif (lora.get("r") or 0) > 4:
-        helps.append((f"lora.r={lora['r'] // 2}", f"now {lora['r']}"))
+        remedies.append((f"lora.r={lora['r'] // 2}", f"now {lora['r']}"))
     if trainer.get("gradient_checkpointing") is not True:
-        helps.append(("trainer.gradient_checkpointing=true", "now off; a third more time"))
+        remedies.append(("trainer.gradient_checkpointing=true", "now off; a third more time"))
     if lora is not None and not config.get("quant"):
-        helps.append(("quant=nf4", "now none; some exactness of the base"))
-    return helps
+        remedies.append(("quant=nf4", "now none; some exactness of the base"))
+    return remedies
 
 
-def _for_evaluation(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
+def _evaluation_remedies(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
     size = config["trainer"].get("per_device_eval_batch_size", 8)
-    helps = [(f"trainer.per_device_eval_batch_size={max(1, size // 4)}", f"now {size}; changes no figure")]
-    return (helps if size > 1 else []) + [
-        help for help in helps_in_training(config, run) if help[0].startswith(("dataset", "quant"))
+    remedies = [(f"trainer.per_device_eval_batch_size={max(1, size // 4)}", f"now {size}; changes no figure")]
+    return (remedies if size > 1 else []) + [
+        help for help in training_remedies(config, run) if help[0].startswith(("dataset", "quant"))
     ]
 
 
-def _for_loading(config: Mapping[str, Any], _: RunDirectory) -> list[tuple[str, str]]:
-    helps = []
+def _loading_remedies(config: Mapping[str, Any], _: RunDirectory) -> list[tuple[str, str]]:
+    remedies = []
     if not config.get("quant") and config.get("lora") is not None:
-        helps.append(("quant=nf4", "now none; a quarter of the weights' memory in bf16"))
+        remedies.append(("quant=nf4", "now none; a quarter of the weights' memory in bf16"))
     if config["model"].get("dtype") in ("float32", "fp32", "auto"):
-        helps.append(("model.dtype=bfloat16", f"now {config['model'].get('dtype')}"))
-    return [*helps, ("model=...", "a smaller one of the family")]
+        remedies.append(("model.dtype=bfloat16", f"now {config['model'].get('dtype')}"))
+    return [*remedies, ("model=...", "a smaller one of the family")]

@@ -1,4 +1,4 @@
-"""What a finished training leaves in the run directory: weights, what inference needs, figures, pictures, a card."""
+"""Files of a finished run: weights, what inference needs, metrics, plots, the model card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sft.model.spec import Model
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
 from sft.run.metrics import Metrics
-from sft.training.inputs import Inputs, fill_steps
+from sft.training.inputs import Inputs, fill_steps_per_epoch
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ PREVIEWED = 20  # rows in a run directory's preview
 
 
 def write_data(run: RunDirectory, inputs: Inputs) -> None:
-    """data_report.json, preview.html, preview.jsonl and the picture of the lengths; what was lost, in the log."""
+    """Write data_report.json, preview.html, preview.jsonl and the plot of the lengths; log what was lost."""
     if not run.main:
         return
     from sft.data.report.length import plot_lengths
@@ -43,18 +43,18 @@ def write_data(run: RunDirectory, inputs: Inputs) -> None:
     run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, Path(path)))
 
 
-def settle_steps(run: RunDirectory, inputs: Inputs, config: Mapping[str, Any], padded: bool) -> None:
-    """data_report.json with the steps of an epoch as they are now that the batches' layout is known."""
+def write_steps_per_epoch(run: RunDirectory, inputs: Inputs, config: Mapping[str, Any], padded: bool) -> None:
+    """Update the steps per epoch in data_report.json, now that the batch layout is known."""
     before = inputs.data.report["train"]["steps_per_epoch"]
-    fill_steps(inputs.data, config, padded)
+    fill_steps_per_epoch(inputs.data, config, padded)
     now = inputs.data.report["train"]["steps_per_epoch"]
     if now != before:
-        log.info("batches are padded: %d steps an epoch, not %d", now, before)
+        log.info("batches are padded: %d steps per epoch, not %d", now, before)
         run.write_json(run.data_report, inputs.data.report)
 
 
 def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> TrainingInfo:
-    """What inference, merging and evaluation need to know."""
+    """The information that inference, merging and evaluation need."""
     spec, report = inputs.model, inputs.data.report
     base = base_of(model)
     adapter = getattr(model, "peft_config", {}).get("default")
@@ -92,7 +92,7 @@ def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> Trai
 
 
 def write_weights(run: RunDirectory, model: Any, inputs: Inputs, weights: Mapping[str, Any] | None = None) -> Path:
-    """adapter/, or model/ after a full fine-tune; of `weights` where the model has only a share of them."""
+    """Write adapter/, or model/ after a full fine-tune; from `weights` if the model itself is sharded."""
     if hasattr(model, "peft_config"):
         return save_adapter(model, run.adapter, inputs.tokenizer, inputs.template.text, weights)
     decode_greedily(model, inputs.tokenizer, inputs.template.stop_tokens)
@@ -102,11 +102,11 @@ def write_weights(run: RunDirectory, model: Any, inputs: Inputs, weights: Mappin
 
 
 def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path, whole: bool) -> None:
-    """The model card beside the weights.
+    """Write the model card beside the weights.
 
     Args:
         weights: their directory.
-        whole: they are a whole model, and not an adapter.
+        whole: whether they are a whole model, not an adapter.
     """
     trainer = config.get("trainer") or {}
     names = (

@@ -1,4 +1,4 @@
-"""A run replayed from its directory: what must be the same before it starts, and what was the same in the end."""
+"""Replay a run from its directory: check that its inputs are the same, and compare the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sft.training.resume.identity import refuse_other_versions
 
 log = logging.getLogger(__name__)
 
-# Times, speeds and memory are never the same twice.
+# Times, speeds and memory always differ.
 _OF_THE_MOMENT = re.compile(r"time|.*(second|runtime|memory_bytes|utilization).*")
 
 
@@ -38,31 +38,31 @@ class Row:
 
 
 def replay_of(config: DictConfig) -> tuple[RunDirectory, Job]:
-    """The job that replays a run, checked as far as that needs no data.
+    """The job that replays a run, after all checks that need no data.
 
     Args:
-        config: the run's own config with `run`, and what the command line changes of it.
+        config: the run's own config with `run`, and the command line's changes.
 
     Returns:
         The run's directory, and the job that writes into another one, without the run's tracker.
 
     Raises:
-        UserError: the run is not finished; its config, its library versions or its number of processes would not be
-            the same, and `allow_changes` does not name what differs.
+        UserError: the run is not finished; or its config, library versions or number of processes differ, and
+            `allow_changes` does not name what differs.
     """
     with open_dict(config):
         origin = RunDirectory(str(config.pop("run")))
     record = read_record(origin)
     if record.get("status") != "finished":
         raise UserError(
-            f"the run is {record.get('status') or 'not begun'}: there is no end to compare with",
+            f"the run is {record.get('status') or 'not started'}: there is no result to compare with",
             where=f"run={origin.path}",
             remedy=f"finish it first with its own command and hydra.run.dir={origin.path}",
         )
     job = Job.of(config)
     if job.run.path == origin.path:
         raise UserError(
-            "a replay does not write over its original", where="hydra.run.dir", remedy="choose another directory"
+            "a replay must not overwrite its original", where="hydra.run.dir", remedy="choose another directory"
         )
     job.config["tracker"] = None
     job.origin = record
@@ -75,7 +75,7 @@ def replay_of(config: DictConfig) -> tuple[RunDirectory, Job]:
 
 
 def compare(then: RunDirectory, now: RunDirectory) -> list[Row]:
-    """The figures of metrics.json, every logged step, and the weights' bytes, times and memory left out."""
+    """Compare metrics.json, every logged step, and the weights' bytes; times and memory are ignored."""
     first, second = then.read_json(then.metrics_json, {}), now.read_json(now.metrics_json, {})
     rows = [
         Row(key, _short(first.get(key)), _short(second.get(key)), first.get(key) == second.get(key))
@@ -95,7 +95,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _refuse_changes(origin: RunDirectory, config: Mapping[str, Any]) -> None:
-    """A replay is of the same config but for what reaches no weights."""
+    """Refuse a replay with a config that differs in what affects the weights."""
     errors = []
     for key, (old, new) in changes(read_snapshot(origin) or {}, config, config.get("allow_changes") or []).items():
         remedy = f"leave {key} out; to see what it changes, 'allow_changes=[{key}]'"
@@ -104,7 +104,7 @@ def _refuse_changes(origin: RunDirectory, config: Mapping[str, Any]) -> None:
 
 
 def _refuse_changed_underway(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """A run whose settings were changed when it was resumed has no one config that replays it."""
+    """Refuse a run whose settings were changed when it was resumed: no single config replays it."""
     for session in record.get("sessions") or []:
         changed = session.get("changed") or {}
         if changed and not set(changed) <= set(config.get("allow_changes") or []):
@@ -112,7 +112,7 @@ def _refuse_changed_underway(record: Mapping[str, Any], config: Mapping[str, Any
             raise UserError(
                 f"the run had {name}={then} until {session.get('resumed_from')}, and {name}={now} since",
                 where=name,
-                remedy=f"a replay has one of them; to compare all the same, 'allow_changes=[{','.join(changed)}]'",
+                remedy=f"a replay has only one of them; to compare anyway, 'allow_changes=[{','.join(changed)}]'",
             )
 
 
@@ -120,14 +120,14 @@ def _refuse_other_ranks(record: Mapping[str, Any], config: Mapping[str, Any]) ->
     then, now = record.get("world_size", 1), world_size()
     if then != now and "world_size" not in (config.get("allow_changes") or []):
         raise UserError(
-            f"the run was made by {then} processes together, this is {now}",
+            f"the run was trained by {then} processes, this is {now}",
             where="world_size",
             remedy=f"torchrun --nproc-per-node={then} -m sft.reproduce ..., or 'allow_changes=[world_size]'",
         )
 
 
 def _report_code(record: Mapping[str, Any]) -> None:
-    """Say where code or machine are others; whether that mattered is what the comparison tells."""
+    """Log whether code or machine differ; the comparison tells whether that mattered."""
     then, now = record.get("git") or {}, git_state() or {}
     if then.get("commit") != now.get("commit"):
         log.warning("the code was at commit %s then and is at %s now", then.get("commit"), now.get("commit"))
@@ -137,7 +137,7 @@ def _report_code(record: Mapping[str, Any]) -> None:
         {key: (facts or {}).get(key) for key in ("cpu", "gpus")} for facts in (record.get("hardware"), _hardware())
     ]
     if machines[0] != machines[1]:
-        log.warning("the machine was another one: %s then, %s now", *machines)
+        log.warning("the machine is different: %s then, %s now", *machines)
 
 
 def _hardware() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _steps(then: RunDirectory, now: RunDirectory) -> Row:
 
 
 def _logged(run: RunDirectory) -> list[dict[str, Any]]:
-    """metrics.jsonl without what is of the moment, and without a session's summary of itself."""
+    """metrics.jsonl without timing and memory values, and without a session's summary line."""
     lines = [line for line in run.read_jsonl(run.metrics_jsonl) if "train_runtime" not in line]
     return [{key: value for key, value in line.items() if not _OF_THE_MOMENT.fullmatch(key)} for line in lines]
 

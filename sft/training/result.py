@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Result:
     Attributes:
         directory: the run directory.
         metrics: what metrics.json holds.
-        objective: name of the figure that a sweep or a leaderboard sorts by.
-        value: that figure.
+        objective: name of the metric that a sweep or a leaderboard sorts by.
+        value: that metric.
     """
 
     directory: Path
@@ -25,7 +25,7 @@ class Result:
 
     @property
     def adapter(self) -> Path:
-        """The trained adapter; a full fine-tune has `directory / "model"` in its place."""
+        """The trained adapter; a full fine-tune has `directory / "model"` instead."""
         return self.directory / "adapter"
 
     def __str__(self) -> str:

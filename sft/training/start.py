@@ -1,4 +1,4 @@
-"""One start of a job: its directory is taken, what kind of start this is decided, and the run trained where there is
+"""Start a job: lock its directory, decide between a new run, a resumed and a finished one, and train if there is
 something to train. Nothing heavy is imported before that is known."""
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from sft.distributed.coordinated_exit import Ending
-from sft.distributed.ranks import joined
-from sft.distributed.sharding import refuse_unspreadable
+from sft.distributed.coordinated_exit import CoordinatedShutdown
+from sft.distributed.ranks import process_group
+from sft.distributed.sharding import check_sharding_supported
 from sft.hub.push import Push
-from sft.run.log import alike
+from sft.run.log import main_process_logs_only
 from sft.run.phases import begin as begin_phases
 from sft.run.record import RunRecord
-from sft.run.session import ended, holding, recording
+from sft.run.session import record_outcome, record_unfinished, run_lock_and_log
 from sft.training.job import Job
-from sft.training.memory import answering
+from sft.training.memory import explain_out_of_memory
 from sft.training.result import Result
 from sft.training.resume.finished import push_weights
-from sft.training.resume.start import decide, refuse_unmeasured
+from sft.training.resume.start import decide, refuse_unavailable_metrics
 
 
 def start(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable[..., Any] | None = None) -> Result:
-    """Train a job, resume it, or give the result that it has already.
+    """Train a job, resume it, or return the result that it already has.
 
-    Of several processes each calls it; rank 0 decides and writes.
+    With several processes each calls it; rank 0 decides and writes.
 
     Args:
         job: made from a config, or from a run to replay.
@@ -37,27 +37,29 @@ def start(job: Job, callbacks: Sequence[Any] = (), compute_metrics: Callable[...
     """
     started = time.time()
     begin_phases()
-    ranks = joined()
-    job = job.agreed(ranks)
+    ranks = process_group()
+    job = job.broadcast_from_main(ranks)
     run, push = job.run, Push.of(job.config)
     with ExitStack() as stack:
-        with ranks.agreeing():
-            stack.enter_context(holding(run))
-            refuse_unspreadable(job.config)
+        with ranks.raise_on_any_rank():
+            stack.enter_context(run_lock_and_log(run))
+            check_sharding_supported(job.config)
             if not job.origin:
-                refuse_unmeasured(job.config, predicts=compute_metrics is not None)
-        stack.enter_context(alike())
+                refuse_unavailable_metrics(job.config, predicts=compute_metrics is not None)
+        stack.enter_context(main_process_logs_only())
         record = RunRecord(run)
-        decision, record.content = ranks.decided(lambda: (decide(job, record), record.content))
+        decision, record.content = ranks.run_on_main_and_broadcast(lambda: (decide(job, record), record.content))
         result = decision.result
         if result is None:
-            ending = stack.enter_context(Ending(ranks, lambda error: ended(run, record, "failed", error)))
-            with recording(run, record), answering(job.config, run), ending.common():
+            ending = stack.enter_context(
+                CoordinatedShutdown(ranks, lambda error: record_unfinished(run, record, "failed", error))
+            )
+            with record_outcome(run, record), explain_out_of_memory(job.config, run), ending.raise_first_error():
                 from sft.training.run import TrainingRun
 
                 training = TrainingRun(job.settled(decision.config), record, ranks, callbacks, compute_metrics, started)
                 result = training.execute(decision.resume_from)
-                ranks.wait()  # rank 0 still closes its tracker: whoever leaves before would be missed
+                ranks.barrier()  # rank 0 still closes its tracker, and a rank that exits earlier counts as failed
         if push:
-            ranks.decided(lambda: push_weights(run, push))
+            ranks.run_on_main_and_broadcast(lambda: push_weights(run, push))
         return result

@@ -1,6 +1,6 @@
 """`trainer=trl`: the same rows, labels and callbacks through trl.SFTTrainer: its loss, its padded batches.
 
-The run is the same otherwise: checkpoints, evaluation, figures and the guard against non-finite values are ours.
+Everything else is the same: checkpoints, evaluation, metrics and the guard against non-finite values are ours.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ except ImportError as error:
 
 @dataclass
 class TrlArguments(Arguments, SFTConfig):
-    """trl.SFTConfig under its own names; what becomes of rows is `dataset`'s."""
+    """trl.SFTConfig with its own names; rows are prepared by `dataset`."""
 
     own_loss = True
     requires = ("trl", "trl")
 
     def __post_init__(self) -> None:
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # rows come tokenized and labelled
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are already tokenized and labelled
         super().__post_init__()
 
     def trainer(self) -> type[SftTrainer]:
-        """What trains with them."""
+        """The trainer class for these arguments."""
         return TrlTrainer
 
 
 class TrlTrainer(SftTrainer, SFTTrainer):
-    """Our trainer around TRL's: `super()` of ours is TRL's, and the loss is TRL's.
+    """Our trainer on top of TRL's: `super()` of ours is TRL's, and the loss is TRL's.
 
     Args:
         model, args, tokenizer, train, **kwargs: as of SftTrainer.
     """
 
-    deals_rows = False  # of several processes each gets batches as accelerate shares them out
+    shards_batches = False  # with several processes accelerate distributes the batches
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class TrlTrainer(SftTrainer, SFTTrainer):
         """The model's own attention: TRL's batches are padded.
 
         Raises:
-            UserError: attention without padding is asked for.
+            UserError: varlen attention is requested.
         """
         if asked == "varlen":
             raise UserError(
@@ -77,9 +77,9 @@ class TrlTrainer(SftTrainer, SFTTrainer):
         own = base_of(self.model)
         return asked or ("sdpa" if getattr(own, "_supports_sdpa", False) else "eager")
 
-    def lay_out(self, layout: Layout) -> None:
-        """Padded batches; TRL applies the output layer itself."""
-        super().lay_out(Layout(layout.attention, chunked=False))
+    def apply_layout(self, layout: Layout) -> None:
+        """Use padded batches; TRL applies the output layer itself."""
+        super().apply_layout(Layout(layout.attention, chunked=False))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -90,7 +90,7 @@ class TrlTrainer(SftTrainer, SFTTrainer):
             self.noise.of(batch)
         given = {key: value for key, value in batch.items() if key != "shift_labels"}
         found = SFTTrainer.compute_loss(self, model, given, return_outputs, num_items_in_batch)
-        self.look(model, found[0] if return_outputs else found, batch, about)
+        self.check_loss(model, found[0] if return_outputs else found, batch, about)
         return found
 
     def _set_signature_columns_if_needed(self) -> None:

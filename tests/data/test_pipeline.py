@@ -83,7 +83,7 @@ def test_every_row_is_accounted_for(word_encoder, drawn):
         try:
             prepared = prepare(dataset, word_encoder(expand), seed=seed, cache_root=Path(folder, "cache"))
         except UserError as error:
-            assert "rows is left" in str(error)
+            assert "rows remains" in str(error)
             return
         check_report(prepared.report, files, options)
         check_rows(prepared, files, word_encoder(expand), options)
@@ -176,7 +176,7 @@ def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write
         "  and 49 more for this reason: bad.jsonl row 2-50",
         "  bad.jsonl row 51: no mark: in message 1",
         "  dataset.max_dropped=0.5 allows 25",
-        "  -> mend the file, or turn its rows into conversations by a function of yours (convert)",
+        "  -> fix the file, or convert its rows to conversations with your own function (convert)",
     ]
 
 
@@ -189,7 +189,7 @@ def test_a_long_list_of_reasons_is_cut_and_counted(word_encoder, settings, write
         "  and 3 more for this reason: bad.jsonl row 2-4",
         "  and 3 more",
         "  dataset.max_dropped=0 allows none",
-        "  -> mend or remove them, or leave them out with dataset.max_dropped=0.875",
+        "  -> fix or remove them, or drop them with dataset.max_dropped=0.875",
     ]
 
 
@@ -198,8 +198,8 @@ def test_rows_that_are_all_too_long_name_their_lengths_and_the_key(word_encoder,
     with pytest.raises(UserError) as caught:
         prepare(settings({"a": {"path": write("long.jsonl", rows)}}, max_length=32), word_encoder(), seed=0)
     assert str(caught.value).splitlines() == [
-        "dataset.sources.a: none of its 3 rows is left: longer than max_length=32 (they have 45 to 95 tokens, median 65)",
-        "  -> dataset.max_length=95 holds them all; dataset.on_long=truncate cuts after an answer that fits",
+        "dataset.sources.a: none of its 3 rows remains: longer than max_length=32 (they have 45 to 95 tokens, median 65)",
+        "  -> dataset.max_length=95 keeps all of them; dataset.on_long=truncate cuts after an answer that fits",
     ]
 
 
@@ -237,7 +237,7 @@ def test_a_cut_ends_after_a_whole_answer_or_the_row_is_dropped(word_encoder, set
 
 def test_a_source_of_which_nothing_is_left_is_refused(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "word " * 50)])
-    with pytest.raises(UserError, match="none of its 1 rows is left: longer than max_length=10"):
+    with pytest.raises(UserError, match="none of its 1 rows remains: longer than max_length=10"):
         prepare(settings({"a": {"path": path}}, max_length=10), word_encoder(), seed=0)
 
 
@@ -248,7 +248,7 @@ def test_a_source_with_nothing_to_train_is_refused(word_encoder, settings, write
         def one(self, conversation):
             return {"rows": [{"input_ids": [5, 6], "labels": [5, -100]}], "problem": None}
 
-    with pytest.raises(UserError, match="not one token to train on"):
+    with pytest.raises(UserError, match="but no token to train on"):
         prepare(settings({"a": {"path": path}}, max_dropped=1), Untrained(), seed=0)
 
 

@@ -79,7 +79,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "no weight left": ({"sources": {"a": {"path": "x", "weight": 0}}}, "dataset.sources", "every source has weight 0"),
     "no samples": ({"sources": {"a": {"path": "x", "samples": 0}}}, "dataset.sources.a.samples", "not 0"),
-    "a column of nothing": ({"path": "x", "columns": {"output": None}}, "dataset.columns.output", "None is no column"),
+    "a column of nothing": (
+        {"path": "x", "columns": {"output": None}},
+        "dataset.columns.output",
+        "None is not a column",
+    ),
     "columns of no path": (
         {"sources": {"a": "x"}, "columns": {"output": "y"}},
         "dataset.columns",
@@ -95,8 +99,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a share above 1": ({"path": "x", "max_dropped": 1.5}, "dataset.max_dropped", "not 1.5"),
     "no length": ({"path": "x", "max_length": 0}, "dataset.max_length", "a whole number of 1 or more"),
     "a length of text": ({"path": "x", "max_length": "long"}, "dataset.max_length", "not 'long'"),
-    "another policy": ({"path": "x", "consecutive": "join"}, "dataset.consecutive", "none of refuse, merge"),
-    "a choice nobody has": ({"path": "x", "on_long": "cut"}, "dataset.on_long", "none of drop, truncate, error"),
+    "another policy": ({"path": "x", "consecutive": "join"}, "dataset.consecutive", "not one of refuse, merge"),
+    "a choice nobody has": ({"path": "x", "on_long": "cut"}, "dataset.on_long", "not one of drop, truncate, error"),
     "a marker missing": ({"path": "x", "masking": "response_template"}, "dataset.response_template", "needs the text"),
 }
 

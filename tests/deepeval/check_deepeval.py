@@ -82,5 +82,5 @@ def test_what_deepeval_cannot_use_is_told(service, only_loopback):
     )  # fmt: skip
     (found,) = open_judging(spec).judge([CASE])
     assert [verdict.score for verdict in found.values()] == [None, None]
-    assert all("not of the form asked for" in verdict.reason for verdict in found.values())
+    assert all("does not have the requested form" in verdict.reason for verdict in found.values())
     assert len(service.calls) == 4

@@ -11,7 +11,7 @@ class Fault(TrainerCallback):
     """Does it in one rank, at the beginning of one step.
 
     Args:
-        what: "raise", "kill", "poison" (weights that are no numbers), "agent" (SIGTERM to torchrun), or a signal's name.
+        what: "raise", "kill", "poison" (NaN weights), "agent" (SIGTERM to torchrun), or a signal's name.
         rank: which.
         step: which, from 1.
     """

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft.config.errors import UserError
 from sft.export import merge as merging
-from sft.inference.talk import open_talk
+from sft.inference.chat_session import open_chat_session
 from sft.merge import merge
 
 
@@ -56,9 +56,9 @@ def test_the_merged_model_has_all_that_serving_takes(copied, settings):
 def test_it_answers_as_the_adapter_does_without_being_told_how(copied, settings, options, tmp_path):
     run = copied(*options)
     merge(settings("merge", f"run={run}", f"output={tmp_path / 'out put'}"))
-    merged = open_talk(settings("chat", f"model.name={tmp_path / 'out put'}", "max_new_tokens=12"))
+    merged = open_chat_session(settings("chat", f"model.name={tmp_path / 'out put'}", "max_new_tokens=12"))
     full = ("quant=none",) if options else ()
-    adapted = open_talk(settings("chat", f"run={run}", *full, "max_new_tokens=12"))
+    adapted = open_chat_session(settings("chat", f"run={run}", *full, "max_new_tokens=12"))
     assert merged.system == adapted.system is not None
     for text in ("My phone is broken", "Hello?"):
         assert merged.ask(text) == adapted.ask(text)
@@ -94,7 +94,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(copied, settings, tmp_pat
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis").write_text("years")
-    with pytest.raises(UserError, match="something else than a merged model"):
+    with pytest.raises(UserError, match="something other than a merged model"):
         merge(settings("merge", f"run={run}", f"output={precious}", "overwrite=true"))
     assert (precious / "thesis").read_text() == "years"
 
@@ -112,8 +112,8 @@ def test_a_full_fine_tune_has_nothing_to_merge(trained, settings):
     with pytest.raises(UserError, match=f"model.name={run / 'model'}"):
         merge(settings("merge", f"run={run}"))
     assert GenerationConfig.from_pretrained(run / "model").do_sample is False
-    talk = open_talk(settings("chat", f"model.name={run / 'model'}", "max_new_tokens=4"))
-    assert talk.system == open_talk(settings("chat", f"run={run}")).system is not None
+    talk = open_chat_session(settings("chat", f"model.name={run / 'model'}", "max_new_tokens=4"))
+    assert talk.system == open_chat_session(settings("chat", f"run={run}")).system is not None
 
 
 def test_training_merges_the_same_way(trained):

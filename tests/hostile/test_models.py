@@ -24,7 +24,7 @@ PICKLE = pickle.dumps(Owned())
 CODE = b"open('owned', 'w')\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n"
 GROWS = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 100}
 DEEP = b"[" * 100_000
-OWN_CODE = "brings its own code, which is not run unasked"
+OWN_CODE = "brings its own code, which is not run by default"
 LOADED = "(loaded without it)"
 CONFIG, TOKENIZER, WEIGHTS, INDEX = (
     "config.json",
@@ -79,15 +79,15 @@ ATTACKS: dict[str, tuple[dict[str, bytes | None], dict[str, dict[str, Any]], str
     "pickled weights beside an index of safetensors": (
         {WEIGHTS: None, "pytorch_model.bin": PICKLE, INDEX: index("pytorch_model.bin")},
         {},
-        "names 'pytorch_model.bin', which is no safetensors file beside it",
+        "names 'pytorch_model.bin', which is not a safetensors file beside it",
     ),
     "a pickle beside the weights": ({"training_args.bin": PICKLE, "optimizer.pt": PICKLE}, {}, LOADED),
     "an index that leads out": (
         {WEIGHTS: None, INDEX: index("../../../etc/passwd")},
         {},
-        "names '../../../etc/passwd', which is no safetensors file beside it",
+        "names '../../../etc/passwd', which is not a safetensors file beside it",
     ),
-    "an index nested without end": ({INDEX: DEEP}, {}, "is no index of weights"),
+    "an index nested without end": ({INDEX: DEEP}, {}, "is not an index of weights"),
     "weights with a header of 2^60 bytes": (
         {WEIGHTS: tensors({}, 2**60)},
         {},
@@ -98,7 +98,7 @@ ATTACKS: dict[str, tuple[dict[str, bytes | None], dict[str, dict[str, Any]], str
         {},
         "cannot be loaded: Error while deserializing header",
     ),
-    "weights whose header is no JSON": (
+    "weights whose header is not JSON": (
         {WEIGHTS: tensors(b"{no")},
         {},
         "cannot be loaded: Error while deserializing header",
@@ -107,7 +107,7 @@ ATTACKS: dict[str, tuple[dict[str, bytes | None], dict[str, dict[str, Any]], str
     "weights without tensors": ({WEIGHTS: tensors({})}, {}, "of the model's weights, which would be random"),
     "`config.json` cut off": ({CONFIG: b'{"model_type": '}, {}, "is not a valid JSON file"),
     "`config.json` nested without end": ({CONFIG: DEEP}, {}, "one of its JSON files is nested too deeply"),
-    "`config.json` that is no UTF-8": ({CONFIG: b"\xff\xfe"}, {}, "is not a valid JSON file"),
+    "`config.json` that is not UTF-8": ({CONFIG: b"\xff\xfe"}, {}, "is not a valid JSON file"),
     "`config.json` with a text for a size": ({}, {CONFIG: {"hidden_size": "x"}}, "cannot be loaded: Validation error"),
     "`config.json` with a size of 2^40": (
         {},
@@ -132,7 +132,7 @@ ATTACKS: dict[str, tuple[dict[str, bytes | None], dict[str, dict[str, Any]], str
     "a normalizer that makes 10^12 letters of one": (
         {},
         {"tokenizer.json": {"normalizer": {"type": "Sequence", "normalizers": [GROWS] * 6}}},
-        "its normalizer makes more than 10,000 characters of one",
+        "its normalizer expands one character to more than 10,000",
     ),
     "`config.json` with a vocabulary of -1": ({}, {CONFIG: {"vocab_size": -1}}, "cannot be loaded: "),
     "`config.json` of an unknown type": ({}, {CONFIG: {"model_type": "nonsense"}}, "has model type `nonsense`"),
@@ -182,13 +182,13 @@ ADAPTERS: dict[str, tuple[dict[str, bytes | None], dict[str, Any], str]] = {
     "target modules by an expression that never ends": (
         {},
         {"target_modules": "(.*.*.*.*.*.*.*.*.*)*xyz"},
-        "repeats what repeats itself, which may never end",
+        "has nested repeats, whose matching may never end",
     ),
-    "target modules by no expression": ({}, {"target_modules": "((("}, "is no regular expression"),
+    "target modules by an invalid expression": ({}, {"target_modules": "((("}, "is not a regular expression"),
     "a rank for modules by an expression that never ends": (
         {},
         {"rank_pattern": {"(a+)+b": 4}},
-        "repeats what repeats",
+        "has nested repeats",
     ),
     "a million layers replicated": (
         {},
@@ -199,9 +199,9 @@ ADAPTERS: dict[str, tuple[dict[str, bytes | None], dict[str, Any], str]] = {
     "a row of 10^12 of the embeddings": (
         {},
         {"trainable_token_indices": {"embed_tokens": [10**12]}},
-        "trainable_token_indices are no ids below 10,000,000",
+        "trainable_token_indices are not ids below 10,000,000",
     ),
-    "a rank of 10^9": ({}, {"r": 10**9}, "r=1000000000 is no rank from 1 to 65,536"),
+    "a rank of 10^9": ({}, {"r": 10**9}, "r=1000000000 is not a rank from 1 to 65,536"),
     "a pickled adapter": (
         {"adapter_model.safetensors": None, "adapter_model.bin": PICKLE},
         {},
@@ -219,21 +219,21 @@ ADAPTERS: dict[str, tuple[dict[str, bytes | None], dict[str, Any], str]] = {
         {"megatron_core": "evil", "megatron_config": {}},
         "names a module to import, 'evil'",
     ),
-    "an adapter of an unknown kind": ({}, {"peft_type": "EVIL"}, "is no adapter that can be read"),
+    "an adapter of an unknown kind": ({}, {"peft_type": "EVIL"}, "is not an adapter that can be read"),
     "an adapter's config nested without end": (
         {"adapter_config.json": DEEP},
         {},
-        "is no adapter's config: nested too deeply",
+        "is not an adapter's config: nested too deeply",
     ),
     "an adapter's config that is a list": (
         {"adapter_config.json": b"[]"},
         {},
-        "is no adapter's config: no object at its top",
+        "is not an adapter's config: not a JSON object",
     ),
     "an adapter with a false header": (
         {"adapter_model.safetensors": tensors({}, 2**60)},
         {},
-        "holds no whole safetensors",
+        "holds no complete safetensors file",
     ),
     "an adapter of another shape": (
         {"adapter_model.safetensors": tensors({})},

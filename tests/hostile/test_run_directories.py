@@ -84,10 +84,10 @@ def inside(name: str) -> Callable[[Path], str]:
 
 
 def saved_conversation(place: Path) -> str:
-    from sft.run.disk.errors import storage
+    from sft.run.disk.errors import storage_errors
 
     def write() -> None:
-        with storage(place / "run.json" / "x"):
+        with storage_errors(place / "run.json" / "x"):
             (place / "run.json").mkdir()
             (place / "run.json" / "y").write_text("x")
             open(place / "run.json" / "y" / "z", "w").close()
@@ -111,7 +111,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "`run.json` that is a list": (
         with_text("run.json", "[1]", lambda run: run.read_json(run.run_json, {})),
-        "is not valid JSON: no object at its top",
+        "is not valid JSON: not a JSON object",
     ),
     "`training_info.json` cut off": (
         with_text("training_info.json", '{"model_name": ', TrainingInfo.read),
@@ -124,7 +124,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "a file name that leads out of the run directory": (inside("../x.json"), "is not a file inside the run directory"),
     "a file name that is a path": (inside("/tmp/x.json"), "is not a file inside the run directory"),
-    "a run directory that is a link to itself": (through_a_link, "cannot write: there is something else of that name"),
+    "a run directory that is a link to itself": (through_a_link, "cannot write: something else has that name"),
     "a file where a directory should be": (saved_conversation, "a part of the path is a file, not a directory"),
 }
 

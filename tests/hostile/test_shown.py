@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sft.config.entry.exit_codes import leave
 from sft.config.errors import UserError
-from sft.config.text import harmless
+from sft.config.text import without_control_characters
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08"
 REVERSED = "\u202egpj.exe\u2066"
@@ -142,12 +142,12 @@ def card(place: Path) -> str:
 def chat(place: Path) -> str:
     from sft.inference.terminal import Terminal
 
-    class Talk:
+    class ChatSession:
         def ask(self, line, show):
             show(HOSTILE)
 
     lines, said = iter(["hi", "/exit"]), []
-    Terminal(Talk(), read=lambda prompt: next(lines), write=said.append).run()  # type: ignore[arg-type]
+    Terminal(ChatSession(), read=lambda prompt: next(lines), write=said.append).run()  # type: ignore[arg-type]
     return "".join(said)
 
 
@@ -193,9 +193,9 @@ def test_it_is_shown_as_text(name, tmp_path, monkeypatch):
 
 @given(st.text())
 def test_harmless_text_has_no_control_characters_and_keeps_the_rest(text):
-    shown = harmless(text)
+    shown = without_control_characters(text)
     assert all(c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) for c in shown)
-    assert harmless(shown) == shown
+    assert without_control_characters(shown) == shown
     if text.isprintable() and text.isascii():
         assert shown == text
 

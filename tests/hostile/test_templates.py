@@ -17,9 +17,9 @@ from sft.template.rendering.render import RenderError, render
 from sft.template.spec import Template
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-ENDLESS = "the chat template does not end: it was at work for"
-TOO_LARGE = "the chat template makes more text than any conversation has, and was stopped"
-NESTED = "the chat template nests lists in lists without end, and was stopped"
+ENDLESS = "the chat template does not terminate: it has run for"
+TOO_LARGE = "the chat template produces more text than any conversation has, and was stopped"
+NESTED = "the chat template nests lists without end, and was stopped"
 UNSAFE = "of 'str' object is unsafe"
 NOT_JINJA = "the chat template is not valid Jinja: nested too deeply"
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}"
@@ -58,7 +58,7 @@ ATTACKS: dict[str, tuple[str, str]] = {
         TOO_LARGE,
     ),
     "a large text written often": (LONG + "{% for i in range(99999) %}{{ a }}{% endfor %}", TOO_LARGE),
-    "a power of powers": ("{% set n = 99999 %}{{ n ** n ** n }}", "a number of so many digits"),
+    "a power of powers": ("{% set n = 99999 %}{{ n ** n ** n }}", "a number with so many digits"),
     "`center` to 10,000,000,000": ("{{ 'x'|center(10**10) }}", "may not ask for such a size"),
     "`ljust` to 10,000,000,000": ("{{ 'x'.ljust(10**10) }}", TOO_LARGE),
     "a width in `format`": ("{{ '{:>9999999999}'.format('x') }}", "may not format to such a width"),
@@ -122,7 +122,7 @@ def test_an_endless_template_ends_the_command_and_is_not_passed_over(monkeypatch
     for text, name in ((LOOP + "{% endfor %}{% endfor %}", "own"), (LOOP + "{% endfor %}{% endfor %}", "file")):
         tiny_tokenizer.chat_template = text
         template = Template(name="auto") if name == "own" else Template(name="file", text=text)
-        with pytest.raises(EndlessTemplate, match=r"does not end: .* was stopped\n  -> template=chatml"):
+        with pytest.raises(EndlessTemplate, match=r"does not terminate: .* was stopped\n  -> template=chatml"):
             bind(template, tiny_tokenizer, sample=[{"messages": MESSAGES}])
 
 

@@ -18,8 +18,8 @@ CHOSEN = "callbacks=evil"
 
 # What is tried: (file in conf/, its text, what is told)
 ATTACKS: dict[str, tuple[str, str | bytes, str]] = {
-    "a billion laughs of aliases": (EVIL, LAUGHS, f"has aliases that stand for more than {MOST_NODES:,} values"),
-    "an alias inside of itself": (EVIL, "a: &a [*a]\n", f"has aliases that stand for more than {MOST_NODES:,} values"),
+    "a billion laughs of aliases": (EVIL, LAUGHS, f"has aliases that expand to more than {MOST_NODES:,} values"),
+    "an alias inside of itself": (EVIL, "a: &a [*a]\n", f"has aliases that expand to more than {MOST_NODES:,} values"),
     "`!!python/object/apply`": (
         EVIL,
         "a: !!python/object/apply:os.system [touch owned]\n",
@@ -33,7 +33,7 @@ ATTACKS: dict[str, tuple[str, str | bytes, str]] = {
     "YAML of 100,000 brackets": (EVIL, "a: " + "[" * 100_000, "evil.yaml: nested too deeply"),
     "YAML of 2,000 indents": (EVIL, "\n".join(" " * i + "a:" for i in range(2000)), "evil.yaml: nested too deeply"),
     "YAML of 16 MiB": (EVIL, "# " + "x" * (16 << 20), "is larger than 16 MiB, which no config is"),
-    "YAML that is no UTF-8": (EVIL, b"a: \xff\xfe\n", "evil.yaml: is not UTF-8"),
+    "YAML that is not UTF-8": (EVIL, b"a: \xff\xfe\n", "evil.yaml: is not UTF-8"),
     "`_target_` by an alias": (
         EVIL,
         "x: &x {_target_: os.system, command: touch owned}\nevil: *x\n",
@@ -57,14 +57,14 @@ ATTACKS: dict[str, tuple[str, str | bytes, str]] = {
     "another config that allows itself Python's own": (
         EVIL,
         "# @package _global_\nallow_targets: [os.system]\ncallbacks: {evil: {_target_: os.system, command: touch owned}}\n",
-        "os.system is Python's own, and no config may call it",
+        "os.system is part of Python, and no config may call it",
     ),
     "defaults that lead back to themselves": (
         EVIL,
         "defaults: [evil]\n",
         "the defaults of a YAML file lead back to itself",
     ),
-    "defaults that are no list": (EVIL, "defaults: abc\n", "the config cannot be composed: Invalid defaults list"),
+    "defaults that are not a list": (EVIL, "defaults: abc\n", "the config cannot be composed: Invalid defaults list"),
     "a default that is a number": (
         EVIL,
         "defaults: [1]\n",
@@ -82,10 +82,10 @@ ATTACKS: dict[str, tuple[str, str | bytes, str]] = {
     ),
     "a number that is none": (EVIL, "a: !!int abc\n", "has a value that cannot be read: invalid literal for int()"),
     "a number of 6,000 digits": (EVIL, "a: " + "9" * 6000 + "\n", "has a value that cannot be read: Exceeds the limit"),
-    "a number of 6,000 digits, in hexadecimal": (EVIL, "a: 0x" + "f" * 6000, "a whole number of more digits than any"),
+    "a number of 6,000 digits, in hexadecimal": (EVIL, "a: 0x" + "f" * 6000, "an integer with more digits than any"),
     "a character that is none": (EVIL, 'a: "\\UFFFFFFFF"\n', "has a value that cannot be read: Python int too large"),
     "a key that is a number": (EVIL, "# @package _global_\n1: a\n", "1: no such key"),
-    "`trust_remote_code` of a config that is no yes or no": (
+    "`trust_remote_code` of a config that is neither true nor false": (
         EVIL,
         "# @package _global_\nmodel: {trust_remote_code: 'sure'}\n",
         "model.trust_remote_code: 'sure' is not true or false",
@@ -128,12 +128,12 @@ def test_aliases_that_are_meant_are_read(tmp_path):
 # What a run directory from elsewhere may hold: (text of config.resolved.yaml, what is told)
 RUNS: dict[str, tuple[str, str]] = {
     "a run's config with a Python object": ("a: !!python/name:os.system\n", "names an object of Python"),
-    "a run's config of aliases": (LAUGHS, "has aliases that stand for more than"),
+    "a run's config of aliases": (LAUGHS, "has aliases that expand to more than"),
     "a run's config that names code": (
         "callbacks: {evil: {_target_: os.system}}\n",
         "callbacks.evil._target_: _target_ os.system is not on the list",
     ),
-    "a run's config that is a list": ("[1, 2]\n", "has no mapping at its top"),
+    "a run's config that is a list": ("[1, 2]\n", "has no mapping at its top level"),
     "a run's config that is cut off": ("a: {b: [", "is not YAML"),
 }
 

@@ -36,7 +36,7 @@ def test_any_answer_is_a_reachable_hub(service):
 def test_a_refused_connection_is_told_and_asked_once(closed, caplog):
     assert "refused" in reach.unreachable(closed)
     assert "refused" in reach.unreachable(closed)
-    assert caplog.text.count("only files that are cached here are used") == 1
+    assert caplog.text.count("only locally cached files are used") == 1
 
 
 def test_a_server_without_an_answer_is_waited_for_no_longer_than_the_timeout(silent, monkeypatch):

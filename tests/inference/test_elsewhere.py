@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from sft.config.errors import UserError
-from sft.inference.talk import open_talk
+from sft.inference.chat_session import open_chat_session
 from sft.merge import merge
 
 # What other trainers leave beside the two files of the adapter.
@@ -32,15 +32,15 @@ def bare(trained, tmp_path):
     return make
 
 
-def answers(talk):
-    return [talk.ask(text) for text in ("My phone is broken", "Hello?")]
+def answers(chat_session):
+    return [chat_session.ask(text) for text in ("My phone is broken", "Hello?")]
 
 
 def test_the_adapter_of_a_run_stands_for_the_run(trained, settings):
     run = trained()
     assert (run / "adapter" / "training_info.json").read_bytes() == (run / "training_info.json").read_bytes()
-    whole = open_talk(settings("chat", f"run={run}", "max_new_tokens=12"))
-    part = open_talk(settings("chat", f"run={run / 'adapter'}", "max_new_tokens=12"))
+    whole = open_chat_session(settings("chat", f"run={run}", "max_new_tokens=12"))
+    part = open_chat_session(settings("chat", f"run={run / 'adapter'}", "max_new_tokens=12"))
     assert part.system == whole.system is not None
     assert answers(part) == answers(whole)
     assert settings("merge", f"run={run / 'adapter'}")["run"] == str(run)
@@ -49,14 +49,16 @@ def test_the_adapter_of_a_run_stands_for_the_run(trained, settings):
 @pytest.mark.parametrize("files", [PLAIN, WITH_TOKENIZER, WITH_INFO], ids=["plain peft", "with tokenizer", "of sft"])
 def test_a_bare_adapter_answers_over_the_base_it_names(trained, bare, settings, files):
     adapter = bare(*files)
-    whole = open_talk(settings("chat", f"run={trained()}", "max_new_tokens=12"))
+    whole = open_chat_session(settings("chat", f"run={trained()}", "max_new_tokens=12"))
     system = [] if "training_info.json" in files else [f"system={whole.system}"]
-    found = open_talk(settings("chat", f"run={adapter}", "max_new_tokens=12", *system))
+    found = open_chat_session(settings("chat", f"run={adapter}", "max_new_tokens=12", *system))
     assert found.system == whole.system
     if files == PLAIN:  # neither template nor tokenizer is known: the model's own are taken
         found.template, found.tokenizer, found.stop_tokens = whole.template, whole.tokenizer, whole.stop_tokens
     assert answers(found) == answers(whole)
-    named = open_talk(settings("chat", "model=tiny", "model.dtype=float32", f"model.adapter={adapter}", *system))
+    named = open_chat_session(
+        settings("chat", "model=tiny", "model.dtype=float32", f"model.adapter={adapter}", *system)
+    )
     assert type(named.model).__name__ == "PeftModelForCausalLM"
 
 
@@ -66,7 +68,7 @@ def test_a_bare_adapter_is_merged_where_it_is_told(trained, bare, settings, tmp_
     from sft.export.reload import logits_of
 
     adapter = bare(*WITH_TOKENIZER)
-    with pytest.raises(UserError, match=r"output: an adapter without its run does not say where to"):
+    with pytest.raises(UserError, match=r"output: an adapter without its run needs an output directory"):
         merge(settings("merge", f"run={adapter}"))
     output = tmp_path / "merged"
     assert merge(settings("merge", f"run={adapter}", f"output={output}")) == str(output)
@@ -100,7 +102,7 @@ def test_what_is_missing_is_said(trained, bare, settings):
     adapter = bare(*PLAIN)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/nowhere/base"}))
-    with pytest.raises(UserError, match="was trained on /nowhere/base, which is not on this machine"):
+    with pytest.raises(UserError, match="was trained on /nowhere/base, which does not exist on this machine"):
         settings("chat", f"run={adapter}")
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
     with pytest.raises(UserError, match="does not say which base it was trained on"):
@@ -108,4 +110,4 @@ def test_what_is_missing_is_said(trained, bare, settings):
     with pytest.raises(UserError, match="no adapter is named"):
         merge(settings("merge"))
     with pytest.raises(UserError, match="the run has an adapter of its own"):
-        open_talk(settings("chat", f"run={trained()}", f"model.adapter={adapter}"))
+        open_chat_session(settings("chat", f"run={trained()}", f"model.adapter={adapter}"))

@@ -66,8 +66,8 @@ def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again
     settings = (*ask("evaluation.before=false", "judge.retries=0", "judge.concurrency=1"), f"hydra.run.dir={out}")
     done = door(f"run={trained()}", *settings)
     assert done.returncode == 1, done.stderr
-    assert "4 of 8 verdicts could not be had, the others are scored" in done.stderr
-    assert "known row 1, hallucination: the judge's answer is no JSON object: 'no idea'" in done.stderr
+    assert "4 of 8 verdicts are missing, the others are scored" in done.stderr
+    assert "known row 1, hallucination: the judge's answer is not a JSON object: 'no idea'" in done.stderr
     assert "Traceback" not in done.stderr and done.stdout.rstrip().endswith(str(out))
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["judge_correctness"], metrics["judge_missing"]) == (0.5, 4) and "judge_hallucination" not in metrics

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sft.kernels import cross_entropy as losses
-from sft.kernels.cross_entropy import _loss_and_slope, chunked_cross_entropy_sum
+from sft.kernels.cross_entropy import _loss_and_gradient, chunked_cross_entropy_sum
 
 pytestmark = pytest.mark.numeric
 
@@ -20,26 +20,26 @@ def test_loss_and_slope_are_those_of_cross_entropy(dtype, rows, monkeypatch):
     wide = logits.double().requires_grad_()
     want = torch.nn.functional.cross_entropy(wide, targets, reduction="sum")
     want.backward()
-    loss, slope = _loss_and_slope(logits, targets, True)
+    loss, gradient = _loss_and_gradient(logits, targets, True)
     assert torch.equal(logits, kept)  # they are the model's
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
-    assert slope.dtype is dtype
-    torch.testing.assert_close(slope.double(), wide.grad, rtol=5e-3 if dtype is torch.bfloat16 else 1e-5, atol=1e-7)
-    assert _loss_and_slope(logits, targets, False)[1] is None
+    assert gradient.dtype is dtype
+    torch.testing.assert_close(gradient.double(), wide.grad, rtol=5e-3 if dtype is torch.bfloat16 else 1e-5, atol=1e-7)
+    assert _loss_and_gradient(logits, targets, False)[1] is None
 
 
 def test_the_slope_of_a_sure_token_is_not_rounded_away():
     logits = torch.tensor([[12.0, 5.0, 0.0]]).bfloat16()
-    _, slope = _loss_and_slope(logits, torch.tensor([0]), True)
+    _, gradient = _loss_and_gradient(logits, torch.tensor([0]), True)
     exact = torch.softmax(logits.double(), -1)[0, 0] - 1
     assert -1e-3 < exact < -9e-4  # 1 - 0.0009 is 1 in bf16
-    assert slope[0, 0].item() == pytest.approx(exact.item(), rel=5e-3)
+    assert gradient[0, 0].item() == pytest.approx(exact.item(), rel=5e-3)
 
 
 def test_scores_that_would_overflow_give_a_loss():
     logits = torch.tensor([[3e38, -3e38], [-3e38, 3e38]])
-    loss, slope = _loss_and_slope(logits, torch.tensor([0, 1]), True)
-    assert loss.item() == 0 and torch.equal(slope, torch.zeros(2, 2))
+    loss, gradient = _loss_and_gradient(logits, torch.tensor([0, 1]), True)
+    assert loss.item() == 0 and torch.equal(gradient, torch.zeros(2, 2))
 
 
 def test_no_number_stays_none():

@@ -49,7 +49,7 @@ def results(model, x, autocast=None):
 def fused(monkeypatch):
     """How the branch was computed here, each time: with its layer, or added to what that gave."""
     calls = []
-    for function, name in ((adapted._Together, "whole"), (lowrank._LowRank, "added")):
+    for function, name in ((adapted._AdaptedLayers, "whole"), (lowrank._LowRank, "added")):
         spy = lambda *given, real=function.apply, name=name: calls.append(name) or real(*given)  # noqa: E731
         monkeypatch.setattr(function, "apply", spy)
     return calls
@@ -193,7 +193,7 @@ def test_what_was_computed_ahead_is_not_given_for_anything_else(fused, assert_ne
     x = X.clone().requires_grad_()
     with torch.no_grad():
         layers.q_proj(x)  # nothing is kept without gradients
-    assert layers.k_proj(x).requires_grad and adapted._DONE.outputs.keys() == {layers.q_proj, layers.v_proj}
+    assert layers.k_proj(x).requires_grad and adapted._OUTPUT_CACHE.outputs.keys() == {layers.q_proj, layers.v_proj}
     with torch.no_grad():
         x.add_(1)
         assert_near(layers.q_proj(x), theirs.q_proj(x))  # the input was written to
@@ -207,7 +207,7 @@ def test_what_was_computed_ahead_is_not_given_for_anything_else(fused, assert_ne
     assert_near(layers.v_proj(x), theirs.v_proj(x))  # and each is given once
     assert_near(layers.k_proj(x.clone()), theirs.k_proj(x))
     ours(X)
-    assert adapted._DONE.x is None and not adapted._DONE.outputs  # all were asked for: nothing is held
+    assert adapted._OUTPUT_CACHE.x is None and not adapted._OUTPUT_CACHE.outputs  # all were asked for: nothing is held
 
 
 def test_threads_do_not_see_what_others_computed(assert_near):

@@ -56,7 +56,7 @@ def test_a_killed_runs_lock_is_taken_over(tmp_path: Path, caplog: pytest.LogCapt
     assert holder(tmp_path) is None
     with caplog.at_level("INFO"), RunLock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
-    assert f"left by a run that is gone (process {process.pid}" in caplog.text
+    assert f"left by a dead run (process {process.pid}" in caplog.text
     assert not (tmp_path / ".lock").exists()
 
 

@@ -111,7 +111,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(
 ) -> None:
     damage(checkpoints / "checkpoint-100")
     assert checkpoint.latest_good(checkpoints) == checkpoints / "checkpoint-10"
-    assert "checkpoint-100 is passed over" in caplog.text
+    assert "checkpoint-100 is skipped" in caplog.text
     assert reason in caplog.text
 
 

@@ -203,7 +203,7 @@ def half_written(run: Path) -> list[Path]:
 def torn(run: Path) -> int:
     """How often a resumed start passed a checkpoint over."""
     log = run / "train.log"
-    return len(re.findall(r"checkpoint-\d+ is passed over", log.read_text(errors="replace"))) if log.exists() else 0
+    return len(re.findall(r"checkpoint-\d+ is skipped", log.read_text(errors="replace"))) if log.exists() else 0
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -249,7 +249,7 @@ def difference(whole: Path, run: Path) -> str | None:
 def table(tallies: dict[str, Tally]) -> str:
     """The counts as Markdown."""
     lines = [
-        "| layout | rounds | kills | while saving | in evaluations | after the last step | torn checkpoints | identical |",
+        "| layout | rounds | kills | while saving | in evaluations | after the last step | incomplete checkpoints | identical |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     counts = ("rounds", "kills", "saving", "evaluating", "ending", "torn", "identical")

@@ -62,7 +62,7 @@ def test_runs_without_figures_are_compared_too(tmp_path, capsys):
     runs = read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
     show(runs)
     write_picture(runs, tmp_path / "c.svg")
-    assert "made of: not recorded" in capsys.readouterr().out
+    assert "inputs: not recorded" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "c.svg").read_text()
 
 

@@ -50,8 +50,8 @@ def test_directories_of_their_own_are_fine(check, subdir, jobs):
         ("r${lora.r}", [["lora.r=2", "seed=1"], ["lora.r=4", "seed=1"], ["lora.r=2", "seed=2"]], "jobs 0 and 2 .*/r2"),
         ("${hydra.job.override_dirname}", [["seed=1"], ["seed=1"]], "jobs 0 and 1"),
         ("x/../${name}", SEEDS, "jobs 0 and 1 would both write .*/sft"),
-        ("same", None, "same does not have the job's number"),
-        ("seed_${seed}", None, ".* does not have the job's number"),
+        ("same", None, "same does not contain the job's number"),
+        ("seed_${seed}", None, ".* does not contain the job's number"),
     ],
 )
 def test_two_jobs_in_one_directory_are_refused(check, subdir, jobs, words):

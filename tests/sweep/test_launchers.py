@@ -13,7 +13,7 @@ from hydra.types import RunMode
 
 from sft.config.compose import config_loader
 from sft.config.errors import Interrupted, PastHydra
-from sft.sweep.launchers.devices import claim_slot, deal, take, threads_each, visible_devices
+from sft.sweep.launchers.devices import assign_devices, claim_slot, threads_each, use_devices, visible_devices
 from sft.sweep.launchers.submit import Submitted, _result
 
 ROOT = Path(__file__).parents[2]
@@ -78,11 +78,11 @@ def starts(tmp_path):
 
 
 def test_deal_gives_each_worker_its_own_devices_while_there_are_enough():
-    assert [deal(["0", "1", "5", "7"], slot) for slot in range(4)] == [["0"], ["1"], ["5"], ["7"]]
-    assert [deal(["0", "1", "5", "7"], slot, each=2) for slot in range(2)] == [["0", "1"], ["5", "7"]]
-    assert [deal(["0", "1"], slot) for slot in range(3)] == [["0"], ["1"], ["0"]]
-    assert deal(["GPU-a", "GPU-b"], 0, each=4) == ["GPU-a", "GPU-b"]
-    assert deal([], 3) == []
+    assert [assign_devices(["0", "1", "5", "7"], slot) for slot in range(4)] == [["0"], ["1"], ["5"], ["7"]]
+    assert [assign_devices(["0", "1", "5", "7"], slot, each=2) for slot in range(2)] == [["0", "1"], ["5", "7"]]
+    assert [assign_devices(["0", "1"], slot) for slot in range(3)] == [["0"], ["1"], ["0"]]
+    assert assign_devices(["GPU-a", "GPU-b"], 0, each=4) == ["GPU-a", "GPU-b"]
+    assert assign_devices([], 3) == []
 
 
 def test_visible_devices_are_those_of_the_environment():
@@ -102,7 +102,7 @@ def test_take_sets_what_a_worker_sees():
     import torch
 
     before = torch.get_num_threads()
-    take(["1", "3"], 1, environment)
+    use_devices(["1", "3"], 1, environment)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
     assert environment == {
@@ -243,7 +243,7 @@ def test_a_search_with_seeds_names_its_jobs_and_records_the_seed(tmp_path, launc
     [
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.pruner=median", "trainer.eval_strategy='no'", "lora.r=4,8"],
-            "a pruner looks at evaluations, and these jobs make none",
+            "a pruner needs evaluations, and these jobs make none",
         ),
         (["hydra/launcher=submitit_slurm", "lora.r=4,8"], 'submitit_slurm: Could not detect "srun"'),
     ],

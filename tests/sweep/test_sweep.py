@@ -105,7 +105,7 @@ def test_jobs_that_fail_do_not_stop_the_others(mixed):
 def test_a_shared_base_gives_what_each_run_gives_alone(shared, tmp_path):
     directory, done = shared
     # every failed job has the base of the one before, but for pissa and none: these load their own
-    assert done.stderr.count("the base model of the job before is used again") == 2
+    assert done.stderr.count("the base model of the previous job is reused") == 2
     for number, lora in ((0, "r8"), (2, "dora"), (4, "pissa")):
         run = directory / f"{number}_lora-{lora}_learning_rate-1e-3"
         assert adapter(run) == alone(tmp_path / lora, f"lora={lora}", "trainer.learning_rate=1e-3"), lora
@@ -119,7 +119,7 @@ def test_a_shared_base_gives_what_each_run_gives_alone(shared, tmp_path):
 def test_a_shared_quantized_base_gives_what_each_run_gives_alone(quantized, tmp_path):
     directory, done = quantized
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the base model of the job before is used again") == 1  # r8 for its second seed
+    assert done.stderr.count("the base model of the previous job is reused") == 1  # r8 for its second seed
     for number, lora, seed in ((1, "r8", 2), (2, "loftq", 1), (3, "loftq", 2)):
         run = directory / f"{number}_lora-{lora}_seed-{seed}"
         want = alone(tmp_path / run.name, "quant=nf4", f"lora={lora}", f"seed={seed}")
@@ -128,7 +128,7 @@ def test_a_shared_quantized_base_gives_what_each_run_gives_alone(quantized, tmp_
 
 def test_a_job_that_follows_a_failed_one_gives_what_it_gives_alone(mixed, tmp_path):
     directory, done = mixed
-    assert done.stderr.count("the base model of the job before is used again") == 2
+    assert done.stderr.count("the base model of the previous job is reused") == 2
     run = directory / "2_lora-dora_learning_rate-1e-3"
     assert adapter(run) == alone(tmp_path / "dora", "lora=dora", "trainer.learning_rate=1e-3")
 
@@ -221,7 +221,7 @@ def test_failed_jobs_are_tried_again_or_left(tmp_path, sweep):
     log = directory / "0_seed-1" / "train.log"
     first = log.read_text()
     assert sweep(directory, *options).returncode == 1
-    assert "left as it failed before (sweep.retry_failed=false)" in log.read_text().removeprefix(first)
+    assert "failed earlier and not retried (sweep.retry_failed=false)" in log.read_text().removeprefix(first)
     assert "covers" not in log.read_text().removeprefix(first)
     content = record(directory)
     assert [job["status"] for job in content["jobs"]] == ["failed", "failed"]

@@ -238,5 +238,5 @@ def test_ids_that_a_template_refuses_are_replaced(tokenizer, conversations):
 def test_a_prompt_that_ends_inside_a_token_is_said(tokenizer):
     spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     (warning,) = bind(Template(name="file", text=spaced), tokenizer()).warnings
-    assert "let the prompt end without a space" in warning
+    assert "end the prompt without a space" in warning
     assert bind(Template(name="file", text=spaced.replace("assistant: ", "assistant:")), tokenizer()).warnings == []

@@ -38,7 +38,7 @@ def test_the_ids_of_a_sentencepiece_model(tmp_path):
     check_sentencepiece(path, {"pad": 0, "unk": 1, "bos": 2, "eos": 3})
     path.write_bytes(model(pad=-1))
     assert sentencepiece_ids(path) == {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
-    with pytest.raises(UserError, match="pad is -1, 0 was asked for; unk is 0, 1 was asked for"):
+    with pytest.raises(UserError, match="pad is -1, expected 0; unk is 0, expected 1"):
         check_sentencepiece(path, {"pad": 0, "unk": 1})
 
 
@@ -46,7 +46,7 @@ def test_the_ids_of_a_sentencepiece_model(tmp_path):
 def test_a_file_that_is_no_sentencepiece_model(tmp_path, content):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="no SentencePiece model"):
+    with pytest.raises(UserError, match="not a SentencePiece model"):
         sentencepiece_ids(path)
 
 
@@ -67,10 +67,10 @@ def test_a_tokenizer_that_does_not_fit(tokenizer):
     tok = tokenizer()
     with pytest.raises(UserError, match=f"ids up to {len(tok) - 1}, the model's embedding has {len(tok) - 1} rows"):
         check_tokenizer(tok, embeddings=len(tok) - 1)
-    with pytest.raises(UserError, match=r"the stop token <.im_end.> is no single token but"):
+    with pytest.raises(UserError, match=r"the stop token <.im_end.> is not a single token but"):
         check_tokenizer(tok, stop_tokens=["<|im_end|>"])
-    assert "<|im_start|> is no single token" in check_tokenizer(tok, chat_tokens=["<|im_start|>"])[0]
-    with pytest.raises(UserError, match=r"pad has id .*, 0 was asked for"):
+    assert "<|im_start|> is not a single token" in check_tokenizer(tok, chat_tokens=["<|im_start|>"])[0]
+    with pytest.raises(UserError, match=r"pad has id .*, expected 0"):
         check_tokenizer(tok, expected_ids={"pad": 0})
     assert check_tokenizer(tok, expected_ids={"eos": tok.eos_token_id}) == []
 

@@ -14,7 +14,7 @@ def empty_pictures():
     """curves.png and lengths.png are empty files: drawing them takes as long as the few steps of a run here.
 
     What is in them is for tests/drawing/test_curves.py and tests/data/report/test_length.py, that a run draws them for
-    tests/test_doors.py.
+    tests/test_commands.py.
     """
     from sft.data.report import length
     from sft.drawing import curves as plots

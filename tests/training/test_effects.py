@@ -32,7 +32,7 @@ from sft.config.errors import UserError
 from sft.config.source_code.signature import read_signature
 from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
-from sft.training.build import build_trainer, built_early
+from sft.training.build import build_callbacks_early, build_trainer
 from tests.runs import TINY
 
 REFUSED = {*OWNED, *NO_EFFECT, *PREDICTIONS}
@@ -62,7 +62,9 @@ def trainer_of(tmp_path_factory):
     def made(*overrides: str) -> Any:
         config = plain(compose(*TINY, "trainer.max_steps=12", *overrides))
         torch.manual_seed(0)
-        return build_trainer(config, run, copy.deepcopy(model), inputs, built_early(config, run), [], Tracker())
+        return build_trainer(
+            config, run, copy.deepcopy(model), inputs, build_callbacks_early(config, run), [], Tracker()
+        )
 
     return made
 

@@ -10,13 +10,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft.data.batches.collate import FlatCollator, split_batch
-from sft.data.batches.prefix import SharingCollator
+from sft.data.batches.prefix import SharedPrefixCollator
 from sft.kernels import attention, lowrank
 from sft.kernels.cross_entropy import summed_loss
-from sft.model.head import left_out, output_layer
+from sft.model.head import output_layer, output_layer_skipped
 from sft.model.view import original_of, view_of
 from sft.training.fused.model import JointModel, Share
-from sft.training.memory import Draws
+from sft.training.memory import RngState
 from sft.training.trainer.neftune import Noise, noisy
 
 pytestmark = pytest.mark.numeric
@@ -51,7 +51,7 @@ def batch(seed, lengths, collator=None):
     rows = []
     for index, length in enumerate(lengths):
         ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
-        if isinstance(collator, SharingCollator):
+        if isinstance(collator, SharedPrefixCollator):
             ids[:9] = range(9)
         labels = [-100] * (length // 2) + ids[length // 2 :]
         rows.append({"input_ids": ids, "labels": labels, "source": "s", "row": index})
@@ -73,17 +73,17 @@ def together(base, models, batches, **more):
     for number, model in enumerate(models):
         joint.join(number, model)
     shares = [Share(number, each, **{k: v[number] for k, v in more.items()}) for number, each in enumerate(batches)]
-    with left_out(joint.head):
+    with output_layer_skipped(joint.head):
         return joint.losses_and_gradients(shares, nullcontext)
 
 
 def near(found, wanted, assert_near):
     """Losses and gradients are the wanted ones, up to roundings of the largest gradient of the job."""
     losses, gradients = found
-    for number, (loss, slopes) in enumerate(wanted):
+    for number, (loss, own) in enumerate(wanted):
         torch.testing.assert_close(losses[number], loss, rtol=1e-5, atol=1e-5)
-        assert [got.shape for got in gradients[number]] == [want.shape for want in slopes]
-        assert_near(*(torch.cat([each.flatten() for each in some]) for some in (gradients[number], slopes)), 1024)
+        assert [got.shape for got in gradients[number]] == [want.shape for want in own]
+        assert_near(*(torch.cat([each.flatten() for each in some]) for some in (gradients[number], own)), 1024)
 
 
 jobs_of_all_kinds = st.lists(
@@ -108,7 +108,7 @@ def test_losses_and_gradients_in_company_are_those_alone(base, assert_near, kind
 
 def test_a_shared_prefix_stays_within_its_job(base, assert_near):
     models = [job(base, 1), job(base, 2, r=2)]
-    batches = [batch(1, [20, 25], SharingCollator()), batch(2, [22, 27, 30], SharingCollator())]
+    batches = [batch(1, [20, 25], SharedPrefixCollator()), batch(2, [22, 27, 30], SharedPrefixCollator())]
     assert all(each["cu_seq_lens_k"][-1] > each["cu_seq_lens_q"][-1] for each in batches)
     wanted = [alone(*pair) for pair in zip(models, batches, strict=True)]
     near(together(base, models, batches), wanted, assert_near)
@@ -122,7 +122,7 @@ def test_dropout_and_noise_draw_each_jobs_own_numbers(base, assert_near, alpha):
     states, wanted = [], []
     for number, model in enumerate(models):
         torch.manual_seed(100 + number)
-        states.append(Draws())
+        states.append(RngState())
         wanted.append(alone(model, batches[number], noises[number]))
 
     class Own:
@@ -133,12 +133,12 @@ def test_dropout_and_noise_draw_each_jobs_own_numbers(base, assert_near, alpha):
             return self
 
         def __enter__(self):
-            self.home = Draws()
-            self.state.again()
+            self.home = RngState()
+            self.state.restore()
 
         def __exit__(self, *_):
-            self.state = Draws()
-            self.home.again()
+            self.state = RngState()
+            self.home.restore()
 
     for noise, given_ in zip(noises, batches, strict=True):
         if noise is not None:
@@ -153,7 +153,7 @@ def test_predictions_in_company_are_those_alone(base):
         joint.join(number, model.eval())
     found = joint.outputs([Share(number, each) for number, each in enumerate(batches)], nullcontext)
     for model, given_, got in zip(models, batches, found, strict=True):
-        with torch.no_grad(), left_out(output_layer(model)):
+        with torch.no_grad(), output_layer_skipped(output_layer(model)):
             inputs = {key: value for key, value in given_.items() if key not in ("labels", "shift_labels")}
             want = model(**inputs, use_cache=False, logits_to_keep=given_["shift_labels"] != -100).logits
         torch.testing.assert_close(got, want.reshape(got.shape), rtol=1e-4, atol=1e-5)
@@ -165,7 +165,7 @@ def test_a_job_that_left_leaves_the_others_as_they_were(base, assert_near):
     for number, model in enumerate(models):
         joint.join(number, model)
     joint.leave(0)
-    with left_out(joint.head):
+    with output_layer_skipped(joint.head):
         losses, gradients = joint.losses_and_gradients([Share(1, batches[1])], nullcontext)
     near((losses, [gradients[1]]), [alone(models[1], batches[1])], assert_near)
 

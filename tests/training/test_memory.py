@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sft.config.errors import RunFailed
-from sft.training.memory import is_out_of_memory, smaller
+from sft.training.memory import is_out_of_memory, smaller_batch
 from sft.training.trainer.trainer import SftTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_effective_one_stays(run, li
     assert losses(found) == losses(small)
     for figure in ("train_loss", "eval_loss", "total_tokens", "trained_tokens", "epochs"):
         assert found.metrics[figure] == small.metrics[figure], figure
-    assert "memory ran out at step 1" in (found.directory / "train.log").read_text()
+    assert "out of memory at step 1" in (found.directory / "train.log").read_text()
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_one_row_that_does_not_fit_is_answered(run, limited):
     with pytest.raises(RunFailed) as failed:
         run("trainer.auto_find_batch_size=true")
     text = str(failed.value)
-    assert "memory ran out in training: CUDA out of memory" in text
+    assert "out of memory in training: CUDA out of memory" in text
     order = [
         text.index(f"    {part}")
         for part in ("dataset.max_length=", "lora.r=4", "trainer.gradient_checkpointing=true", "quant=nf4")
@@ -132,7 +132,7 @@ def test_an_evaluation_that_does_not_fit_shrinks_no_training_batch(run, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("sft.training.trainer.evaluating.evaluate_loss", fail)
-    with pytest.raises(RunFailed, match=r"memory ran out in evaluation[^$]*trainer.per_device_eval_batch_size=2"):
+    with pytest.raises(RunFailed, match=r"out of memory in evaluation[^$]*trainer.per_device_eval_batch_size=2"):
         run("trainer.auto_find_batch_size=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2")
 
 
@@ -155,8 +155,14 @@ def test_what_counts_as_out_of_memory(error, answer):
 
 
 def test_smaller_batches_divide_the_effective_one():
-    assert [smaller(8, 8), smaller(6, 6), smaller(5, 5), smaller(8, 24), smaller(2, 2)] == [4, 3, 1, 4, 1]
-    assert all(24 % smaller(batch, 24, 4) == 0 for batch in range(1, 25))
+    assert [
+        smaller_batch(8, 8),
+        smaller_batch(6, 6),
+        smaller_batch(5, 5),
+        smaller_batch(8, 24),
+        smaller_batch(2, 2),
+    ] == [4, 3, 1, 4, 1]
+    assert all(24 % smaller_batch(batch, 24, 4) == 0 for batch in range(1, 25))
 
 
 SCRIPT = """
@@ -193,7 +199,7 @@ def test_a_limited_address_space(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "memory ran out in training: can't allocate memory: you tried to allocate" in done.stdout
+    assert "out of memory in training: can't allocate memory: you tried to allocate" in done.stdout
     batch = "trainer.per_device_train_batch_size=4 trainer.gradient_accumulation_steps=4"
     assert f"{batch}  now 16 and 1; the effective batch stays 16" in done.stdout
     assert done.stdout.splitlines()[-1] == "steps 1"

@@ -85,20 +85,20 @@ def test_versions_and_rows_are_checked_first(run, reproduce, tmp_path):
         path.write_text(json.dumps({**record, **changed}))
 
     written(versions={**record["versions"], "torch": "1.0"})
-    with pytest.raises(UserError, match=r"versions.torch: this run was begun with torch 1.0"):
+    with pytest.raises(UserError, match=r"versions.torch: this run was started with torch 1.0"):
         reproduce(result.directory)
     written(data={**record["data"], "sources": {"tickets": "0" * 32}})
-    with pytest.raises(UserError, match=r"data.sources.tickets: the rows are not what the run was begun with"):
+    with pytest.raises(UserError, match=r"data.sources.tickets: the rows are not what the run was started with"):
         reproduce(result.directory)
     written(world_size=8)
     with pytest.raises(UserError, match=r"torchrun --nproc-per-node=8"):
         reproduce(result.directory)
     written(status="interrupted")
-    with pytest.raises(UserError, match=r"the run is interrupted: there is no end to compare with"):
+    with pytest.raises(UserError, match=r"the run is interrupted: there is no result to compare with"):
         reproduce(result.directory)
 
 
 def test_the_original_is_not_written_over(run, reproduce):
     result = run()
-    with pytest.raises(UserError, match="a replay does not write over its original"):
+    with pytest.raises(UserError, match="a replay must not overwrite its original"):
         reproduce(result.directory, to="run")

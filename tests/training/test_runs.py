@@ -192,7 +192,7 @@ def test_a_finished_run_is_not_trained_again(run):
 
 def test_a_changed_config_in_the_same_directory_is_refused_by_name(run):
     first = run()
-    with pytest.raises(UserError, match=r"trainer\.learning_rate: this run was begun with 0.0002, not 0.5"):
+    with pytest.raises(UserError, match=r"trainer\.learning_rate: this run was started with 0.0002, not 0.5"):
         run("trainer.learning_rate=0.5")
     assert "learning_rate: 0.5" not in (first.directory / "config.resolved.yaml").read_text()
     assert "0.5" not in (first.directory / ".hydra" / "overrides.yaml").read_text()

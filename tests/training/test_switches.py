@@ -67,7 +67,7 @@ def test_a_row_beyond_the_limit_stops_the_run(run):
 def test_no_tokens_and_no_two_ways_to_size_a_batch(run):
     with pytest.raises(UserError, match="0 is not a whole number of 1 or more"):
         run("trainer.max_tokens_per_batch=0")
-    with pytest.raises(UserError, match="not made smaller by themselves"):
+    with pytest.raises(UserError, match="not made smaller automatically"):
         run(LIMIT, "trainer.auto_find_batch_size=true")
 
 
@@ -140,12 +140,12 @@ def test_ligers_loss_does_not_take_the_place_of_ours(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     config = supported({"use_liger_kernel": True, "liger_kernel_config": {"rope": False}}, cuda=True)
     assert config["liger_kernel_config"] == {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
-    with pytest.raises(UserError, match="Liger's would take its place"):
+    with pytest.raises(UserError, match="Liger's would replace it"):
         supported({"use_liger_kernel": True, "liger_kernel_config": {"cross_entropy": True}}, cuda=True)
 
 
 def test_tf32_needs_a_gpu():
-    with pytest.raises(UserError, match="TF32 is of NVIDIA GPUs"):
+    with pytest.raises(UserError, match="TF32 needs an NVIDIA GPU"):
         supported({"tf32": True}, cuda=False)
 
 
@@ -187,11 +187,11 @@ def test_a_profile_is_written_and_changes_nothing(run):
     [
         (
             ["trainer.max_steps=1", "trainer.num_train_epochs=2"],
-            ["trainer.num_train_epochs is not used: trainer.max_steps=1 decides"],
+            ["trainer.num_train_epochs is ignored: trainer.max_steps=1 takes precedence"],
         ),
         (
             ["trainer.max_tokens_per_batch=400", "trainer.per_device_train_batch_size=2", "trainer.max_steps=1"],
-            ["trainer.per_device_train_batch_size is not used: trainer.max_tokens_per_batch=400 decides"],
+            ["trainer.per_device_train_batch_size is ignored: trainer.max_tokens_per_batch=400 takes precedence"],
         ),
         (["trainer.max_steps=-1", "trainer.num_train_epochs=0.2"], []),
     ],
@@ -199,4 +199,4 @@ def test_a_profile_is_written_and_changes_nothing(run):
 def test_a_setting_that_another_overrules_is_told(run_in, tmp_path, typed, told):
     run_in(tmp_path / "run", *typed)
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
-    assert [line.partition("sft.training.resume.start: ")[2] for line in lines if "is not used" in line] == told
+    assert [line.partition("sft.training.resume.start: ")[2] for line in lines if "is ignored" in line] == told

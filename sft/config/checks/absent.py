@@ -13,7 +13,7 @@ _ON = {"quant": "quant=nf4", "lora": "lora=r16", "callbacks": "callbacks=default
 
 
 def switched_off(config: DictConfig, key: str, top: str) -> UserError:
-    """The error for a key of a node that is off; the option that switches it on is named."""
+    """The error for a key of a node that is off; names the option that switches it on."""
     meant = suggestion(key, [], _raw(config))
     option = meant if meant and meant.startswith(f"{top}=") else None
     on = f"{option} {key}=..." if option is None and (option := _ON.get(top)) else option
@@ -33,6 +33,6 @@ def unknown_node(config: DictConfig, key: str, top: str) -> UserError:
 
 
 def _raw(config: DictConfig) -> dict[str, Any]:
-    """A config whose interpolations are left as they are: enough to know its keys."""
+    """A config with unresolved interpolations: enough to know its keys."""
     found = OmegaConf.to_container(config, resolve=False)
     return {str(key): value for key, value in found.items() if key != "hydra"} if isinstance(found, dict) else {}

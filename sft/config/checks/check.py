@@ -13,7 +13,7 @@ from sft.config.checks.effects import TRAINING, without_effect
 from sft.config.checks.figures import unknown_figures
 from sft.config.checks.nodes import misplaced
 from sft.config.checks.owners import OWNED
-from sft.config.checks.schedules import clashing
+from sft.config.checks.schedules import conflicting_callbacks
 from sft.config.checks.suggest import nearest, suggestion
 from sft.config.checks.types import mismatch, nested_dataclass
 from sft.config.errors import UserError
@@ -21,10 +21,10 @@ from sft.config.source_code.definitions import find_in_file
 from sft.config.source_code.signature import Signature, read_signature, signature_of
 from sft.safety.targets import check_target
 
-# Keys of other commands, by what this one has instead.
-ELSEWHERE = {"run": "to go on with a run: hydra.run.dir=DIR (or resume=DIR for a new one from its checkpoints)"}
+# Keys of other commands, and what this command has instead.
+ELSEWHERE = {"run": "to resume a run: hydra.run.dir=DIR (or resume=DIR for a new run from its checkpoints)"}
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-# Read **kwargs only to warn about what they do not know, which is what this check is for.
+# These accept **kwargs only to warn about unknown keys, which is the job of this check.
 CLOSED = {"transformers.BitsAndBytesConfig"}
 
 
@@ -39,7 +39,7 @@ def check(
         explicit: keys of `trainer` that the command line gives itself.
         predicts: whether a Python caller may give a `compute_metrics`.
     """
-    listed = config.get("allow_targets")  # what it may be else is an error of its own
+    listed = config.get("allow_targets")  # any other value is reported by another check
     allowed = [target for target in listed if isinstance(target, str)] if isinstance(listed, list) else []
     errors = [e for key, target in targets_of(config, "") if (e := check_target(target, key, allowed))]
     errors += list(_missing(config, ""))
@@ -58,20 +58,20 @@ def check(
 
 
 def _of_training(config: dict[str, Any], explicit: Iterable[str], predicts: bool) -> Iterator[UserError]:
-    """What a training would leave undone, or could not do, although each value fits its key."""
+    """Settings that a training run would ignore or could not follow, although each value has the right type."""
     for rule in (
         lambda: without_effect(config, predicts),
         lambda: () if predicts else unknown_figures(config),
-        lambda: clashing(config, explicit),
+        lambda: conflicting_callbacks(config, explicit),
     ):
         try:
             yield from rule()  # type: ignore[no-untyped-call]
         except (AttributeError, TypeError):
-            continue  # a value of the wrong type: the type check has said so already
+            continue  # a value of the wrong type, which the type check has already reported
 
 
 def unknown_key(key: str, valid: list[str], config: Mapping[str, Any]) -> UserError:
-    """The error for a key that nothing takes, naming what was meant where that is clear."""
+    """The error for an unknown key, with a suggestion where it is clear what was meant."""
     if key in ELSEWHERE:
         return UserError("this command has no such key", where=key, remedy=ELSEWHERE[key])
     shown = ", ".join(sorted(valid)[:12]) + (", ..." if len(valid) > 12 else "")
@@ -139,12 +139,12 @@ def _check_value(value: Any, full: str, signature: Signature, config: Mapping[st
 
 
 def _is_auto(key: str, value: Any) -> bool:
-    """`auto` is ours where the library takes true or false."""
+    """`auto` is an extension of ours where the library takes true or false."""
     return value == "auto" and key in ("trainer.gradient_checkpointing", "trainer.bf16")
 
 
 def _remedy(key: str, value: Any, wanted: str) -> str:
-    """An example of a value that fits; of a choice the nearest, or all of it."""
+    """An example of a value that fits; for a choice the nearest option, or all of them."""
     if wanted.startswith("one of "):
         near = nearest(str(value), wanted.removeprefix("one of ").split(", "))
         return f"did you mean {key}={near}?" if near else f"{key}={wanted}"

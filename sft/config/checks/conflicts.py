@@ -11,18 +11,18 @@ from sft.config.checks.roles import in_role
 from sft.config.errors import UserError
 from sft.config.source_code.class_attributes import class_attribute
 
-# Attention that keeps packed documents apart; eager and flex need a 4-D mask that nobody builds.
+# Attention that isolates packed documents; eager and flex would need a 4-D mask, which is not built.
 ISOLATING = {None, "varlen", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"}
 
 
 def conflicts(config: dict[str, Any]) -> Iterator[UserError]:
-    """Each pair of settings of a resolved training config that cannot both be meant."""
+    """An error for each pair of settings in a resolved training config that contradict each other."""
     yield from out_of_range(config)
     for rule in _RULES:
         try:
             yield from rule(config)
         except (AttributeError, TypeError):
-            continue  # a node of the wrong shape: the type check has said so already
+            continue  # a node of the wrong shape, which the type check has already reported
 
 
 def _quantized_full(config: dict[str, Any]) -> Iterator[UserError]:
@@ -39,7 +39,7 @@ def _early_stopping(config: dict[str, Any]) -> Iterator[UserError]:
         return
     for name in in_role(config, "stops_early"):
         yield UserError(
-            "early stopping looks at evaluations, and this run makes none",
+            "early stopping needs evaluations, and this run makes none",
             where=f"callbacks.{name}",
             remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
         )
@@ -70,7 +70,7 @@ def _delay(config: dict[str, Any]) -> Iterator[UserError]:
 def _adapter(config: dict[str, Any]) -> Iterator[UserError]:
     if _model(config).get("adapter") and "lora" in config and config["lora"] is None:
         yield UserError(
-            "an adapter to go on from is given, and adapters are off",
+            "an adapter to continue training is given, but adapters are off",
             where="model.adapter",
             remedy="lora=r16, or leave it out",
         )
@@ -79,7 +79,7 @@ def _adapter(config: dict[str, Any]) -> Iterator[UserError]:
 def _merge(config: dict[str, Any]) -> Iterator[UserError]:
     if config.get("save_merged_model") and "lora" in config and config["lora"] is None:
         yield UserError(
-            "a full fine-tune has no adapter to merge; its model/ is whole already",
+            "a full fine-tune has no adapter to merge; its model/ is already a complete model",
             where="save_merged_model",
             remedy="save_merged_model=false",
         )
@@ -89,7 +89,7 @@ def _merged_artifact(config: dict[str, Any]) -> Iterator[UserError]:
     merges = config.get("save_merged_model") is not False or "run" in config
     if (config.get("tracker") or {}).get("log_merged") and not merges:
         yield UserError(
-            "the merged model is to be kept, and none is made",
+            "the merged model is to be logged, but none is made",
             where="tracker.log_merged",
             remedy="save_merged_model=true, or tracker.log_merged=false",
         )
@@ -105,7 +105,7 @@ def _batches(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("max_tokens_per_batch") and trainer.get("auto_find_batch_size"):
         yield UserError(
-            "batches of so many tokens are not made smaller by themselves",
+            "batches limited by tokens are not made smaller automatically",
             where="trainer.auto_find_batch_size",
             remedy="a lower trainer.max_tokens_per_batch with trainer.auto_find_batch_size=false",
         )
@@ -120,7 +120,7 @@ def _hub(config: dict[str, Any]) -> Iterator[UserError]:
         and "run" not in config
     ):
         yield UserError(
-            "there will be no merged model to push",
+            "no merged model will be made that could be pushed",
             where="hub.what",
             remedy="save_merged_model=true, or hub.what=adapter",
         )
@@ -139,7 +139,7 @@ def _dataset(config: dict[str, Any]) -> Iterator[UserError]:
     attention = _model(config).get("attn_implementation")
     if dataset.get("packing") and attention not in ISOLATING:
         yield UserError(
-            f"{attention} cannot keep packed documents apart",
+            f"{attention} cannot isolate packed documents",
             where="model.attn_implementation",
             remedy="model.attn_implementation=varlen, or dataset.packing=false",
         )
@@ -155,52 +155,52 @@ def _smoothing(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("label_smoothing_factor") and not class_attribute(trainer.get("_target_"), "own_loss"):
         yield UserError(
-            "the loss is cross entropy at trained positions alone, without smoothing",
+            "the loss is plain cross entropy at trained positions, without smoothing",
             where="trainer.label_smoothing_factor",
             remedy="trainer.label_smoothing_factor=0, or trainer=trl",
         )
 
 
-def _spread(config: dict[str, Any]) -> Iterator[UserError]:
+def _sharding(config: dict[str, Any]) -> Iterator[UserError]:
     trainer = config.get("trainer") or {}
     if trainer.get("fsdp") and trainer.get("deepspeed"):
         yield UserError("FSDP and DeepSpeed are both on", where="trainer.deepspeed", remedy="leave one of them out")
     if trainer.get("auto_find_batch_size") and (trainer.get("fsdp") or trainer.get("deepspeed")):
         yield UserError(
-            "several processes do not find a smaller batch together",
+            "auto_find_batch_size works in one process only",
             where="trainer.auto_find_batch_size",
             remedy="a lower trainer.per_device_train_batch_size with more trainer.gradient_accumulation_steps",
         )
     if trainer.get("deepspeed") and config.get("on_nonfinite") == "skip":
         yield UserError(
-            "DeepSpeed makes its step before anybody sees whether the gradient is a number",
+            "DeepSpeed makes its step before the gradient can be checked for NaN",
             where="on_nonfinite",
             remedy="on_nonfinite=stop",
         )
-    if not spreads(config):
+    if not shards_weights(config):
         return
     if config.get("quant"):
         yield UserError(
-            "quantized weights cannot be spread over processes",
+            "quantized weights cannot be sharded",
             where="quant",
-            remedy="quant=none, or trainer=default or trainer=deepspeed_zero2, where every GPU has all of them",
+            remedy="quant=none, or trainer=default or trainer=deepspeed_zero2, where every GPU has all weights",
         )
     if (config.get("evaluation") or {}).get("generate"):
         yield UserError(
-            "answers are generated by one process, and the weights are spread over all",
+            "answers are generated by one process, and the weights are sharded over all",
             where="evaluation.generate",
             remedy="evaluation.generate=false, and afterwards python -m sft.evaluate run=DIR",
         )
     if str((config.get("lora") or {}).get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
         yield UserError(
-            "an adapter that starts from the base's weights needs them whole",
+            "an adapter that is initialized from the base's weights needs all of them in one process",
             where="lora.init_lora_weights",
             remedy="lora=r16, or trainer=default",
         )
 
 
-def spreads(config: Mapping[str, Any]) -> bool:
-    """Whether a config spreads the weights themselves over the processes: FSDP, or DeepSpeed's ZeRO stage 3."""
+def shards_weights(config: Mapping[str, Any]) -> bool:
+    """Whether a config shards the weights themselves over the processes: FSDP, or DeepSpeed's ZeRO stage 3."""
     trainer = config.get("trainer") or {}
     deepspeed = trainer.get("deepspeed")
     stage = (deepspeed.get("zero_optimization") or {}).get("stage") if isinstance(deepspeed, Mapping) else None
@@ -231,6 +231,6 @@ _RULES = (
     _batches,
     _dataset,
     _hub,
-    _spread,
+    _sharding,
     _smoothing,
 )

@@ -1,7 +1,7 @@
-"""Library settings that would change nothing in a run: alone, or without another setting that they belong to.
+"""Library settings that would have no effect in a run: in general, or without another setting that they depend on.
 
 Every argument of `trainer`, `lora`, `quant` and the callbacks either changes a run or is refused here or by
-`sft.config.checks.owners`; a test holds each signature against that, so that an argument which a library adds is looked at.
+`sft.config.checks.owners`; a test checks this for each signature, so that arguments a library adds are not missed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 
 from sft.config.checks.needs import NEEDS, node_of
 from sft.config.checks.no_effect import NO_EFFECT, PREDICTIONS, PREDICTIONS_WHY, WEIGHTS
-from sft.config.checks.owners import written
+from sft.config.checks.owners import override_text
 from sft.config.errors import UserError
 
-# Commands that train or show what a training would do; a finished run's config is taken as it is by the others.
+# Commands that train or show what a training would do; the others take a finished run's config as it is.
 TRAINING = ("train", "preview", "estimate")
 
 
-# Values of arguments that do something with others.
+# Values that have no effect, of arguments that otherwise have one.
 _STARTS = {"eva": "EVA", "corda": "CorDA", "lora_ga": "LoRA-GA"}
 
 
 def without_effect(config: Mapping[str, Any], predicts: bool = False) -> Iterator[UserError]:
-    """An error for each setting of a training's config that would change nothing.
+    """An error for each setting in a training config that would have no effect.
 
     Args:
         config: resolved, plain.
@@ -37,7 +37,7 @@ def without_effect(config: Mapping[str, Any], predicts: bool = False) -> Iterato
         value = _given(config, key)
         if value is not None and value != needs.default and not needs.holds(config):
             yield UserError(
-                f"{written(value)} has no effect: it is {needs.why}",
+                f"{override_text(value)} has no effect: it is {needs.why}",
                 where=key,
                 remedy=f"{needs.remedy}, or remove {key}",
             )
@@ -47,7 +47,7 @@ def without_effect(config: Mapping[str, Any], predicts: bool = False) -> Iterato
 
 
 def unread_without_predictions(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """An error for each setting about predictions, which only a `compute_metrics` has made."""
+    """An error for each setting about predictions, which are made only for a `compute_metrics`."""
     for key, default in PREDICTIONS.items():
         value = _given(config, key)
         if value is not None and value != default:
@@ -55,7 +55,7 @@ def unread_without_predictions(config: Mapping[str, Any]) -> Iterator[UserError]
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """Values without an effect, of arguments that have one."""
+    """Errors for values without an effect, of arguments that otherwise have one."""
     start = str(node_of(config, "lora").get("init_lora_weights"))
     if start in _STARTS:
         yield UserError(
@@ -66,15 +66,17 @@ def _values(config: Mapping[str, Any]) -> Iterator[UserError]:
     quant = config.get("quant")
     if isinstance(quant, Mapping) and not quant.get("load_in_4bit") and not quant.get("load_in_8bit"):
         yield UserError(
-            "neither 4 nor 8 bits are asked for", where="quant", remedy="quant=nf4, quant=int8, or quant=none"
+            "neither load_in_4bit nor load_in_8bit is set", where="quant", remedy="quant=nf4, quant=int8, or quant=none"
         )
     if "tpu_metrics_debug" in str(node_of(config, "trainer").get("debug")):
-        yield UserError("TPUs are not trained on", where="trainer.debug", remedy="trainer.debug=underflow_overflow")
+        yield UserError(
+            "training on TPUs is not supported", where="trainer.debug", remedy="trainer.debug=underflow_overflow"
+        )
     shared = node_of(config, "trainer").get("accelerator_config")
     for name in ("split_batches", "dispatch_batches", "even_batches", "use_configured_state"):
         if isinstance(shared, Mapping) and shared.get(name) not in (None, name == "even_batches"):
             yield UserError(
-                "it has no effect: rows are shared out among processes by sft, each exactly once",
+                "it has no effect: sft distributes rows over the processes itself, each exactly once",
                 where=f"trainer.accelerator_config.{name}",
                 remedy=f"remove trainer.accelerator_config.{name}",
             )

@@ -1,4 +1,4 @@
-"""The figures a run will have, known from its config: what an objective and the callbacks may name."""
+"""The metrics that a run will have, known from its config: what an objective and the callbacks may name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sft.config.source_code.class_attributes import class_attribute
 
 _LOSS = ("loss", "perplexity", "token_accuracy")
 _ANSWERS = ("exact_match", "f1", "rouge_l")
-_JSON = ("json_valid", "json_match", "json_field_accuracy")  # where references are JSON, which the data decides
+_JSON = ("json_valid", "json_match", "json_field_accuracy")  # only where references are JSON, which depends on the data
 _TRAINED = (
     "train_loss",
     "steps",
@@ -31,14 +31,15 @@ _TRAINED = (
 
 
 def greater_is_better(metric: str, direction: str | None = None) -> bool:
-    """Whether larger values of a metric are better: as the direction says, else all but losses and perplexities."""
+    """Whether larger values of a metric are better: given by the direction, else true of all but losses and
+    perplexities."""
     if direction is not None:
         return direction == "maximize"
     return not metric.endswith(("loss", "perplexity"))
 
 
 def objective_of(config: Mapping[str, Any], evaluates: bool) -> tuple[str, str]:
-    """The figure a run is judged by, and its direction.
+    """The metric by which a run is judged, and its direction.
 
     Args:
         evaluates: whether there are evaluation rows.
@@ -49,7 +50,7 @@ def objective_of(config: Mapping[str, Any], evaluates: bool) -> tuple[str, str]:
 
 
 def evaluated_sources(config: Mapping[str, Any]) -> list[str]:
-    """Names of the sources that rows are evaluated of, as far as the config tells; [] for no evaluation rows."""
+    """Names of the sources with evaluation rows, as far as the config tells; [] where there are no evaluation rows."""
     dataset = config.get("dataset")
     if not isinstance(dataset, Mapping):
         return []
@@ -61,7 +62,7 @@ def evaluated_sources(config: Mapping[str, Any]) -> list[str]:
 
 
 def of_evaluation(sources: Iterable[str]) -> list[str]:
-    """Figures of each evaluation during training; of several sources also those of each."""
+    """Metrics of each evaluation during training; with several sources also the metrics of each."""
     sources = list(sources)
     if not sources:
         return []
@@ -70,7 +71,7 @@ def of_evaluation(sources: Iterable[str]) -> list[str]:
 
 
 def of_run(config: Mapping[str, Any], sources: Iterable[str]) -> list[str]:
-    """Figures of metrics.json that can be numbers."""
+    """Metrics in metrics.json that can be numbers."""
     sources = list(sources)
     skipped = ["skipped_steps"] if config.get("on_nonfinite") == "skip" else []
     evaluation = config.get("evaluation")
@@ -85,14 +86,14 @@ def of_run(config: Mapping[str, Any], sources: Iterable[str]) -> list[str]:
 
 
 def unknown_figures(config: Mapping[str, Any], sources: Iterable[str] | None = None) -> Iterator[UserError]:
-    """An error for each figure that the config names and no evaluation gives.
+    """An error for each metric that the config names but no evaluation reports.
 
     Args:
         config: resolved, plain.
         sources: those that have evaluation rows; None: as far as the config tells.
     """
     if _has_own_callbacks(config):
-        return  # a user's callback may put figures of its own into an evaluation
+        return  # a user's callback may add metrics of its own to an evaluation
     sources = evaluated_sources(config) if sources is None else list(sources)
     yield from _unknown("objective", config.get("objective"), of_run(config, sources), config)
     for where, name, inherited in _watched(config):
@@ -100,7 +101,7 @@ def unknown_figures(config: Mapping[str, Any], sources: Iterable[str] | None = N
         for error in _unknown(where, full, of_evaluation(sources), config):
             if inherited and error.where == where:
                 error = UserError(
-                    f"it follows the objective, and {name} is no figure of the evaluations during training",
+                    f"it follows the objective, and {name} is not a metric of the evaluations during training",
                     where=where.rpartition(".")[0],
                     remedy=f"{where}=eval_loss",
                 )
@@ -108,7 +109,7 @@ def unknown_figures(config: Mapping[str, Any], sources: Iterable[str] | None = N
 
 
 def _watched(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None, bool]]:
-    """(key, figure, whether it is the objective's) of all that looks at evaluations during training."""
+    """(key, metric, whether it is the objective) of everything that depends on evaluations during training."""
     objective = config.get("objective")
     objective = None if objective == "train_loss" else objective
     trainer = config.get("trainer")
@@ -137,7 +138,7 @@ def _unknown(where: str, name: Any, known: list[str], config: Mapping[str, Any])
     remedy = f"did you mean {where}={near}? " * bool(near) + f"There are: {listed}"
     if name.removeprefix("eval_").endswith((*_ANSWERS, *_JSON)) and where == "objective":
         remedy += "; with evaluation.generate=true also eval_exact_match, eval_f1 and eval_rouge_l"
-    yield UserError(f"no evaluation gives the figure {name!r}", where=where, remedy=remedy)
+    yield UserError(f"no evaluation reports the metric {name!r}", where=where, remedy=remedy)
 
 
 def _has_own_callbacks(config: Mapping[str, Any]) -> bool:

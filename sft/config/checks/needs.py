@@ -16,8 +16,8 @@ class Needs:
     Attributes:
         holds: config -> whether it is read.
         why: when it is read.
-        remedy: an override with which it is.
-        default: the value that it has anyway.
+        remedy: an override that makes it read.
+        default: its default value.
     """
 
     holds: Callable[[Mapping[str, Any]], bool]
@@ -46,7 +46,7 @@ def _on(key: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _picks_best(config: Mapping[str, Any]) -> bool:
-    """Whether something watches a figure of the evaluations."""
+    """Whether something watches a metric of the evaluations."""
     trainer = _trainer(config)
     return (
         bool(trainer.get("load_best_model_at_end"))
@@ -59,17 +59,17 @@ def _picks_best(config: Mapping[str, Any]) -> bool:
 _WORKERS = Needs(
     _on("dataloader_num_workers"), "read by worker processes, and there are none", "trainer.dataloader_num_workers=2"
 )
-_BEST = Needs(_picks_best, "read where the best model is looked for", "callbacks=[default,best_model]")
+_BEST = Needs(_picks_best, "read where the best model is tracked", "callbacks=[default,best_model]")
 _ADAM = Needs(
     lambda config: any(name in str(_trainer(config).get("optim", "adamw")) for name in ("adam", "lion")),
-    "read by Adam and its relatives",
+    "read by the Adam family of optimizers",
     "trainer.optim=adamw_torch_fused",
 )
 _IN_4BIT = Needs(lambda config: bool(node_of(config, "quant").get("load_in_4bit")), "read with 4 bits", "quant=nf4")
 _IN_8BIT = Needs(lambda config: bool(node_of(config, "quant").get("load_in_8bit")), "read with 8 bits", "quant=int8")
 _ROWS = Needs(
     lambda config: not _trainer(config).get("max_tokens_per_batch"),
-    "read for batches of so many rows, and trainer.max_tokens_per_batch makes batches of so many tokens",
+    "read for batches of a fixed number of rows, and trainer.max_tokens_per_batch limits batches by tokens",
     "trainer.max_tokens_per_batch=null",
 )
 _READS_ARGS = (
@@ -95,7 +95,7 @@ NEEDS: dict[str, Needs] = {
     ),
     "trainer.gradient_checkpointing_kwargs": Needs(
         lambda config: _trainer(config).get("gradient_checkpointing", "auto") is not False,
-        "read where activations are computed again",
+        "read where gradient checkpointing is on",
         "trainer.gradient_checkpointing=true",
     ),
     "trainer.fsdp_config": Needs(_on("fsdp"), "read by FSDP", "trainer=fsdp"),

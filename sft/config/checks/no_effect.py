@@ -1,4 +1,4 @@
-"""Library settings that nothing here reads, each with what takes its place."""
+"""Library settings that nothing here reads, each with what replaces it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NoEffect:
-    """An argument that nothing here reads.
+    """An argument of a library class that nothing here reads.
 
     Attributes:
-        why: what takes its place.
-        default: the value that it has anyway, which is accepted beside null.
+        why: what replaces it.
+        default: its default value, which is accepted, as null is.
         remedy: the override to write instead; None: to leave it out.
     """
 
@@ -21,11 +21,11 @@ class NoEffect:
     remedy: str | None = None
 
 
-PREDICTIONS_WHY = "it is about predictions, which are made for the `compute_metrics` of a Python caller alone"
+PREDICTIONS_WHY = "it is about predictions, which are made only for the `compute_metrics` of a Python caller"
 _HUB = "a finished run is pushed once, by sft"
 _DATA = "rows come tokenized and labelled from `dataset`"
-WEIGHTS = "its weights would have to be fitted to data before training, which is not done"
-_LOSS = "its regularization is a part of the loss that is not computed"
+WEIGHTS = "its weights would have to be fitted to data before training, which is not supported"
+_LOSS = "its regularization term of the loss is not computed"
 
 NO_EFFECT: dict[str, NoEffect] = {
     "trainer.bf16_full_eval": NoEffect(
@@ -50,11 +50,11 @@ NO_EFFECT: dict[str, NoEffect] = {
         "a resumed run restores the state of its callbacks in any case", False
     ),
     "trainer.parallelism_config": NoEffect(
-        "it is an object of accelerate's, which no config can name", None, "trainer=fsdp"
+        "it is an accelerate object, which a config cannot describe", None, "trainer=fsdp"
     ),
-    "trainer.remove_unused_columns": NoEffect("rows have the model's inputs alone", False),
+    "trainer.remove_unused_columns": NoEffect("rows have only the model's inputs", False),
     "trainer.label_names": NoEffect("labels are made by `dataset` and read by name"),
-    "trainer.length_column_name": NoEffect("rows know their lengths", "length"),
+    "trainer.length_column_name": NoEffect("the lengths of rows are known", "length"),
     "trainer.do_train": NoEffect("sft.train trains", False),
     "trainer.do_eval": NoEffect("evaluation is switched by its strategy", False, "trainer.eval_strategy=epoch"),
     "trainer.do_predict": NoEffect("sft.train makes no predictions", False, "python -m sft.evaluate run=DIR"),
@@ -89,15 +89,15 @@ NO_EFFECT: dict[str, NoEffect] = {
     "lora.kasa_config": NoEffect(f"KaSA: {_LOSS}", None, "lora=dora"),
     "lora.monteclora_config": NoEffect(f"MonteCLoRA: {_LOSS}", None, "lora.lora_dropout=0.05"),
     "lora.alora_invocation_tokens": NoEffect(
-        "activated LoRA looks for its tokens once a row, and a row here may hold several conversations"
+        "activated LoRA looks for its tokens once per row, and a row here may hold several conversations"
     ),
     "lora.layer_replication": NoEffect(
-        "layers that share their weights can be trained, but neither be merged nor loaded again by what serves adapters"
+        "layers that share their weights can be trained, but can neither be merged nor loaded by adapter servers"
     ),
 }
 
 
-# Arguments of transformers' that only a Python caller's `compute_metrics` gives a meaning.
+# Arguments of transformers that mean something only with a Python caller's `compute_metrics`.
 PREDICTIONS: dict[str, Any] = {
     "trainer.eval_do_concat_batches": True,
     "trainer.eval_use_gather_object": False,

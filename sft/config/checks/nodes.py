@@ -1,11 +1,11 @@
-"""Nodes of a config that something is built from: a value, or a mapping without `_target_`, in place of one."""
+"""Errors for config nodes from which an object is built but which hold a plain value or lack `_target_`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sft.config.checks.owners import written
+from sft.config.checks.owners import override_text
 from sft.config.errors import UserError
 from sft.config.paths import conf_dir
 
@@ -14,11 +14,13 @@ BUILT = ("model", "quant", "lora", "dataset", "template", "trainer", "tracker", 
 
 
 def misplaced(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """An error for each node from which nothing can be built."""
+    """An error for each node from which no object can be built."""
     for name in BUILT:
         node = config.get(name)
         if isinstance(node, Mapping) and "_target_" not in node:
-            yield UserError("nothing says what it is: it has no _target_", where=name, remedy=f"{name}={_option(name)}")
+            yield UserError(
+                "it has no _target_, so it is unclear what to build", where=name, remedy=f"{name}={_option(name)}"
+            )
     callbacks = config.get("callbacks")
     if not isinstance(callbacks, Mapping):
         return
@@ -30,12 +32,12 @@ def misplaced(config: Mapping[str, Any]) -> Iterator[UserError]:
         there = ", ".join(_options("callbacks"))
         remedy = f"callbacks=[default,{name}]" if known else f"{where}=null turns it off. There are: {there}"
         if isinstance(node, Mapping):
-            what = "nothing says which callback it is: it has no _target_"
+            what = "it has no _target_, so it is unclear which callback it is"
             remedy = (
                 remedy if known else f"'+{where}={{_target_: my.module.Callback}}' 'allow_targets=[my.module.Callback]'"
             )
         else:
-            what = f"{written(node)} is a value, where a callback's node belongs"
+            what = f"{override_text(node)} is a plain value where a callback's node belongs"
         yield UserError(what, where=where, remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the libraries that have another owner here: who owns each, and the override to write instead."""
+"""Library settings that are controlled by another key here: which one, and the override to write instead."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
 
 @dataclass(frozen=True)
 class Owner:
-    """Who owns a setting.
+    """What controls a setting.
 
     Attributes:
-        name: the key, or what else decides.
+        name: the key that controls it, or what else decides.
         remedy: value -> the override to write instead.
-        fits: values that say what holds anyway, and are accepted.
+        fits: values that only restate what holds anyway, and are accepted.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Owner:
     fits: tuple[Any, ...] = field(default=())
 
     def refusal(self, key: str, value: Any) -> UserError | None:
-        """The error for this value of the key; None where it says what holds anyway."""
+        """The error for this value of the key; None where it restates what holds anyway."""
         if value is None or any(value == fit and type(value) is type(fit) for fit in self.fits):
             return None
         return UserError(f"this setting belongs to {self.name}", where=key, remedy=self.remedy(value))
@@ -34,19 +34,19 @@ class Owner:
 
 def _same(key: str) -> Callable[[Any], str]:
     """The same value under the owner's key."""
-    return lambda value: f"{key}={written(value)}"
+    return lambda value: f"{key}={override_text(value)}"
 
 
 def _text(text: str) -> Callable[[Any], str]:
     return lambda value: text
 
 
-def written(value: Any) -> str:
+def override_text(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(written(each) for each in value)}]"
+        return f"[{','.join(override_text(each) for each in value)}]"
     return str(value) if not isinstance(value, dict) else "{...}"
 
 
@@ -106,5 +106,5 @@ OWNED: dict[str, Owner] = {
     "lora.inference_mode": Owner("sft, which trains the adapter", _text("lora.inference_mode=false"), (False,)),
     "lora.base_model_name_or_path": Owner("model.name", _same("model.name")),
     "lora.revision": Owner("model.revision", _same("model.revision")),
-    "lora.fan_in_fan_out": Owner("the model's layers, which are looked at", _text("remove lora.fan_in_fan_out")),
+    "lora.fan_in_fan_out": Owner("the model's layers, from which it is derived", _text("remove lora.fan_in_fan_out")),
 }

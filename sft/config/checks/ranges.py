@@ -1,4 +1,4 @@
-"""Numbers that no run could be made with, found from the config alone; the libraries would tell after minutes or never."""
+"""Numbers out of range, found from the config alone; the libraries would report them after minutes or never."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _whole(value: float, least: int) -> bool:
 
 
 def out_of_range(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """An error for each number of a config that lies where no run is; values of other types are the type check's."""
+    """An error for each number of a config that is out of range; values of other types are left to the type check."""
     for key, (wanted, fits) in RANGES.items():
         node: Any = config
         for part in key.split("."):

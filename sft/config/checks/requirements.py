@@ -1,6 +1,6 @@
-"""What a config needs of this machine beside the libraries that sft always has: extras, keys of services, files.
+"""What a config needs on this machine beside sft's own dependencies: extras, API keys, files.
 
-Looked at before data and model are loaded, and without importing any of it.
+Checked before data and model are loaded, and without importing any of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OPTIMIZERS = {
     "adamw_torch_xla": "torch_xla",
     "adamw_torch_npu": "torch_npu",
 }
-_PACKAGES = {  # what pip calls them, where it is not the module's name with dashes
+_PACKAGES = {  # the name on PyPI, where it is not the module's name with dashes
     "galore_torch": "galore-torch",
     "apollo_torch": "apollo-torch",
     "lomo_optim": "lomo-optim",
@@ -48,12 +48,12 @@ _WANDB = "https://api.wandb.ai"
 def missing(
     config: Mapping[str, Any], hydra: Mapping[str, Any] | None = None, command: str = "train"
 ) -> list[UserError]:
-    """What a command would need and not find, an error each.
+    """An error for each thing that a command would need and not find.
 
     Args:
         config: resolved, plain.
-        hydra: Hydra's own node, whose sweeper and launcher are looked at.
-        command: which command it is for: a chat with a run needs none of what its training needed.
+        hydra: Hydra's own node, whose sweeper and launcher are checked.
+        command: the command it is for: chatting with a run needs nothing that only its training needed.
     """
     found: list[UserError] = []
     if command in ("train", "reproduce"):
@@ -93,13 +93,16 @@ def _of_evaluation(config: Mapping[str, Any]) -> Iterator[UserError]:
 
 
 def _of_files(config: Mapping[str, Any]) -> Iterator[UserError]:
-    """Files and directories that are named and are not there; what lies in them is looked at when they are read."""
+    """Errors for named files and directories that do not exist; their contents are checked when they are read."""
     for where, value in _named_paths(config).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):  # a secret is refused, unshown
+            # a secret is refused without being shown
+            if isinstance(text, str) and not holds_secret(text) and _is_absent(text):
                 remedy = nearest_path(expanded(text))
                 if "," in text and where.startswith("dataset."):
-                    remedy = f"{where}=[{text}] reads each; with -m, {where}=choice({text}) makes a run with each"
+                    remedy = (
+                        f"{where}=[{text}] reads all of them; with -m, {where}=choice({text}) makes one run with each"
+                    )
                 yield UserError(f"{text} does not exist", where=where, remedy=remedy)
 
 
@@ -121,7 +124,8 @@ def _named_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_absent(text: str) -> bool:
-    """Whether a path leads to nothing; globs, addresses and what is no path are left to the reader's own words."""
+    """Whether a path does not exist; globs, addresses and anything that is not a path are left to the reader's own
+    messages."""
     if not text or "\0" in text or "://" in text or glob.has_magic(text):
         return False
     return not os.path.lexists(expanded(text))
@@ -152,14 +156,14 @@ def _absent(module: str, extra: str | None, *, where: str, instead: str) -> Iter
 
 
 def _installed(module: str) -> bool:
-    """Whether a top-level module is there; it is not imported."""
+    """Whether a top-level module is installed; it is not imported."""
     if module in sys.modules:
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None
 
 
 def _wandb_key(tracker: Mapping[str, Any]) -> Iterator[UserError]:
-    """wandb wants a key where it sends to its service; it would ask for it on the terminal, or fail."""
+    """wandb needs a key to send to its service; without one it would prompt on the terminal, or fail."""
     if tracker.get("mode", "online") != "online" or os.environ.get("RANK", "0") != "0":
         return
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -174,7 +178,7 @@ def _wandb_key(tracker: Mapping[str, Any]) -> Iterator[UserError]:
 
 
 def _in_netrc() -> bool:
-    """Whether `wandb login` has left a key for its service."""
+    """Whether `wandb login` has stored a key."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or _WANDB).hostname
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         try:
@@ -186,7 +190,7 @@ def _in_netrc() -> bool:
 
 
 def _in_settings() -> bool:
-    """Whether a settings file of wandb's has a key."""
+    """Whether one of wandb's settings files has a key."""
     home = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     for path in (expanded(home) / "settings", Path("wandb/settings")):
         try:

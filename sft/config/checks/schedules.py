@@ -1,6 +1,6 @@
-"""When a run evaluates, saves and picks its best model: what the callbacks ask of the trainer, and whether it fits.
+"""When a run evaluates, saves and picks its best model: the arguments callbacks ask the trainer for, and conflicts.
 
-Nothing of it needs a model, so contradictions are found from the config alone. The callbacks themselves use the same
+None of this needs a model, so contradictions are found from the config alone. The callbacks themselves use the same
 functions when the trainer is built.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 from sft.config.checks.figures import evaluated_sources, greater_is_better, objective_of
 from sft.config.errors import UserError
 
-Asked = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def schedule(every: float | str | None, prefix: str, where: str) -> Asked:
+def schedule(every: float | str | None, prefix: str, where: str) -> Arguments:
     """The TrainingArguments for "every so often".
 
     Args:
@@ -47,8 +47,8 @@ def schedule(every: float | str | None, prefix: str, where: str) -> Asked:
     )
 
 
-def validation(every: float | str | None = "epoch", at_start: bool = False, delay: float = 0) -> Asked:
-    """What the callback `validation` asks for. Raises UserError."""
+def validation(every: float | str | None = "epoch", at_start: bool = False, delay: float = 0) -> Arguments:
+    """The arguments that the callback `validation` asks for. Raises UserError."""
     wanted = schedule(every, "eval", "callbacks.validation.every")
     if at_start:
         wanted["eval_on_start"] = True
@@ -63,8 +63,8 @@ def checkpoint(
     best_only: bool = False,
     objective: str | None = None,
     direction: str | None = None,
-) -> Asked:
-    """What the callback `checkpoint` asks for. Raises UserError."""
+) -> Arguments:
+    """The arguments that the callback `checkpoint` asks for. Raises UserError."""
     wanted = schedule(every, "save", "callbacks.checkpoint.every")
     if best_only:
         if every is not None:
@@ -90,8 +90,8 @@ def best_model(
     greater_is_better: bool | None = None,
     objective: str | None = None,
     direction: str | None = None,
-) -> Asked:
-    """What the callback `best_model` asks for."""
+) -> Arguments:
+    """The arguments that the callback `best_model` asks for."""
     own = metric_for_best_model not in (None, objective)
     metric = _metric(metric_for_best_model or objective, None if own else direction)
     if greater_is_better is not None:
@@ -100,41 +100,43 @@ def best_model(
 
 
 # The callbacks that ask for something, by their `_target_`; those marked true know the run's objective.
-ASKING: dict[str, tuple[Callable[..., Asked], bool]] = {
+ARGUMENTS_OF: dict[str, tuple[Callable[..., Arguments], bool]] = {
     "sft.training.callbacks.validation.Validation": (validation, False),
     "sft.training.callbacks.checkpoint.Checkpoint": (checkpoint, True),
     "sft.training.callbacks.checkpoint.BestModel": (best_model, True),
 }
 
 
-def asked_by_nodes(callbacks: Mapping[str, Any], objective: str, direction: str) -> dict[str, Asked]:
-    """What each of sft's own callbacks asks for, read from its node. Raises UserError."""
-    found: dict[str, Asked] = {}
+def arguments_by_callback(callbacks: Mapping[str, Any], objective: str, direction: str) -> dict[str, Arguments]:
+    """The arguments that each of sft's own callbacks asks for, read from its node. Raises UserError."""
+    found: dict[str, Arguments] = {}
     for name, node in callbacks.items():
         target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
-        if target not in ASKING:
+        if target not in ARGUMENTS_OF:
             continue
-        asks, knows = ASKING[target]
+        asks, knows = ARGUMENTS_OF[target]
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         found[name] = asks(**arguments, **({"objective": objective, "direction": direction} if knows else {}))
     return found
 
 
-def together(asked: Mapping[str, Asked], trainer: Mapping[str, Any], explicit: Iterable[str] = ()) -> Asked:
-    """What the callbacks ask for together, to be laid over the config's `trainer` node.
+def merged_arguments(
+    asked: Mapping[str, Arguments], trainer: Mapping[str, Any], explicit: Iterable[str] = ()
+) -> Arguments:
+    """The arguments that all callbacks ask for, to be laid over the config's `trainer` node.
 
-    A callback wins over a value that merely stands in a trainer's YAML, for who adds the callback means it.
+    A callback wins over a value in the trainer's YAML, since adding the callback is the more explicit choice.
 
     Args:
         asked: arguments by the callback's name in the config.
         trainer: the trainer node's values.
-        explicit: keys of it that the user set himself (on the command line).
+        explicit: its keys that the user set on the command line.
 
     Raises:
-        UserError: two callbacks, or a callback and the command line, want different values; or what results cannot
-            work together (the best model without checkpoints at the evaluations).
+        UserError: two callbacks, or a callback and the command line, want different values; or the result is
+            inconsistent (the best model without checkpoints at the evaluations).
     """
-    found: Asked = {}
+    found: Arguments = {}
     owner: dict[str, str] = {}
     for name, wanted in asked.items():
         for key, value in wanted.items():
@@ -147,18 +149,18 @@ def together(asked: Mapping[str, Asked], trainer: Mapping[str, Any], explicit: I
     return found
 
 
-def clashing(config: Mapping[str, Any], explicit: Iterable[str] = ()) -> Iterator[UserError]:
-    """The error for callbacks that contradict one another, or the command line; none where they agree."""
+def conflicting_callbacks(config: Mapping[str, Any], explicit: Iterable[str] = ()) -> Iterator[UserError]:
+    """The error for callbacks that contradict each other or the command line, if there is one."""
     nodes, trainer = config.get("callbacks"), config.get("trainer")
     try:
-        asked = asked_by_nodes(nodes or {}, *objective_of(config, bool(evaluated_sources(config))))
-        together(asked, trainer or {}, explicit)
+        asked = arguments_by_callback(nodes or {}, *objective_of(config, bool(evaluated_sources(config))))
+        merged_arguments(asked, trainer or {}, explicit)
     except UserError as error:
         yield error
 
 
-def _metric(name: str | None, direction: str | None) -> Asked:
-    """Which figure decides, and which way: by direction, else a loss or perplexity is better when smaller."""
+def _metric(name: str | None, direction: str | None) -> Arguments:
+    """The arguments for the deciding metric: better by its direction, else smaller for a loss or perplexity."""
     name = name if name and name.startswith("eval_") else f"eval_{name or 'loss'}"
     if name == "eval_train_loss":
         name = "eval_loss"  # the objective of a run without evaluations

@@ -1,8 +1,9 @@
-"""What a mistyped or foreign name was meant to be; nothing where that is not clear, for a wrong suggestion costs more.
+"""What a mistyped or foreign name was meant to be; nothing where that is unclear, since a wrong hint is worse than
+none.
 
-Three things are looked at, in this order: the table of what settings are called elsewhere (`meanings.yaml`), the same
-name in another node of the config (`save_steps` is `trainer.save_steps`), and slips of the finger among the names that
-are valid where it stands.
+Three sources, in this order: the table of what settings are called elsewhere (`meanings.yaml`), the same name in
+another node of the config (`save_steps` is `trainer.save_steps`), and typos of the names that are valid in its
+place.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _SHORTEST_PREFIX = 5
 
 
 def nearest(name: str, valid: Iterable[str], beginnings: bool = True) -> str | None:
-    """The valid name that a slip of the finger makes this one of; None where none or several are as near.
+    """The valid name of which this one is a typo; None where there is none, or where several are equally near.
 
     Args:
-        beginnings: whether the beginning of a longer name will do (`lr_schedule` for `lr_scheduler_type`).
+        beginnings: whether a prefix of a longer name counts too (`lr_schedule` for `lr_scheduler_type`).
     """
     valid = list(dict.fromkeys(valid))
     plain = _plain(name)
@@ -41,7 +42,7 @@ def nearest(name: str, valid: Iterable[str], beginnings: bool = True) -> str | N
 
 
 def suggestion(key: str, valid: Iterable[str], config: Mapping[str, Any]) -> str | None:
-    """The remedy for a key that nothing takes ("did you mean lora.r?"); None where nothing is clear.
+    """The remedy for an unknown key ("did you mean lora.r?"); None where nothing is clear.
 
     Args:
         key: as typed, from the top of the config.
@@ -57,7 +58,7 @@ def suggestion(key: str, valid: Iterable[str], config: Mapping[str, Any]) -> str
     elsewhere = list(dict.fromkeys(full for full in _keys(config) if full.rpartition(".")[2] == last and full != key))
     if len(elsewhere) == 1:
         return f"did you mean {elsewhere[0]}?"
-    foreign = nearest(last, _meanings(), beginnings=False)  # `rnak` is a slip of `rank`, which is `r` here
+    foreign = nearest(last, _meanings(), beginnings=False)  # `rnak` is a typo of `rank`, which is called `r` here
     return _meant(foreign, config) if foreign else None
 
 
@@ -93,12 +94,12 @@ def _keys(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plain(name: str) -> str:
-    """Without what people write differently: case, `-` for `_`."""
+    """The name in lower case with `_` for `-`."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) or name
 
 
 def _most(name: str) -> int:
-    """Slips that a name of this length may have."""
+    """The number of typos that a name of this length may have."""
     return 0 if len(name) < 4 else 1 if len(name) < 8 else 2
 
 

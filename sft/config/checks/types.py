@@ -15,7 +15,7 @@ _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 def mismatch(value: object, annotation: ast.expr | None, home: Path) -> str | None:
     """What the annotation wants where the value does not fit it ("a whole number"); None where it fits.
 
-    Names that are no plain type (a library's own classes) accept anything: the class itself will judge.
+    Names that are not plain types (a library's own classes) accept anything: the class itself checks it.
     """
     if annotation is None:
         return None
@@ -66,7 +66,7 @@ def _wanted(value: object, annotation: ast.expr, home: Path) -> list[str] | None
             continue
         problem = _one(value, option, home)
         if problem is None:
-            # `SchedulerType | str`: the enumeration says more than the text beside it
+            # `SchedulerType | str`: the enumeration says more than `str`
             enums = [v for o in options if isinstance(o, ast.Name) and (v := literal_values(o.id, home))]
             if enums and isinstance(value, str) and value not in enums[0]:
                 return ["one of " + ", ".join(enums[0])]
@@ -111,7 +111,7 @@ def _literal(value: object, option: ast.Subscript) -> str | None:
     values = [part.value for part in parts if isinstance(part, ast.Constant)]
     if any(value == v and type(value) is type(v) for v in values):
         return None
-    # a value that carries a number, written in the source as `name_[what it is]`
+    # an enumeration member with a value, written in the source as `name_[what it is]`
     if isinstance(value, str) and any(
         isinstance(v, str) and "[" in v and value.startswith(v.split("[")[0]) for v in values
     ):

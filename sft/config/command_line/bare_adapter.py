@@ -10,7 +10,7 @@ from sft.config.command_line.overrides import quoted
 from sft.config.errors import UserError
 
 SNAPSHOT = "config.resolved.yaml"
-COMMANDS = ("chat", "webui", "evaluate", "merge")  # what can be done with an adapter alone
+COMMANDS = ("chat", "webui", "evaluate", "merge")  # the commands that work on an adapter without its run
 
 
 def run_around(path: Path) -> Path:
@@ -22,7 +22,7 @@ def run_around(path: Path) -> Path:
 def as_model(path: Path, overrides: list[str]) -> list[str] | None:
     """The overrides with a bare adapter's directory as `model.adapter` in place of `run`.
 
-    The base is that of the command line, else the one that the adapter's own files name.
+    The base is the one on the command line, else the one that the adapter's own files name.
 
     Returns:
         None where the directory holds no adapter, or is that of a run.
@@ -51,7 +51,7 @@ def _base_of(path: Path) -> str:
         )
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
-            f"was trained on {base}, which is not on this machine",
+            f"was trained on {base}, which does not exist on this machine",
             where=str(path),
             remedy=f"model=hub model.name=BASE model.adapter={path}",
         )

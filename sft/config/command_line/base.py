@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> DictConfig:
     """A YAML file with a mapping at its top.
 
     Raises:
-        UserError: it is not there, or not such YAML.
+        UserError: it does not exist, or is not such YAML.
     """
     import yaml
 
@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> DictConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("is not YAML: " + " ".join(str(error).split()), where=str(path)) from None
     if not isinstance(config, DictConfig):
-        raise UserError("has no mapping at its top", where=str(path))
+        raise UserError("has no mapping at its top level", where=str(path))
     return config
 
 
@@ -62,7 +62,7 @@ def read_run(run: str) -> DictConfig:
     """The resolved config of a run directory.
 
     Raises:
-        UserError: the directory is not there or is not a run's.
+        UserError: the directory does not exist or is not a run's.
     """
     directory = expanded(run)
     if not directory.is_dir():
@@ -82,14 +82,14 @@ def read_run(run: str) -> DictConfig:
 
 
 def is_snapshot(config: DictConfig) -> bool:
-    """Whether a file holds a whole run (every group's key) and not an overlay of some keys."""
+    """Whether a file holds a complete run (every group's key) rather than an overlay of some keys."""
     return {"model", "quant", "lora", "dataset", "template", "callbacks", "trainer", "seed"} <= set(map(str, config))
 
 
 def register_base(base: DictConfig, command: str, overrides: list[str], groups: set[str]) -> list[str]:
     """Register `base` as the primary config BASE_NAME, the command's own keys beside it.
 
-    A group that the overrides choose anew is taken out of the base (it would be merged otherwise) and appended.
+    A group that the overrides choose anew is removed from the base (it would be merged otherwise) and appended.
 
     Args:
         overrides: the command line's.
@@ -102,8 +102,8 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
 
     own = read_yaml(conf_dir() / f"{command}.yaml")
     defaults = own.pop("defaults", [])
-    # what the run pushed to the hub is not to be pushed again by whatever is done with it, and which service gets a
-    # key and the answers is for the command line alone
+    # a later command must not repeat the run's push to the hub, and which service gets a key and the answers is
+    # decided by the command line alone
     node: dict[str, Any] = {str(key): base._get_node(key) for key in base if key not in ("hydra", "hub", "judge")}
     chosen = [_plain_default(each) for each in defaults if isinstance(each, DictConfig)]
     extra = [d for d in chosen if (g := next(iter(d))) not in node and g not in ("experiment", "debug")]
@@ -123,5 +123,5 @@ def register_base(base: DictConfig, command: str, overrides: list[str], groups: 
 
 
 def _plain_default(default: DictConfig) -> dict[str, Any]:
-    """An entry of a defaults list; over the base there is nothing left to override, so it is a choice like any other."""
+    """An entry of a defaults list; over the base there is nothing to override, so it becomes a plain choice."""
     return {str(k).removeprefix("override "): v for k, v in default.items()}

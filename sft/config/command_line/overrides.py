@@ -1,4 +1,4 @@
-"""The command line before Hydra sees it: flags first, literal text quoted, the environment's share added."""
+"""The command line before Hydra sees it: flags first, literal text quoted, MODEL_ID from the environment added."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.types import Override
 
-# Values of these keys are what the user typed, whatever it looks like to Hydra's grammar.
+# Values of these keys are taken literally, whatever they mean in Hydra's grammar.
 LITERAL = re.compile(
     r"(\+{0,2})(prompt|system|run|resume|dir|output|input|(?:[\w.]+\.)?path|[\w.]+\.adapter|hydra\.run\.dir|hydra\.sweep\.dir)=(.*)",
     re.DOTALL,
 )
-# Keys whose values are names or directories: a directory is literal text, whatever characters it has.
+# Keys whose values are names or directories: a directory is taken literally, whatever characters it has.
 DIRECTORIES = re.compile(
     r"(\+{0,2})(resume|model\.name|model\.tokenizer\.name|judge\.model|judge\.cache|runs_dir|conversations"
     r"|evaluation\.include_path|tracker\.log_dir|trainer\.deepspeed)=(.*)",
@@ -55,7 +55,7 @@ class CommandLine:
 
 
 def parse_command_line(argv: list[str]) -> CommandLine:
-    """Sort a command line; Hydra's own parser judges the flags."""
+    """Split a command line into flags and overrides; Hydra's own parser judges the flags."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -82,7 +82,7 @@ def parse_command_line(argv: list[str]) -> CommandLine:
 
 
 def parse_overrides(overrides: list[str], loader: ConfigLoaderImpl | None = None) -> list[Override]:
-    """Hydra's parse of each override; one that its grammar does not admit is named."""
+    """Each override parsed by Hydra. Raises UserError naming one that its grammar does not accept."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
@@ -130,15 +130,15 @@ def quote_literal(override: str, multirun: bool = False) -> str:
 
 
 def _is_directory(value: str, multirun: bool) -> bool:
-    """Whether a value is the path of something: it is there, or is written as paths are."""
-    with contextlib.suppress(OSError, ValueError):  # no name that a file could have
+    """Whether a value is a path: it exists, or is written like one."""
+    with contextlib.suppress(OSError, ValueError):  # not a possible file name
         if expanded(value).exists():
             return True
     return value.startswith(("/", "./", "../", "~")) and not (multirun and "," in value) and "${" not in value
 
 
 def with_environment(overrides: list[str], environment: dict[str, str] | None = None) -> list[str]:
-    """MODEL_ID stands for `model.name` unless the command line says something about the model."""
+    """The overrides with `model.name` from MODEL_ID, unless the command line says something about the model."""
     model_id = (environment if environment is not None else dict(os.environ)).get("MODEL_ID")
     keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if not model_id or keys & {"model", "model.name", "run"}:
@@ -176,9 +176,9 @@ def _take_option(flags: list[str], names: tuple[str, ...]) -> tuple[list[str], l
 
 
 def swept_values(overrides: list[str]) -> dict[str, dict[str, str]]:
-    """The keys (and groups) that a command line sweeps over, in its order, each with {value as Hydra writes it: as typed}.
+    """The swept keys (and groups) of a command line, in its order, each with {value as Hydra writes it: as typed}.
 
-    Only plain lists (`1e-4,3e-4`) have values that are known as typed; choice(), range() and the like have none.
+    Only plain lists (`1e-4,3e-4`) have known typed values; choice(), range() and the like have none.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep

@@ -18,7 +18,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def with_patterns(override: str, prefix: str, key: str, value: str) -> str:
-    """An override of `PATTERNS` in a form that Hydra reads; one that it reads already is left as it is.
+    """An override of `PATTERNS` rewritten into a form that Hydra reads; one that it reads already is unchanged.
 
     Args:
         override: as typed: `{prefix}{key}={value}`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.types import Override
 
-# Checking every job of a huge grid would take longer than finding its one mistake in any job that shares it.
+# Checking every job of a huge grid would take too long; a mistake also shows in any other job that shares it.
 MOST_JOBS_CHECKED = 256
 MOST_JOBS = 100_000
 
@@ -25,10 +25,10 @@ def expand_sweep(
 
     Args:
         loader: knows the options of groups, which `glob(...)` chooses from.
-        most: of a larger product only some jobs are given, in which every value is present; None: all of them.
+        most: a larger product is reduced to some jobs in which every value occurs; None: all jobs.
 
     Raises:
-        UserError: a range that never ends, or more jobs than anybody can run where all of them are wanted.
+        UserError: a range that never ends, or, where all jobs are wanted, more jobs than a sweep may have.
     """
     axes: list[list[str]] = []
     for override in parse_overrides(overrides, loader):
@@ -50,7 +50,7 @@ def expand_sweep(
 
 
 def _values(override: Override, key: str, all_of_them: bool) -> list[Any]:
-    """What a discrete sweep of one key goes through; of a range that is longer than any sweep its ends."""
+    """The values of a discrete sweep of one key; of a range that is longer than any sweep only its ends."""
     from hydra.core.override_parser.types import RangeSweep
 
     value = override.value()
@@ -73,7 +73,7 @@ def _values(override: Override, key: str, all_of_them: bool) -> list[Any]:
 
 def _too_many(jobs: int, where: str = "-m") -> UserError:
     return UserError(
-        f"this sweep has {jobs:,} runs, and {MOST_JOBS:,} are the most that a grid may have",
+        f"this sweep has {jobs:,} runs, and a grid may have at most {MOST_JOBS:,}",
         where=where,
         remedy="fewer values, or a search among them: hydra/sweeper=optuna hydra.sweeper.n_trials=50",
     )

@@ -13,30 +13,28 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from sft.config.errors import Interrupted, RunFailed, UserError
-from sft.config.rank import is_main, world_size
-from sft.config.text import harmless
+from sft.config.rank import is_main_process, world_size
+from sft.config.text import without_control_characters
 from sft.safety.secrets import redact
 
-Together = Callable[[BaseException, Callable[[], NoReturn]], NoReturn]
+DistributedExit = Callable[[BaseException, Callable[[], NoReturn]], NoReturn]
 
 
-def leave(error: BaseException, together: Together | None) -> NoReturn:
-    """Leave with an error; of several processes rank 0 says it, before torchrun ends all because of the first to go."""
-    if world_size() > 1 and together is not None:
-        together(error, lambda: _say_and_leave(error))
-    if not is_main():
+def leave(error: BaseException, distributed_exit: DistributedExit | None) -> NoReturn:
+    """Exit with an error; in a distributed run rank 0 prints it before torchrun kills all ranks because one exited."""
+    if world_size() > 1 and distributed_exit is not None:
+        distributed_exit(error, lambda: _say_and_leave(error))
+    if not is_main_process():
         time.sleep(10)
     _say_and_leave(error)
 
 
 def _say_and_leave(error: BaseException) -> NoReturn:
-    """Print what the user needs to know and leave with the contract's exit code."""
+    """Print what the user needs to know and exit with the documented exit code."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(
-        error, BrokenPipeError
-    ):  # the reader has had enough (`| head`); nothing more is to be flushed into it
+    if isinstance(error, BrokenPipeError):  # the reader is gone (`| head`); nothing more may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.stdout.flush()
@@ -63,12 +61,12 @@ def _say_and_leave(error: BaseException) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print to stderr, without secrets and without what would act on a terminal: an error may quote anything."""
-    print(harmless(redact(text)), file=sys.stderr)
+    """Print to stderr without secrets and terminal control sequences: an error may quote anything."""
+    print(without_control_characters(redact(text)), file=sys.stderr)
 
 
 def _hydra_message(error: BaseException) -> str:
-    """Hydra's message with that of its cause, which often has the reason."""
+    """Hydra's message distributed_exit with that of its cause, which often has the actual reason."""
     lines = [" ".join(str(error).split())] if str(error).strip() else []
     cause = error.__cause__
     while cause is not None:

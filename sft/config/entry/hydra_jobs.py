@@ -40,30 +40,30 @@ def run_jobs(task: Task, config_name: str, multirun: bool) -> None:
     except KeyboardInterrupt as error:
         jobs.at_stop(error)
         raise
-    except OSError as error:  # of Hydra's own, which makes the directory
+    except OSError as error:  # from Hydra, which makes the directory
         if error.filename is None:
             raise
-        raise UserError(f"cannot be made: {error.strerror}", where=str(error.filename)[:200]) from error
+        raise UserError(f"cannot be created: {error.strerror}", where=str(error.filename)[:200]) from error
     except (TypeError, ValueError, AttributeError) as error:
         if jobs.count or multirun or isinstance(error, OmegaConfBaseException):
             raise
         what = " ".join(str(error).split())
         raise UserError(
-            f"Hydra does not start the run: {what}", where="hydra", remedy="look at the hydra.* settings"
+            f"Hydra cannot start the run: {what}", where="hydra", remedy="check the hydra.* settings"
         ) from error
     jobs.report()
 
 
 class _Jobs:
-    """The task as Hydra calls it: a single run's error leaves at once, a sweep goes on after a failed job.
+    """The task as Hydra calls it: a single run's error ends the command at once, a sweep continues after a failed job.
 
     Args:
-        task: the door's function.
+        task: the command's function.
         multirun: whether Hydra calls it for the jobs of a sweep.
 
     Attributes:
         error: what the last job failed with; None where it did not.
-        at_stop: called when the sweep is broken off.
+        at_stop: called when the sweep is interrupted.
     """
 
     def __init__(self, task: Task, multirun: bool) -> None:
@@ -93,18 +93,18 @@ class _Jobs:
             job = _job_number()
             self.failed.append(f"job {job}: {error}")
             say(f"job {job} failed: {error}")
-            traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames, and they the model
+            traceback.clear_frames(error.__traceback__)  # a traceback keeps its frames alive, and those keep the model
             return None
 
     def report(self) -> None:
-        """Raise where a job of the sweep failed, naming each."""
+        """Raise RunFailed naming every failed job of the sweep, if any failed."""
         if self.failed:
             listed = "\n  ".join(self.failed)
             raise RunFailed(f"{len(self.failed)} of {self.count} jobs failed:\n  {listed}")
 
 
 def _job_number() -> int:
-    """Of the sweep's job that Hydra is running; in a launcher's worker process too."""
+    """The number of the sweep's job that Hydra is running; works in a launcher's worker process too."""
     from hydra.core.hydra_config import HydraConfig
 
     return int(HydraConfig.get().job.num)

@@ -13,12 +13,12 @@ def prepare_threads() -> None:
     """Say how threads wait for work, where the environment does not; read when torch is loaded."""
     # threads that spin while they wait stall small models whenever a core is busy
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # but for some microseconds: to wake a thread for each of a step's thousands of operations costs a sixth of its time
+    # spin for some microseconds: waking a thread for each of a step's thousands of operations costs a sixth of its time
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def read_dotenv() -> None:
-    """Read ./.env into the environment; what the environment has already wins."""
+    """Read ./.env into the environment; variables that are already set win."""
     path = Path.cwd() / ".env"
     if path.is_file():
         from dotenv import dotenv_values, load_dotenv
@@ -27,14 +27,14 @@ def read_dotenv() -> None:
 
         try:
             if endless(dotenv_values(path, interpolate=False)):
-                raise ValueError("its ${...} stand for more than anybody writes")
+                raise ValueError("its ${...} expand to more than any real setting needs")
             load_dotenv(path, override=False)
         except (OSError, ValueError) as error:  # not UTF-8 and NUL bytes are ValueErrors
             raise UserError(f"cannot be read: {error}", where=str(path), remedy="KEY=value lines in UTF-8") from None
 
 
-def refuse_several(name: str, multirun: bool, together: bool) -> None:
-    """Of several processes one run is made; where torchrun starts them, each computes with its share of the cores."""
+def refuse_several(name: str, multirun: bool, distributed: bool) -> None:
+    """Refuse sweeps and single-process commands under torchrun; give each process its share of the cores."""
     if world_size() == 1:
         return
     if multirun:
@@ -43,7 +43,7 @@ def refuse_several(name: str, multirun: bool, together: bool) -> None:
             where="-m",
             remedy="python -m sft.train -m ... without torchrun, with hydra/launcher=joblib or submitit for several at once",
         )
-    if not together:
+    if not distributed:
         raise UserError(
             f"this command works in one process, and {world_size()} were started",
             where=f"sft.{name}",

@@ -20,7 +20,7 @@ DEFINED_IN = {
 
 @functools.cache
 def find_definition(target: str) -> tuple[ast.AST, Path] | None:
-    """The definition a dotted name leads to, followed through `from x import y`; None where it is not to be found."""
+    """The definition of a dotted name, followed through `from x import y`; None where it cannot be found."""
     module, _, name = target.rpartition(".")
     path = module_file(module) if module else None
     return find_in_file(path, name) if path else None

@@ -1,4 +1,4 @@
-"""What a `_target_` takes, read from its source: names and annotations, with nothing imported.
+"""The arguments of a `_target_`, read from its source: names and annotations, with nothing imported.
 
 Importing transformers and peft to look at six signatures takes seconds; parsing the six files takes milliseconds, and a
 typo is then answered before anything heavy is loaded.
@@ -47,7 +47,7 @@ def read_signature(target: str) -> Signature | None:
 
 
 def signature_of(node: ast.AST, home: Path) -> Signature:
-    """The signature of a class or function definition that stands in the file `home`."""
+    """The signature of a class or function definition in the file `home`."""
     signature = Signature()
     if isinstance(node, ast.ClassDef):
         _read_class(node, home, signature)

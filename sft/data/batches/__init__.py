@@ -1,1 +1,1 @@
-"""From rows to batches: packed, collated, by tokens, for one of several processes."""
+"""From rows to batches: packing, collating, limits by tokens, the part of one rank."""

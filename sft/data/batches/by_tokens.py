@@ -1,10 +1,10 @@
-"""Batches of whole rows with at most so many tokens: every row once an epoch, the batches drawn by seed and epoch alone.
+"""Batches of whole rows with a limit of tokens: every row once per epoch, drawn by seed and epoch alone.
 
-An epoch has the same number of batches whatever its draw, so that a schedule and a resumed run can count on it: the
-number follows from the rows' lengths. End to end, rows are dealt out so that all batches come out about as full (each
-to the emptiest, the longest first), then random pairs of rows change places wherever both batches stay within the
-limit. Padded, rows of like length lie together, those of equal length shuffled. The batches' order is drawn too, but
-the fullest comes first: memory that will not do runs out in the first step.
+Every epoch has the same number of batches, so that a schedule and a resumed run can rely on it: the number follows
+from the rows' lengths alone. Padding-free, rows are assigned so that all batches are about equally full (the longest
+row first, each to the emptiest batch), then random pairs of rows are swapped wherever both batches stay within the
+limit. Padded, rows of similar length are batched together, those of equal length shuffled. The order of the batches is
+drawn too, but the fullest comes first: if memory is too small, it runs out in the first step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from sft.config.errors import UserError
 
 WHERE = "trainer.max_tokens_per_batch"
-SWAPS = 4  # tries to give each row another place, end to end
+SWAPS = 4  # swaps that are tried per row, padding-free
 
 
 class TokenBatches:
@@ -25,14 +25,14 @@ class TokenBatches:
 
     Args:
         lengths: tokens of each row, int [rows].
-        limit: tokens that a batch has at most; of its rows' lengths, or with `padded` of rows times the longest.
+        limit: tokens of a batch at most: the sum of its rows' lengths, or with `padded` rows times the longest.
         seed: of the run.
-        padded: whether rows lie side by side.
-        ranks: processes; consecutive batches go to each in turn, so their number is a multiple of it where the rows
-            allow, and each turn's batches are about as full.
+        padded: whether rows are padded to the longest.
+        ranks: processes; consecutive batches go to the ranks in turn, so their number is a multiple of it where the
+            rows allow, and the batches of one turn are about equally full.
 
     Raises:
-        UserError: a row that is longer than the limit.
+        UserError: a row is longer than the limit.
     """
 
     def __init__(self, lengths: np.ndarray, limit: int, seed: int, *, padded: bool = False, ranks: int = 1) -> None:
@@ -46,9 +46,9 @@ class TokenBatches:
                 where=f"{WHERE}={limit}",
                 remedy=f"{WHERE}={longest}, or dataset.max_length={limit}",
             )
-        sizes = self._padded_sizes() if padded else None
+        sizes = self._padded_batch_sizes() if padded else None
         self._sizes = sizes  # padded: rows of each batch, the longest rows first
-        self._owner = None if padded else self._dealt_out()  # end to end: the batch of each row, the longest first
+        self._owner = None if padded else self._assign_rows()  # padding-free: the batch of each row, the longest first
         self._count = len(sizes) if sizes is not None else int(self._owner.max(initial=-1)) + 1  # type: ignore[union-attr]
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class TokenBatches:
         return self._count
 
     def set_epoch(self, epoch: int) -> None:
-        """What the next iteration draws; 0 is the first."""
+        """Set the epoch that the next iteration draws, from 0."""
         self.epoch = int(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -65,7 +65,7 @@ class TokenBatches:
         if self._sizes is not None:
             batches = np.split(by_length, np.cumsum(self._sizes)[:-1])
         else:
-            owner = self._exchanged(by_length, draw)
+            owner = self._swap_rows(by_length, draw)
             order = np.argsort(owner, kind="stable")
             batches = np.split(by_length[order], np.cumsum(np.bincount(owner, minlength=len(self)))[:-1])
         return (draw.permutation(batches[index]).tolist() for index in self._order(batches, draw))
@@ -76,11 +76,11 @@ class TokenBatches:
         return int(lengths.max(initial=0) * len(lengths) if self.padded else lengths.sum())
 
     def _by_length(self, draw: np.random.Generator) -> np.ndarray:
-        """Row indices, the longest first, those of equal length in a drawn order."""
+        """Row indices, the longest first, those of equal length in random order."""
         shuffled = draw.permutation(len(self.lengths))
         return shuffled[np.argsort(-self.lengths[shuffled], kind="stable")]
 
-    def _padded_sizes(self) -> np.ndarray:
+    def _padded_batch_sizes(self) -> np.ndarray:
         """How many rows each batch has: as many as fit beside its longest."""
         ordered, sizes, at = -np.sort(-self.lengths), [], 0
         while at < len(ordered):
@@ -92,19 +92,19 @@ class TokenBatches:
             sizes[index : index + 1] = [sizes[index] - half, half]
         return np.array(sizes, np.int64)
 
-    def _dealt_out(self) -> np.ndarray:
-        """The batch of each row, rows in order of length, in the fewest batches that the dealing finds enough."""
+    def _assign_rows(self) -> np.ndarray:
+        """The batch of each row, rows in order of length, with the smallest number of batches that works."""
         ordered = -np.sort(-self.lengths)
         count = max(1, -(-int(ordered.sum()) // self.limit))
         while True:
             wanted = min(-(-count // self.ranks) * self.ranks, max(1, len(ordered)))
-            owner = _deal(ordered, wanted, self.limit)
+            owner = _balance(ordered, wanted, self.limit)
             if owner is not None:
                 return owner
             count = wanted + max(1, wanted // 200)
 
-    def _exchanged(self, by_length: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """`_owner` after rows of random pairs of batches have changed places, wherever both stay within the limit."""
+    def _swap_rows(self, by_length: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """`_owner` after swapping rows of random pairs of batches wherever both stay within the limit."""
         assert self._owner is not None
         owner, lengths = self._owner.copy(), self.lengths[by_length]
         sums = np.bincount(owner, weights=lengths, minlength=len(self)).astype(np.int64)
@@ -122,12 +122,12 @@ class TokenBatches:
         return owner
 
     def _order(self, batches: list[np.ndarray], draw: np.random.Generator) -> np.ndarray:
-        """The batches' order: of every turn of the ranks alike ones, the fullest turn first."""
+        """The order of the batches: each turn of the ranks gets similar ones, and the fullest turn comes first."""
         full = np.array([self.tokens(batch) for batch in batches], np.int64)
         by_size = np.argsort(-full, kind="stable")
         turns = [by_size[at : at + self.ranks] for at in range(0, len(by_size), self.ranks)]
         middle = [turns[1 + index] for index in draw.permutation(max(0, len(turns) - 2))] if len(turns) > 2 else []
-        # a last turn that is not whole stays the last
+        # an incomplete last turn stays last
         rest = turns[-1:] if len(turns) > 1 else []
         if len(turns) > 2 and len(turns[-1]) == self.ranks:
             at = int(draw.integers(0, len(middle) + 1))
@@ -135,8 +135,8 @@ class TokenBatches:
         return np.concatenate([*turns[:1], *middle, *rest]) if turns else by_size
 
 
-def _deal(ordered: np.ndarray, count: int, limit: int) -> np.ndarray | None:
-    """Each row to the emptiest of so many batches; None where one would hold more than the limit."""
+def _balance(ordered: np.ndarray, count: int, limit: int) -> np.ndarray | None:
+    """Assign each row to the emptiest of `count` batches; None where one would exceed the limit."""
     owner = np.empty(len(ordered), np.int64)
     batches = [(0, index) for index in range(count)]
     for row, length in enumerate(ordered.tolist()):

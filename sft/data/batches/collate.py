@@ -2,11 +2,12 @@
 
 Both give input_ids, labels, shift_labels and, where a model cannot count them itself, position_ids.
 `shift_labels[b, t]` is the token that the model has to predict at position t, that is `labels[b, t + 1]`, and -100 at
-the last token of every document. So a loss over `shift_labels` is computed where it is not -100, without a shift of its
-own and never across a border.
+the last token of every document. So a loss over `shift_labels` is computed where it is not -100, without another shift
+and never across a document boundary.
 
-Beside the tensors a batch names its rows, for messages: `source` and `row` (one entry a document, as strings and
-numbers) and `lengths` (documents' tokens in order). They are no arguments of a model: take them out with `split_batch`.
+Beside the tensors a batch names its rows, for messages: `source` and `row` (one entry per document, as strings and
+numbers) and `lengths` (documents' tokens in order). They are not arguments of a model: take them out with
+`split_batch`.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ import numpy as np
 
 from sft.data.documents import IGNORE
 
-ABOUT_ROWS = ("source", "row", "lengths")
+ROW_METADATA = ("source", "row", "lengths")
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A batch as (what the model takes, what names its rows)."""
-    about = {key: batch[key] for key in ABOUT_ROWS if key in batch}
-    return {key: value for key, value in batch.items() if key not in ABOUT_ROWS}, about
+    about = {key: batch[key] for key in ROW_METADATA if key in batch}
+    return {key: value for key, value in batch.items() if key not in ROW_METADATA}, about
 
 
-def reads_borders(model: Any) -> bool:
-    """Whether a model's attention tells documents apart by `cu_seq_lens_q` alone (`attn_implementation=varlen`)."""
+def uses_cu_seqlens(model: Any) -> bool:
+    """Whether a model's attention isolates documents by `cu_seq_lens_q` alone (`attn_implementation=varlen`)."""
     return getattr(getattr(model, "config", None), "_attn_implementation", None) == "varlen"
 
 
-def shifted(labels: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """What is to be predicted at each position: the next token's label, -100 at a document's last token.
+def shift_labels(labels: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The label to be predicted at each position: the next token's, -100 at a document's last token.
 
     Args:
-        labels: [tokens], documents end to end, padding after them allowed.
+        labels: [tokens], concatenated documents, padding after them allowed.
         lengths: tokens of each document.
     """
     targets = np.full_like(labels, IGNORE)
@@ -55,11 +56,11 @@ def positions(lengths: Sequence[int]) -> np.ndarray:
 
 @dataclass
 class PaddedCollator:
-    """Rows side by side, padded to the longest: tensors [rows, tokens].
+    """Rows padded to the longest: tensors [rows, tokens].
 
     With one document a row there is an attention_mask, and position_ids only where padding comes first. With packs
-    there is no mask: models then tell documents apart by position_ids that start again, and padding is a document of
-    its own.
+    there is no mask: models then isolate documents by position_ids that restart, and padding is a document of its
+    own.
 
     Args:
         pad_token_id: fills input_ids; labels are -100 there.
@@ -96,24 +97,24 @@ class PaddedCollator:
         if not packed:
             batch["attention_mask"] = mask
             if self.padding_side != "left":
-                del batch["position_ids"]  # what models count by themselves; some take no positions at all
-        return {**{key: torch.from_numpy(value) for key, value in batch.items()}, **about_rows(features)}
+                del batch["position_ids"]  # models derive these by themselves; some take no positions at all
+        return {**{key: torch.from_numpy(value) for key, value in batch.items()}, **row_metadata(features)}
 
 
 @dataclass
 class FlatCollator:
-    """All documents of all rows end to end with no padding: tensors [1, tokens], position_ids that start again.
+    """All documents of all rows concatenated without padding: tensors [1, tokens], position_ids that restart.
 
-    Their borders are told under the names that flash attention has for them in transformers: cu_seq_lens_q and _k
+    Their boundaries are given under the names that transformers uses for flash attention: cu_seq_lens_q and _k
     (int32 [documents + 1]) and the longest document's length, max_length_q and _k. No attention_mask, not even one of
-    ones: it would turn off the models' isolation of documents.
+    ones: it would turn off the isolation of documents in the models.
     """
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
         batch: dict[str, Any] = {key: torch.from_numpy(value).unsqueeze(0) for key, value in _flat(features).items()}
-        about = about_rows(features)
+        about = row_metadata(features)
         ends = np.cumsum([0, *about["lengths"]], dtype=np.int32)
         for side in "qk":
             batch[f"cu_seq_lens_{side}"] = torch.from_numpy(ends)
@@ -122,7 +123,7 @@ class FlatCollator:
 
 
 def _flat(features: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Documents end to end, int64 [tokens]; the first token of each is no label."""
+    """Concatenated documents, int64 [tokens]; the first token of each is not a label."""
     lengths = [length for feature in features for length in lengths_of(feature)]
     labels = np.concatenate([np.asarray(feature["labels"], np.int64) for feature in features])
     labels[np.cumsum(lengths) - np.asarray(lengths)] = IGNORE
@@ -130,7 +131,7 @@ def _flat(features: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         "input_ids": np.concatenate([np.asarray(feature["input_ids"], np.int64) for feature in features]),
         "labels": labels,
         "position_ids": positions(lengths),
-        "shift_labels": shifted(labels, lengths),
+        "shift_labels": shift_labels(labels, lengths),
     }
 
 
@@ -143,7 +144,7 @@ def _place(length: int, width: int, left: bool) -> slice:
     return slice(width - length, width) if left else slice(0, length)
 
 
-def about_rows(features: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def row_metadata(features: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Source and row of each document, and its length, in the batch's order."""
     about: dict[str, list[Any]] = {"source": [], "row": [], "lengths": []}
     for feature in features:

@@ -1,4 +1,4 @@
-"""Packing: whole documents laid end to end into packs of at most `capacity` tokens, by best-fit decreasing.
+"""Packing: whole documents concatenated into packs of at most `capacity` tokens, by best-fit decreasing.
 
 A document goes into the fullest pack that still has room for it, longest documents first (Johnson 1973: at most
 11/9 of the fewest packs possible). Documents of one length are interchangeable and so are packs with the same room,
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Packs:
-    """Which documents lie in which pack.
+    """Which documents are in which pack.
 
     Args:
         order: documents' indices, int64 [documents], pack after pack.
@@ -68,7 +68,7 @@ def _best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
         while begin < end:
             nearest = bisect_left(rooms, length)
             room = rooms[nearest] if nearest < len(rooms) else capacity
-            each = room // length  # a pack once chosen stays the fullest that fits until it is full
+            each = room // length  # the chosen pack remains the fullest that fits until it is full
             wanted = -(-(end - begin) // each)
             if nearest < len(rooms):
                 waiting = open_packs[room]

@@ -1,4 +1,4 @@
-"""A batch of documents end to end, cut between documents into parts of about the same work."""
+"""A padding-free batch, split between documents into parts of about equal compute."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 
 import numpy as np
 
-UNEVEN = 1.25  # the largest part may have so many times its share; with more the others wait too long
+MAX_IMBALANCE = 1.25  # the largest part may be this many times its even share; beyond it the others would wait too long
 
 
 def split_documents(batch: Mapping[str, Any], count: int, costs: Sequence[float]) -> list[dict[str, Any]]:
-    """A batch's documents in parts, each a batch of its own; the beginning that they share is in every part.
+    """Split a batch's documents into parts, each a batch of its own; their shared prefix is in every part.
 
     Args:
-        batch: of `FlatCollator` or `SharingCollator`, on the CPU.
+        batch: of `FlatCollator` or `SharedPrefixCollator`, on the CPU.
         count: parts.
-        costs: of each stretch between borders, the shared beginning among them, in any unit.
+        costs: of each segment between boundaries, the shared prefix included, in any unit.
 
     Returns:
-        The parts; the whole batch alone where there are fewer documents than parts, or their work differs too much.
+        The parts; only the whole batch where there are fewer documents than parts, or the costs are too uneven.
     """
     starts, seen = (batch[f"cu_seq_lens_{side}"].numpy() for side in "qk")
-    shared = int(seen[-1] != starts[-1])  # the first stretch is the beginning of all others
+    shared = int(seen[-1] != starts[-1])  # the first segment is the prefix of all others
     groups = balanced(costs[shared:], count)
     loads = [sum(costs[shared + each] for each in group) + sum(costs[:shared]) for group in groups]
-    if not all(groups) or max(loads) * count > UNEVEN * sum(loads):
+    if not all(groups) or max(loads) * count > MAX_IMBALANCE * sum(loads):
         return [dict(batch)]
     return [_part(batch, starts, seen, [*range(shared), *(shared + each for each in group)]) for group in groups]
 
 
 def balanced(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Numbers of the costs in groups of about the same sum: the largest first, each to the group that has least."""
+    """Indices of the costs in groups of about the same sum: the largest first, each to the smallest group."""
     groups: list[list[int]] = [[] for _ in range(count)]
     loads = [0.0] * count
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
@@ -42,7 +42,7 @@ def balanced(costs: Sequence[float], count: int) -> list[list[int]]:
 
 
 def _part(batch: Mapping[str, Any], starts: np.ndarray, seen: np.ndarray, stretches: list[int]) -> dict[str, Any]:
-    """The batch of some of the stretches between borders, in their order."""
+    """The batch of some of the segments between boundaries, in their order."""
     import torch
 
     tokens = int(starts[-1])

@@ -1,9 +1,9 @@
-"""The tokens that all documents of a batch begin with, computed once.
+"""The prefix that all documents of a batch share, computed once.
 
-Rows of one dataset often begin alike: the same system prompt, the same list of tools, the template's own first tokens.
-In a causal model such tokens have the same hidden states in every document, so a batch laid end to end holds them once,
-and each document's attention begins with them. Loss and gradients are those of the documents one by one, as long as
-nothing draws by position (dropout, noise on embeddings); no token that is trained is shared.
+Rows of one dataset often share a prefix: the system prompt, the list of tools, the template's own first tokens. In a
+causal model such tokens have the same hidden states in every document, so a padding-free batch holds them once, and
+every document attends to them. Loss and gradients equal those of the documents one by one, as long as nothing is
+drawn by position (dropout, noise on embeddings); trained tokens are never shared.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.batches.collate import IGNORE, FlatCollator, about_rows, lengths_of, shifted
+from sft.data.batches.collate import IGNORE, FlatCollator, lengths_of, row_metadata, shift_labels
 
-LEAST = 8  # tokens; fewer are not worth another document
+MIN_SHARED_TOKENS = 8  # a shorter prefix is not worth an extra document
 
 
-class SharingCollator(FlatCollator):
-    """As FlatCollator; documents that begin alike follow their common beginning, each without it.
+class SharedPrefixCollator(FlatCollator):
+    """Like FlatCollator, but a common prefix comes first and the documents follow without it.
 
-    `cu_seq_lens_q` then has the borders of what is there, the beginning first, and `cu_seq_lens_k` those of what each
-    part attends to: the beginning itself, and for every document the beginning and its own.
+    `cu_seq_lens_q` then has the boundaries of the tokens in the batch, the prefix first, and `cu_seq_lens_k` those of
+    what each attends to: the prefix itself, and for every document the prefix and its own tokens.
     """
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
         documents = [document for feature in features for document in _documents(feature)]
-        shared = common_beginning(documents)
-        if shared < LEAST:
+        shared = common_prefix_length(documents)
+        if shared < MIN_SHARED_TOKENS:
             return super().__call__(features)
         ids, labels = (np.concatenate([d[i][shared:] for d in documents]) for i in (0, 1))
         rest = [len(d[0]) - shared for d in documents]
-        targets = [shifted(d[1], [len(d[1])])[shared:] for d in documents]
+        targets = [shift_labels(d[1], [len(d[1])])[shared:] for d in documents]
         start, none = documents[0][0][:shared], np.full(shared, IGNORE, np.int64)
         parts = {
             "input_ids": [start, ids],
@@ -46,17 +46,17 @@ class SharingCollator(FlatCollator):
         for side, lengths in (("q", [shared, *rest]), ("k", [shared, *(shared + length for length in rest)])):
             batch[f"cu_seq_lens_{side}"] = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
             batch[f"max_length_{side}"] = max(lengths)
-        return {**batch, **about_rows(features)}
+        return {**batch, **row_metadata(features)}
 
 
-def common_beginning(documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
-    """How many tokens all documents begin with alike, none of them trained, nor the token after them.
+def common_prefix_length(documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """The length of the common prefix of all documents; neither its tokens nor the one after them are trained.
 
     Args:
         documents: (input_ids, labels) of each, [tokens].
 
     Returns:
-        0 for less than two documents; each document has at least one token more.
+        0 for fewer than two documents; each document is at least one token longer.
     """
     if len(documents) < 2:
         return 0
@@ -71,7 +71,7 @@ def common_beginning(documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
 
 
 def _documents(feature: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(input_ids, labels) of each of a row's documents; the first token of each is no label."""
+    """(input_ids, labels) of each of a row's documents; the first token of each is not a label."""
     borders = np.cumsum(lengths_of(feature))[:-1]
     ids, labels = (np.array(feature[key], np.int64) for key in ("input_ids", "labels"))
     found = list(zip(np.split(ids, borders), np.split(labels, borders), strict=True))

@@ -1,8 +1,8 @@
-"""The batches of one of several processes: a step has the rows that it has in one process, each on one of them.
+"""The batches of one rank: a step has the same rows as in a single process, each on exactly one rank.
 
-A library would fill the last batches of an epoch up with rows from its start, so that rows were trained on twice, and
-an epoch of two processes were another one than that of one. Here what is left is dealt out, and a process that gets
-nothing takes a stand-in: two tokens with no label, whose loss is zero.
+accelerate would fill the last batches of an epoch with rows from its start, so that rows would be trained on twice, and
+an epoch of two processes would differ from that of one. Here the remaining rows are split as they are, and a rank
+without rows gets a placeholder: two tokens without labels, whose loss is zero.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 from sft.data.documents import IGNORE, Rows
 
-STAND_IN = -1  # its number of a row
+PLACEHOLDER_ROW = -1  # the row number of the placeholder
 
 
-class Shares:
-    """A batch sampler: the parts of one process.
+class RankBatchSampler:
+    """A batch sampler: one rank's part of each batch.
 
     Args:
-        batch_sampler: gives batches of all processes together, or with `whole` a batch for one of them at a time.
-        rank: which part.
-        count: of how many.
-        rows: in the data; their number is the stand-in's index.
-        whole: batches are not split, consecutive ones go to each process in turn.
-        order: rank 0's batches for everyone; the same object where they follow from the seed alone.
+        batch_sampler: gives batches for all ranks together, or with `whole` one batch per rank.
+        rank: of this process.
+        count: the number of ranks.
+        rows: in the data; their number is the placeholder's index.
+        whole: batches are not split; consecutive ones go to the ranks in turn.
+        order: broadcasts rank 0's batches; the identity where they follow from the seed alone.
     """
 
     def __init__(
@@ -46,35 +46,35 @@ class Shares:
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self.order(list(self.batch_sampler))
-        for part in self._turns(batches):
+        for part in self._batches_of_rank(batches):
             yield list(part) or [self.rows]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell whatever draws the order."""
+        """Pass the epoch on to whatever draws the order."""
         drawing: list[Any] = [self.batch_sampler, getattr(self.batch_sampler, "sampler", None)]
         for each in drawing:
             if hasattr(each, "set_epoch"):
                 each.set_epoch(epoch)
 
-    def _turns(self, batches: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
+    def _batches_of_rank(self, batches: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
         if self.whole:
             for at in range(0, len(batches), self.count):
                 turn = batches[at : at + self.count]
                 yield turn[self.rank] if self.rank < len(turn) else []
             return
         for batch in batches:
-            yield share(batch, self.rank, self.count)
+            yield rank_slice(batch, self.rank, self.count)
 
 
-def share(items: Sequence[Any], rank: int, count: int) -> Sequence[Any]:
-    """The part of `rank`: consecutive items, of parts that differ by one at most, the first ones the larger."""
+def rank_slice(items: Sequence[Any], rank: int, count: int) -> Sequence[Any]:
+    """The consecutive items of `rank`: the parts differ by one item at most, the first ones are the larger."""
     size, more = divmod(len(items), count)
     start = rank * size + min(rank, more)
     return items[start : start + size + (rank < more)]
 
 
-class WithStandIn:
-    """Rows with the stand-in behind them.
+class RowsWithPlaceholder:
+    """Rows followed by the placeholder.
 
     Args:
         rows: the training rows.
@@ -90,7 +90,7 @@ class WithStandIn:
         if index < len(self.data):
             return self.data[index]
         tokens = self.data[0]["input_ids"][:2]
-        row = {"input_ids": tokens, "labels": [IGNORE] * len(tokens), "source": "", "row": STAND_IN}
+        row = {"input_ids": tokens, "labels": [IGNORE] * len(tokens), "source": "", "row": PLACEHOLDER_ROW}
         return {**row, "lengths": [len(tokens)]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:

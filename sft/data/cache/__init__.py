@@ -1,4 +1,4 @@
-"""The cache of tokenized rows: one folder an entry, named by a digest of everything that its rows follow from.
+"""The cache of tokenized rows: one folder per entry, named by a digest of everything its rows depend on.
 
 An entry whose checksums fail is made again, and the longest unused ones are removed where they take too much room.
 """
@@ -25,9 +25,9 @@ from sft.run.disk.digest import sha256_of
 
 log = logging.getLogger(__name__)
 
-MEMO_FROM = 1 << 26  # files of 64 MiB and more have their digest remembered
+MEMO_FROM = 1 << 26  # the digest of files of 64 MiB and more is remembered
 KEEP_BYTES = 20 << 30  # entries beyond this in sum are removed, the longest unused first
-KEEP_SECONDS = 24 * 3600  # but none that was used within a day
+KEEP_SECONDS = 24 * 3600  # except those used within a day
 
 
 def default_root() -> Path:
@@ -40,7 +40,7 @@ class Cache:
 
     Args:
         root: the folder; None for the default one.
-        enabled: false stores nothing and finds nothing; entries live in a temporary folder while they are used.
+        enabled: false stores nothing and finds nothing; entries are kept in a temporary folder while they are used.
     """
 
     def __init__(self, root: Path | None = None, enabled: bool = True) -> None:
@@ -64,12 +64,13 @@ class Cache:
             os.utime(folder / META)  # when it was last used
             return entry
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("the cache entry %s is damaged (%s) and is made again", key, error)
+            log.warning("the cache entry %s is damaged (%s) and is rebuilt", key, error)
             return None
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Hold the key: of several processes that want one entry, one makes it and the others wait and read it."""
+        """Lock the key: of several processes that want one entry, one makes it while the others wait and then read
+        it."""
         if not self.enabled:
             yield
             return
@@ -77,9 +78,9 @@ class Cache:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            log.info("another run is making the same rows; waiting for them")
+            log.info("another run is tokenizing the same rows; waiting for it")
             lock.acquire()
-        except OSError:  # a file system without locks: the entry may be made twice, the rename stays safe
+        except OSError:  # a file system without locks: the entry may be made twice; the rename is still safe
             log.debug("no locks for %s", lock.lock_file)
         try:
             yield

@@ -31,7 +31,7 @@ class Entry:
 
 
 class Writer:
-    """Columns that grow by chunks and become an entry at `commit`; leaving the `with` block before discards them."""
+    """Columns that grow in chunks and become an entry at `commit`; leaving the `with` block earlier discards them."""
 
     def __init__(self, folder: Path, final: Path | None) -> None:
         self.folder, self.final = folder, final
@@ -91,7 +91,7 @@ def read_entry(folder: Path) -> Entry:
         path, dtype = folder / f"{name}.bin", np.dtype(facts["dtype"])
         if path.stat().st_size != facts["count"] * dtype.itemsize:
             raise ValueError(f"{path.name} has another size")
-        empty = facts["count"] == 0  # which cannot be mapped
+        empty = facts["count"] == 0  # an empty file cannot be mapped
         column = np.empty(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
         if _crc(column) != facts["crc"]:
             raise ValueError(f"{path.name} does not match its checksum")

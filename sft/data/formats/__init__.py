@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sft.data.formats.converter import Converter, format_named, formats_of, recognise, renamed
+from sft.data.formats.converter import Converter, format_named, formats_of, recognise, rename_columns
 from sft.data.formats.errors import RowError
 from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
 
@@ -16,5 +16,5 @@ __all__ = [
     "format_named",
     "formats_of",
     "recognise",
-    "renamed",
+    "rename_columns",
 ]

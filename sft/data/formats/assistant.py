@@ -1,4 +1,4 @@
-"""An assistant's message: its text, its calls and its reasoning, under the keys that people write them with."""
+"""An assistant's message: its text, calls and reasoning, under the keys that datasets use for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sft.data.formats.calls import ARGUMENTS, calls_of, is_call
 from sft.data.formats.errors import RowError
 from sft.data.formats.parts import reasoning_text, text_and_reasoning
-from sft.data.formats.values import EMPTY, list_of, parsed
+from sft.data.formats.values import EMPTY, list_of, parse_json_text
 from sft.data.report.notes import note
 
 CALLS = ("tool_calls", "function_call", "function_calls")
@@ -50,7 +50,7 @@ def keys_read(raw: dict[str, Any], content: Any, role: str) -> frozenset[str]:
 
 
 def _calls(raw: dict[str, Any], content: Any, where: str) -> list[dict[str, Any]]:
-    """The calls an assistant makes: a list under its key, or one on the message or as its content."""
+    """The calls of an assistant message: a list under its key, or one call on the message or as its content."""
     given = {key: calls_of(raw[key], f"{key} of {where}") for key in CALLS if raw.get(key) not in EMPTY}
     if len(given) > 1 and any(calls != next(iter(given.values())) for calls in given.values()):
         raise RowError("contradicting calls", f": {' and '.join(given)} of {where} differ")
@@ -67,7 +67,7 @@ def _calls_of_role(raw: dict[str, Any], content: Any, where: str) -> list[dict[s
     if _named(raw):
         if content in EMPTY:
             return calls_of({key: raw[key] for key in _keys_of_call(raw) if key in raw}, what)
-        value = parsed(content, what) if isinstance(content, str) else content
+        value = parse_json_text(content, what) if isinstance(content, str) else content
         if isinstance(value, dict) and not (
             is_call(value) or (_named(value) and any(key in value for key in ARGUMENTS))
         ):
@@ -76,12 +76,12 @@ def _calls_of_role(raw: dict[str, Any], content: Any, where: str) -> list[dict[s
 
 
 def _call_on_message(raw: dict[str, Any], content: Any) -> bool:
-    """Whether a call stands on the message itself; `name` alone is who speaks, with arguments it is what is called."""
+    """Whether the message itself is a call; `name` alone is the speaker, with arguments it is the function."""
     return is_call(raw) or (content in EMPTY and _named(raw) and raw.get("arguments") is not None)
 
 
 def _keys_of_call(raw: dict[str, Any]) -> frozenset[str]:
-    """The keys of a call on a message; beside `tool`, `name` is who speaks."""
+    """The keys of a call on a message; beside `tool`, `name` is the speaker."""
     return _CALL_KEYS - {"name"} if is_call(raw) else _CALL_KEYS
 
 
@@ -90,7 +90,7 @@ def _named(value: dict[str, Any]) -> bool:
 
 
 def _reasoning(raw: dict[str, Any], thought: str, where: str) -> str:
-    """The reasoning, once however often it is given."""
+    """The reasoning, kept once however often it is given."""
     given = {key: reasoning_text(raw[key], f"{key} of {where}") for key in REASONING if raw.get(key) not in EMPTY}
     if thought:
         given["content"] = thought

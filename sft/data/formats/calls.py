@@ -1,4 +1,4 @@
-"""Tool calls and tool lists in the shapes people write them in, as OpenAI's."""
+"""Tool calls and tool lists in the forms that datasets use, converted to OpenAI's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sft.data.formats.errors import RowError
-from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
+from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parse_json_text
 from sft.data.report.notes import note
 
 _NAMES = ("name", "tool", "tool_name")
@@ -25,10 +25,10 @@ def is_call(value: Any) -> bool:
 def calls_of(value: Any, what: str) -> list[dict[str, Any]]:
     """One call or a list of them, also as JSON text, as [{"type": "function", "function": {"name", "arguments"}}].
 
-    A call's id is kept. Raises RowError for a call without a name or with arguments that are no object.
+    A call's id is kept. Raises RowError for a call without a name or with arguments that are not an object.
     """
     if isinstance(value, str):
-        value = parsed(value, what)
+        value = parse_json_text(value, what)
     if isinstance(value, Mapping):
         value = [value]
     calls = list_of(value, what)
@@ -40,7 +40,7 @@ def calls_of(value: Any, what: str) -> list[dict[str, Any]]:
 def tools_of(value: Any, what: str = "column 'tools'") -> list[dict[str, Any]]:
     """A row's tools, as a list, one object or JSON text, as [{"type": "function", "function": {...}}].
 
-    Equal JSON texts give the same list object: read it, do not change it.
+    Equal JSON texts give the same list object, so it must not be changed.
 
     Args:
         what: where they stand, for the reason.
@@ -52,7 +52,7 @@ def tools_of(value: Any, what: str = "column 'tools'") -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1024)
 def _parsed_tools(text: str, what: str) -> list[dict[str, Any]]:
-    return _tools(parsed(text, what), what) if text.strip() else []
+    return _tools(parse_json_text(text, what), what) if text.strip() else []
 
 
 def _tools(value: Any, what: str) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def _call(call: Any, what: str) -> dict[str, Any]:
             break
         if encoding:
             note("decoded_arguments", name)
-        arguments = parsed(arguments, f"arguments of {name}") if arguments.strip() else {}
+        arguments = parse_json_text(arguments, f"arguments of {name}") if arguments.strip() else {}
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
@@ -101,7 +101,7 @@ def _note_unread(call: Mapping[str, Any], function: Mapping[str, Any], arguments
 def _tool(tool: Any, number: int) -> dict[str, Any]:
     what = f"tool {number}"
     if isinstance(tool, str):
-        tool = parsed(tool, what)
+        tool = parse_json_text(tool, what)
     if not isinstance(tool, Mapping):
         raise RowError("not a tool", f": {what} of tools is {kind_of(tool)}")
     function = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
@@ -110,7 +110,7 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
         key: item for key, item in function.items() if key not in _NAMES and not (function is tool and key == "type")
     }
     if isinstance(rest.get("parameters"), str):
-        rest["parameters"] = parsed(rest["parameters"], f"parameters of {name}")
+        rest["parameters"] = parse_json_text(rest["parameters"], f"parameters of {name}")
     return {"type": "function", "function": checked_json({"name": name, **rest}, what)}
 
 

@@ -1,4 +1,4 @@
-"""Columns of a user's own names: {our column: theirs}, theirs perhaps a path into nested objects and lists."""
+"""Renamed columns: {our column: theirs}; theirs may be a path into nested objects and lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft.data.formats.table import FORMATS
 from sft.data.source import Source
 
 
-def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row under our names; a column of theirs may be a dotted path into nested objects and lists."""
     taken = {theirs for theirs in columns.values()}
     result = {key: value for key, value in row.items() if key not in taken or key in columns}
@@ -25,13 +25,13 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
 
 
 def checked_columns(source: Source, rows: list[Any], where: str) -> dict[str, str]:
-    """The source's mapping of columns. Raises UserError for a column of ours or of theirs that there is not."""
+    """The source's mapping of columns. Raises UserError for one of our columns or theirs that does not exist."""
     known = sorted(set().union(*(form.columns for form in FORMATS.values())))
     for ours, theirs in source.columns.items():
         key = f"{where}.columns.{ours}"
         if source.convert is None and ours not in known:
             remedy = did_you_mean(ours, known, f"columns: {', '.join(known)}")
-            raise UserError(f"{ours} is no column that a format reads", where=key, remedy=remedy)
+            raise UserError(f"{ours} is not a column that a format reads", where=key, remedy=remedy)
         if rows and not any(_lookup(row, theirs)[0] for row in rows):
             names = list(dict.fromkeys(str(name) for row in rows for name in row))
             remedy = did_you_mean(theirs, names, f"columns: {', '.join(names[:20])}")

@@ -1,4 +1,4 @@
-"""Rows to conversations, by the format most rows have or the one the user names."""
+"""From rows to conversations, in the format of most rows or the one the user names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.config.text import did_you_mean
-from sft.data.formats.columns import checked_columns, renamed
+from sft.data.formats.columns import checked_columns, rename_columns
 from sft.data.formats.errors import RowError
 from sft.data.formats.function import code_of, function_of
 from sft.data.formats.table import ALIASES, FORMATS, Conversation, Format
@@ -21,7 +21,7 @@ from sft.data.readers.rows import Broken, Row
 from sft.data.report.notes import collected, note
 from sft.data.source import Source
 
-HEAD = 5000  # rows over which a source's format is recognised
+HEAD = 5000  # rows from which a source's format is recognised
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Converter:
     """Turns one source's rows into conversations; picklable as long as `convert` is.
 
     Attributes:
-        format: name of the source's format; `convert` where a function of the user's decides.
-        named: whether the user named the format: then other columns of a row are not looked at.
+        format: name of the source's format; `convert` where the user's function decides.
+        named: whether the user named the format; other columns of a row are then ignored.
         columns: {our column: theirs}.
         convert: the user's function `row -> conversation | None`.
         consecutive: as `dataset.consecutive`.
         as_text: conversations with messages are to be rendered to text and trained whole (`use_text_column`).
-        fingerprint: digest of all that decides the conversion, the user's function's module included.
+        fingerprint: digest of everything that affects the conversion, the module of the user's function included.
     """
 
     format: str
@@ -51,7 +51,7 @@ class Converter:
         if isinstance(row, Broken):
             raise RowError(row.kind, row.reason[len(row.kind) :])
         try:
-            mapped = renamed(row, self.columns) if self.columns else row
+            mapped = rename_columns(row, self.columns) if self.columns else row
             if self.convert is not None:
                 return self._by_function(mapped)
             conversation = (
@@ -68,7 +68,7 @@ class Converter:
             found = self.convert(row)
         except RowError:
             raise
-        except Exception as error:  # whatever the user's function raises concerns this row alone
+        except Exception as error:  # an exception of the user's function concerns only this row
             raise RowError("convert failed", f": {type(error).__name__}: {error}") from error
         if found is None:
             raise RowError("left out by convert", broken=False)
@@ -103,11 +103,11 @@ def recognise(
     use_text_column: bool = False,
     consecutive: Consecutive = "refuse",
 ) -> Converter:
-    """The converter of a source, its format recognised over all the rows given, unless the user names it.
+    """The converter of a source; its format is recognised from the given rows unless the user names it.
 
     Args:
-        source: says what the user fixed (format, columns, convert).
-        rows: the source's rows, or as many of the first as can be held.
+        source: the user's choices (format, columns, convert).
+        rows: the source's rows, or the first ones.
         where: the source's key in the config, for errors.
         use_text_column: train the column `text`, or what messages are rendered to.
         consecutive: as `dataset.consecutive`.
@@ -128,14 +128,14 @@ def recognise(
 
 
 def formats_of(row: Mapping[str, Any]) -> list[Format]:
-    """The formats that a row's filled columns make, the surest first."""
+    """The formats that a row's filled columns match, the surest first."""
     filled = frozenset(key for key, value in row.items() if value is not None and value != "")
     return _fitting(filled)
 
 
 def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_text_column: bool) -> None:
     """Fill in the converter's format."""
-    mapped = [renamed(row, found.columns) for row in rows] if found.columns else rows
+    mapped = [rename_columns(row, found.columns) for row in rows] if found.columns else rows
     if source.format != "auto":
         found.format, found.named = format_named(source.format, f"{where}.format"), True
     elif use_text_column and any(isinstance(row.get("text"), str) for row in mapped):
@@ -145,7 +145,7 @@ def _choose(found: Converter, source: Source, rows: list[Any], where: str, use_t
 
 
 def format_named(name: str, where: str) -> str:
-    """The format that a name or an alias means. Raises UserError with the nearest that there is."""
+    """The format of a name or an alias. Raises UserError with the nearest one."""
     if name in ALIASES:
         return ALIASES[name]
     remedy = did_you_mean(str(name).lower(), ALIASES, f"formats: auto, {', '.join(FORMATS)}")
@@ -159,14 +159,14 @@ def _majority(rows: list[Any], source: Source, where: str) -> str:
     for shape, count in shapes.items():
         for form in _fitting(shape):
             votes[form.name] += count
-    if not votes:  # no row is whole: the format whose columns are at least begun
+    if not votes:  # no row is complete: take the format that matches most columns
         for row in rows:
             votes.update(form.name for form in FORMATS.values() if any(name in row for name in form.needs[0]))
     if votes:
         most = max(votes.values())
         return next(name for name in FORMATS if votes[name] == most)
     if not rows:
-        return "messages"  # every row is broken, and says so itself
+        return "messages"  # every row is broken and is reported as such
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     raise UserError(
         f"the format of {source.described()} is not recognised: its columns are {', '.join(names[:20]) or 'none'}",
@@ -176,7 +176,7 @@ def _majority(rows: list[Any], source: Source, where: str) -> str:
 
 
 def _note_unread(row: Mapping[str, Any], form: Format) -> None:
-    """Note the row's columns that hold something and that its format does not read."""
+    """Note the row's filled columns that its format does not read."""
     for key, value in row.items():
         if value not in EMPTY and not form.reads(key, value):
             note("unread_columns", str(key))
@@ -185,9 +185,9 @@ def _note_unread(row: Mapping[str, Any], form: Format) -> None:
 def _compare(
     conversation: Conversation, other: Format, row: Mapping[str, Any], chosen: str, consecutive: Consecutive
 ) -> None:
-    """Raise RowError where a row's other columns make another answer than those of the chosen format."""
+    """Raise RowError where a row's other columns give a different answer than those of the chosen format."""
     try:
-        with collected():  # what the other format would have read otherwise concerns nobody
+        with collected():  # notes of the other format are discarded
             theirs = other.conversation(row, consecutive)
     except RowError as error:
         raise RowError(

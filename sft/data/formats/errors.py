@@ -1,4 +1,4 @@
-"""Why a row is no conversation."""
+"""Why a row is not a conversation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class RowError(ValueError):
-    """A row that is no conversation.
+    """A row that is not a conversation.
 
     Args:
-        kind: the reason without particulars ("unknown role"), by which a report counts.
-        detail: what follows it in full (" 'narrator' in message 2").
+        kind: the reason without details ("unknown role"), by which the report counts.
+        detail: the rest of the full reason (" 'narrator' in message 2").
         broken: false where the row was left out on purpose (a user's `convert` returned None, a mark on the row): it is
             counted, but not against `dataset.max_dropped`.
     """

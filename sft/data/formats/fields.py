@@ -1,4 +1,4 @@
-"""What a row has beside its question and answer: system prompt, tools, earlier turns, variables, labels."""
+"""What a row holds beside its question and answer: system prompt, tools, earlier turns, variables, labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft.data.formats.calls import tools_of
 from sft.data.formats.errors import RowError
 from sft.data.formats.messages import TOOLS, Message, messages_of
 from sft.data.formats.parts import text_of
-from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parsed
+from sft.data.formats.values import EMPTY, checked_json, kind_of, list_of, parse_json_text
 from sft.data.report.notes import note
 
 SYSTEM = ("system", "system_prompt")
@@ -33,8 +33,8 @@ def history_of(value: Any) -> list[Message]:
 
 
 def add_system(messages: list[Message], row: Mapping[str, Any]) -> None:
-    """Puts the row's own system prompt first."""
-    system = one_text(row, SYSTEM)
+    """Put the row's own system prompt first."""
+    system = single_text(row, SYSTEM)
     if system is None:
         return
     if messages[0]["role"] == "system":
@@ -45,7 +45,8 @@ def add_system(messages: list[Message], row: Mapping[str, Any]) -> None:
 
 
 def row_tools(row: Mapping[str, Any], messages: list[Message]) -> list[dict[str, Any]]:
-    """The tool list of a row, under any of its names, on the row or on its messages; all that are given are equal."""
+    """The tool list of a row, under any of its names, on the row or on its messages; all that are given must be
+    equal."""
     given = {f"column '{name}'": row[name] for name in TOOLS if row.get(name) not in EMPTY}
     for number, message in enumerate(messages, 1):
         for name, value in message.pop("tools", {}).items():
@@ -58,25 +59,25 @@ def row_tools(row: Mapping[str, Any], messages: list[Message]) -> list[dict[str,
 
 
 def variables_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables that a row sets for the chat template, those that say something."""
+    """The variables that a row sets for the chat template, without null values."""
     value = row.get(VARIABLES)
     if value in EMPTY:
         return {}
-    value = parsed(value, f"column '{VARIABLES}'") if isinstance(value, str) else value
+    value = parse_json_text(value, f"column '{VARIABLES}'") if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise RowError(f"{VARIABLES} is not an object", f" but {kind_of(value)}")
     return {key: item for key, item in checked_json(value, f"column '{VARIABLES}'").items() if item not in EMPTY}
 
 
 def as_bool(value: Any) -> bool | None:
-    """true or false, also as a table writes them; None for any other value."""
+    """true or false, also in the spellings of tables; None for any other value."""
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.strip().lower())
     return value if isinstance(value, bool) else None
 
 
-def one_text(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The text of whichever of these optional columns is filled; two that differ contradict each other."""
+def single_text(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The text of the filled one of these optional columns. Raises RowError for two that differ."""
     texts = {
         name: text for name in names if row.get(name) not in EMPTY and (text := text_of(row[name], f"column '{name}'"))
     }
@@ -85,10 +86,10 @@ def one_text(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next(iter(texts.values()), None)
 
 
-def present(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of these columns that is filled, else the first that is there and not null.
+def first_filled(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The first of these columns that is filled, else the first that exists and is not null.
 
-    Others of them that say something else are noted as not read.
+    Others with different content are noted as not read.
     """
     filled = [name for name in names if row.get(name) not in (None, "", [])]
     if filled:

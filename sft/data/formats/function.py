@@ -1,4 +1,4 @@
-"""A user's own function from rows to conversations, as `convert` names it."""
+"""The user's function from rows to conversations, named by `convert`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def function_of(node: Any, where: str) -> Callable[[Any], Any] | None:
         node = build({"_partial_": True, **node}, where=f"{where}.convert", allowed=allowed)
     if not callable(node):
         raise UserError(
-            f"{kind_of(node)} is no function", where=f"{where}.convert", remedy="{_target_: module.function}"
+            f"{kind_of(node)} is not a function", where=f"{where}.convert", remedy="{_target_: module.function}"
         )
     return node
 
 
 def code_of(node: Any) -> Any:
-    """What a user's function does, as far as a digest of its node and its module's source can say."""
+    """A digest of a user's function: of its node and its module's source."""
     if not node:
         return None
     by_node = isinstance(node, Mapping)

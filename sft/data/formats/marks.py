@@ -1,4 +1,4 @@
-"""Marks by which data says whether a turn or a row is trained, under the names that trainers give them.
+"""Marks that say whether a turn or a row is trained, under the names that other trainers use.
 
 `train`; `trainable` (verl), `training` (axolotl), `loss` (ms-swift), `loss_mask` (verl, LLaMA-Factory),
 `output_with_loss` (XTuner); `weight` (OpenAI), `loss_weight`, `loss_scale`.
@@ -17,11 +17,11 @@ SWITCHES = ("train", "trainable", "training", "loss", "loss_mask", "output_with_
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 MARKS = frozenset((*SWITCHES, *WEIGHTS))
 _IN_PART = ("train_detail", "training_detail")  # axolotl: which characters of a turn are trained
-_WORDS = {"true": True, "1": True, "false": False, "0": False}  # as tables write them
+_WORDS = {"true": True, "1": True, "false": False, "0": False}  # the spellings of tables
 
 
 def message_marks(raw: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
-    """What a message's marks say: {} without marks, `weight` where it is the only one, else `train`.
+    """The meaning of a message's marks: {} without marks, `weight` where it is the only one, else `train`.
 
     Raises:
         RowError: a value that is neither yes nor no, marks that contradict each other, a mark on a part of a turn.
@@ -44,7 +44,7 @@ def message_marks(raw: Mapping[str, Any], role: str, where: str) -> dict[str, An
 
 
 def check_row_marks(row: Mapping[str, Any]) -> None:
-    """Raise RowError, as left out on purpose, for a row that its own marks leave out of training."""
+    """Raise RowError (left out on purpose) for a row whose own marks exclude it from training."""
     said = {name: row[name] for name in row if is_row_mark(name, row[name])}
     said = {name: _yes(value) for name, value in said.items() if not isinstance(value, list)}
     if said and not _agreed(said, "the row"):
@@ -52,7 +52,7 @@ def check_row_marks(row: Mapping[str, Any]) -> None:
 
 
 def mark_messages(messages: Sequence[dict[str, Any]], row: Mapping[str, Any]) -> None:
-    """Follow a row's list of marks, one for each message (LLaMA-Factory's `loss_mask`).
+    """Apply a row's list of marks, one for each message (LLaMA-Factory's `loss_mask`).
 
     Raises:
         RowError: a list of another length, or against a message's own mark.
@@ -74,9 +74,9 @@ def mark_messages(messages: Sequence[dict[str, Any]], row: Mapping[str, Any]) ->
 
 
 def is_row_mark(name: str, value: Any) -> bool:
-    """Whether a column of this name marks rows: columns like `loss` may hold figures instead.
+    """Whether a column of this name marks rows; columns like `loss` may hold numbers instead.
 
-    A mark is true or false, 0 or 1, or a list of those; 0.0 and 1.0 where the name speaks of a weight.
+    A mark is true or false, 0 or 1, or a list of those; 0.0 and 1.0 where the name is that of a weight.
     """
     if name not in MARKS:
         return False
@@ -86,7 +86,7 @@ def is_row_mark(name: str, value: Any) -> bool:
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
-    """Whether an assistant message's own marks let it be trained."""
+    """Whether an assistant message is trained according to its own marks."""
     return bool(message.get("train", True)) and bool(message.get("weight", 1))
 
 

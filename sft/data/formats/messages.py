@@ -33,7 +33,7 @@ ROLES = {
     "function_call": "call",
     "tool_call": "call",
 }
-TOOLS = ("tools", "functions", "tool_defs")  # names of the tool list, on rows and on messages
+TOOLS = ("tools", "functions", "tool_defs")  # keys of the tool list, on rows and on messages
 _ASKED, _TOLD = ("human", "user", "input"), ("assistant", "gpt", "bot", "output")  # keys of a pair
 _RESULT = ("name", "tool_name", "tool")  # keys of a result that name the tool
 _ALWAYS_READ = frozenset({"role", "from", "content", "value", *TOOLS, *MARKS})
@@ -48,7 +48,7 @@ def messages_of(value: Any, what: str) -> list[Message]:
     Tools that stand on a message are left there under `tools`, for the format to take.
 
     Raises:
-        RowError: no list, an unknown role, content that is no text, a call that is none.
+        RowError: not a list, an unknown role, content that is not text, or a call that is not one.
     """
     raw = list_of(value, what)
     if not raw:
@@ -71,7 +71,7 @@ def _of_pair(item: Any) -> list[Any]:
 
 
 def _plain(raw: Any) -> Message | None:
-    """The message that most are: a role and a text, nothing to look into. None for any other."""
+    """The common message with only a role and a text; None for any other."""
     if type(raw) is not dict or len(raw) != 2:
         return None
     role, content = raw.get("role") or raw.get("from"), raw.get("content") or raw.get("value")
@@ -130,7 +130,7 @@ def _content(raw: dict[str, Any], where: str) -> Any:
 
 
 def _said(raw: dict[str, Any], role: str, content: Any, where: str) -> Message:
-    """What a user or a system message says."""
+    """A user or system message."""
     _refuse_answers(raw, role, where)
     message = {"role": role, "content": text_of(content, f"content of {where}")}
     if isinstance(raw.get("name"), str):
@@ -139,7 +139,7 @@ def _said(raw: dict[str, Any], role: str, content: Any, where: str) -> Message:
 
 
 def _tool(raw: dict[str, Any], content: Any, where: str) -> Message:
-    """A tool's result; one that is no text stands as JSON."""
+    """A tool's result; one that is not text is written as JSON."""
     _refuse_answers(raw, "tool", where)
     if isinstance(content, str) or is_text_parts(content):
         text = text_of(content, f"content of {where}")
@@ -158,14 +158,14 @@ def _tool(raw: dict[str, Any], content: Any, where: str) -> Message:
 
 
 def _refuse_answers(raw: dict[str, Any], role: str, where: str) -> None:
-    """Raise RowError for calls or reasoning of somebody else than the assistant: no template writes them."""
+    """Raise RowError for calls or reasoning in a message that is not the assistant's: no template renders them."""
     for key in (*CALLS, *REASONING, DETAILS):
         if raw.get(key) not in EMPTY:
             raise RowError(f"{key} in a {role} message", f": {where}")
 
 
 def check(messages: list[Message]) -> None:
-    """Raise RowError for a conversation that nothing could be learned from, or that is damaged."""
+    """Raise RowError for a conversation that is damaged or has nothing to learn from."""
     answered = trained = False
     made: set[str] = set()  # ids of the calls so far, where calls have ids
     for number, message in enumerate(messages, 1):

@@ -16,15 +16,15 @@ _MEDIA = ("image", "image_url", "input_image", "video", "video_url", "audio", "a
 
 
 def text_of(value: Any, what: str) -> str:
-    """Text as it stands: a string, or text parts joined without anything between them.
+    """Text as it is: a string, or text parts joined without a separator.
 
     Args:
         value: a string, or a list of {"type": "text", "text": ...} parts, among which strings may stand.
-        what: what it is, for the reason ("content of message 2").
+        what: its name in the reason ("content of message 2").
 
     Raises:
         RowError: null, another type, another modality, a list of bare strings (alternatives or pieces: nothing says
-            which), text that is no valid Unicode or has NUL characters.
+            which), text that is not valid Unicode or has NUL characters.
     """
     if isinstance(value, str):
         return check_text(value, what)
@@ -42,7 +42,7 @@ def text_and_reasoning(value: Any, what: str) -> tuple[str, str]:
     """An assistant's content as text, and the reasoning among its parts.
 
     Raises:
-        RowError: as text_of; reasoning after the text, for which no template has a place.
+        RowError: as text_of; reasoning after the text, which no template can render.
     """
     if not isinstance(value, list):
         return text_of(value, what), ""
@@ -67,7 +67,7 @@ def reasoning_text(value: Any, what: str) -> str:
 
 
 def is_text_parts(value: Any) -> bool:
-    """Whether a list holds nothing but text parts; a tool's result may be a JSON list of objects with a `type`.
+    """Whether a list holds only text parts; a tool's result may be a JSON list of objects with a `type`.
 
     Raises:
         RowError: it has parts of pictures or sound.

@@ -1,4 +1,4 @@
-"""The formats by name: which columns make one, and how its row becomes a conversation."""
+"""The formats by name: which columns each needs, and how its row becomes a conversation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sft.data.formats.fields import (
     VARIABLES,
     add_system,
     as_bool,
+    first_filled,
     history_of,
-    one_text,
-    present,
     row_tools,
+    single_text,
     variables_of,
 )
 from sft.data.formats.marks import check_row_marks, is_row_mark, mark_messages
 from sft.data.formats.messages import TOOLS, Message, check, messages_of
 from sft.data.formats.parts import text_of
-from sft.data.formats.turns import Consecutive, continued, joined
+from sft.data.formats.turns import Consecutive, continue_answer, merge_assistant_turns
 from sft.data.formats.values import EMPTY, is_blank, refuse_media
 
 Conversation = dict[str, Any]
@@ -36,9 +36,9 @@ class Format:
     Attributes:
         name: what `dataset.sources.<name>.format` calls it.
         aliases: other words for it.
-        needs: groups of columns; a row has this format when one column of each group is there and not empty.
-        may: further columns that are used.
-        alone: groups of columns that make a row where no other format fits.
+        needs: groups of columns; a row has this format when one column of each group is present and not empty.
+        may: optional columns.
+        alone: groups of columns that suffice where no other format fits.
         read: row -> messages, or the text itself for raw text.
     """
 
@@ -50,11 +50,11 @@ class Format:
     alone: tuple[tuple[str, ...], ...] = ()
 
     def fits(self, columns: Collection[str]) -> bool:
-        """Whether these columns, none of them empty, make a row of this format."""
+        """Whether these filled columns make a row of this format."""
         return all(any(name in columns for name in group) for group in self.needs)
 
     def fits_alone(self, columns: Collection[str]) -> bool:
-        """Whether these columns make a row of this format where no other fits."""
+        """Whether these filled columns make a row of this format where no other fits."""
         return bool(self.alone) and all(any(name in columns for name in group) for group in self.alone)
 
     @cached_property
@@ -63,7 +63,7 @@ class Format:
         return frozenset(name for group in self.needs for name in group) | frozenset(self.may)
 
     def reads(self, name: str, value: Any) -> bool:
-        """Whether a column is read, given its value: a mark on the row is, a figure of the same name is not."""
+        """Whether a column is read, given its value: a mark on the row is, a number of the same name is not."""
         return name in self.columns or is_row_mark(name, value) or (name == "label" and as_bool(value) is not None)
 
     def conversation(self, row: Mapping[str, Any], consecutive: Consecutive = "refuse") -> Conversation:
@@ -83,7 +83,7 @@ class Format:
         mark_messages(found, row)
         add_system(found, row)
         check(found)
-        conversation: Conversation = {"messages": joined(found, consecutive)}
+        conversation: Conversation = {"messages": merge_assistant_turns(found, consecutive)}
         if tools:
             conversation["tools"] = tools
         if variables := variables_of(row):
@@ -92,7 +92,7 @@ class Format:
 
 
 def _chat(row: Mapping[str, Any], form: Format) -> list[Message]:
-    name = present(row, form.needs[0])
+    name = first_filled(row, form.needs[0])
     return messages_of(row[name], f"column '{name}'")
 
 
@@ -105,19 +105,19 @@ def _pair(row: Mapping[str, Any], form: Format) -> list[Message]:
     asked = _asked(row, question)
     told = _answer(row, answer)
     if asked[-1]["role"] == told[0]["role"] == "assistant" and not asked[-1].get("tool_calls"):
-        told[0] = continued(asked.pop(), told[0])
+        told[0] = continue_answer(asked.pop(), told[0])
     return [*history_of(row.get("history")), *asked, *told]
 
 
 def _instruction(row: Mapping[str, Any], form: Format) -> list[Message]:
-    """Instruction and input on a line each, after the turns of `history`, which are trained as well."""
+    """Instruction and input on separate lines, after the turns of `history`, which are trained as well."""
     question, answer = form.needs
     told = _answer(row, answer)
-    extra = one_text(row, ("input", "context"))
+    extra = single_text(row, ("input", "context"))
     if extra is not None and row.get("instruction") in EMPTY:
         name, text = "input", extra
     else:
-        name = present(row, question)
+        name = first_filled(row, question)
         text = text_of(row[name], f"column '{name}'")
         text = text if extra is None else f"{text}\n{extra}" if text else extra
     if is_blank(text):
@@ -126,14 +126,14 @@ def _instruction(row: Mapping[str, Any], form: Format) -> list[Message]:
 
 
 def _text(row: Mapping[str, Any], form: Format) -> str:
-    text = text_of(row[present(row, form.needs[0])], "column 'text'")
+    text = text_of(row[first_filled(row, form.needs[0])], "column 'text'")
     if is_blank(text):
         raise RowError("empty text", " in column 'text'")
     return text
 
 
 def _asked(row: Mapping[str, Any], names: tuple[str, ...]) -> list[Message]:
-    name = present(row, names)
+    name = first_filled(row, names)
     value = row[name]
     if _is_messages(value):
         messages = messages_of(value, f"column '{name}'")
@@ -153,7 +153,7 @@ def _answer(row: Mapping[str, Any], names: tuple[str, ...]) -> list[Message]:
         raise RowError(
             "contradicting columns", f": {' and '.join(there)} differ; name one by columns: {{{names[0]}: ...}}"
         )
-    name = there[0] if there else present(row, names)
+    name = there[0] if there else first_filled(row, names)
     value = row[name]
     if is_call(value):
         return [{"role": "assistant", "content": "", "tool_calls": calls_of(value, f"column '{name}'")}]

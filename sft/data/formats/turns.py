@@ -1,8 +1,8 @@
-"""One turn an answer: assistant messages that follow each other, and answers that the prompt begins.
+"""One turn per answer: consecutive assistant messages, and answers that the prompt begins.
 
-Where the model would not stop there is no turn's end: calls that follow a text or another call before any result, and
-an answer that is continued. Two texts in a row are two answers, of which the second has no prompt; chat templates
-refuse them, glue them or train both, each in its own way, so one policy decides for all.
+A turn ends only where the model would stop: not before calls that follow a text or another call before any result, and
+not before the rest of a continued answer. Two texts in a row are two answers, the second without a prompt; chat
+templates refuse them, join them or train both, so one policy decides for all.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from sft.data.formats.values import is_blank
 from sft.data.report.notes import note
 
 Consecutive = Literal["refuse", "merge"]  # `dataset.consecutive`
-BETWEEN = "\n"  # what two merged texts have between them
+BETWEEN = "\n"  # separator of two merged texts
 Message = dict[str, Any]
 
 
-def joined(messages: list[Message], consecutive: Consecutive = "refuse") -> list[Message]:
-    """The messages with each assistant turn in one of them.
+def merge_assistant_turns(messages: list[Message], consecutive: Consecutive = "refuse") -> list[Message]:
+    """The messages, with each assistant turn merged into one message.
 
     A message of calls alone joins the assistant's message before it; a text does with consecutive="merge".
 
     Raises:
-        RowError: two texts in a row with "refuse", or what no template can write as one turn.
+        RowError: two texts in a row with "refuse", or messages that no template can render as one turn.
     """
     assistants = [message["role"] == "assistant" for message in messages]
     if not any(one and other for one, other in itertools.pairwise(assistants)):
@@ -40,7 +40,7 @@ def joined(messages: list[Message], consecutive: Consecutive = "refuse") -> list
     return turns
 
 
-def continued(begun: Message, rest: Message) -> Message:
+def continue_answer(begun: Message, rest: Message) -> Message:
     """An answer that the prompt begins and the completion continues, letter for letter.
 
     Its `prefill` is the text that the prompt holds, which is not trained; without it all is.
@@ -92,7 +92,7 @@ def _merge_reasoning(turn: Message, first: Message, second: Message, which: str)
 
 
 def _merge_marks(turn: Message, first: Message, second: Message, which: str) -> None:
-    """A turn is trained to its end or not at all; what comes before may be left out, as a prompt's part is."""
+    """A turn is trained to its end or not at all; only its beginning may be left out, as a prefill is."""
     before, after = is_trained(first), is_trained(second)
     if before == after:
         return

@@ -1,4 +1,4 @@
-"""Values of a row as text and as JSON, or the reason why they are neither."""
+"""Values of a row as text and as JSON, or the reason why they cannot be read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sft.config.text import shortened
 from sft.data.formats.errors import RowError
 
 DEEPEST = 64  # levels of nesting that tools and arguments may have; templates render them by recursion
-EMPTY: tuple[Any, ...] = (None, "", [], {})  # values of a key that say no more than its absence
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # values that mean the same as a missing key
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def check_text(text: str, what: str) -> str:
-    """The text itself. Raises RowError where it is no valid Unicode or has NUL characters."""
+    """The text itself. Raises RowError where it is not valid Unicode or has NUL characters."""
     if not text.isascii():
         _check_unicode(text, what)
     if "\0" in text:
@@ -25,7 +25,7 @@ def check_text(text: str, what: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to read in a text."""
+    """Whether a text has nothing visible in it."""
     return not text or text.isspace()
 
 
@@ -55,9 +55,9 @@ def kind_of(value: Any) -> str:
 
 
 def list_of(value: Any, what: str) -> list[Any]:
-    """A list: as it stands, from JSON text, or from the object of equally long lists that some tables make of one."""
+    """A list: as it is, from JSON text, or from an object of equally long lists, as some tables store it."""
     if isinstance(value, str):
-        value = parsed(value, what)
+        value = parse_json_text(value, what)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         lengths = {len(column) for column in value.values()}
         if len(lengths) == 1:
@@ -70,7 +70,7 @@ def list_of(value: Any, what: str) -> list[Any]:
     return value
 
 
-def parsed(text: str, what: str) -> Any:
+def parse_json_text(text: str, what: str) -> Any:
     """JSON text as a value."""
     try:
         return json.loads(text)
@@ -81,7 +81,7 @@ def parsed(text: str, what: str) -> Any:
 
 
 def checked_json(value: Any, what: str, depth: int = 0) -> Any:
-    """The value itself, once it is known that every template can render it as JSON."""
+    """The value itself, after checking that every template can render it as JSON."""
     if depth > DEEPEST:
         raise RowError("nested too deeply", f": the {what}")
     if isinstance(value, str):
@@ -104,12 +104,12 @@ def checked_json(value: Any, what: str, depth: int = 0) -> Any:
 
 
 def as_json(value: Any, what: str) -> str:
-    """A value as JSON text, its own letters kept."""
+    """A value as JSON text, not escaped to ASCII."""
     return json.dumps(checked_json(value, what), ensure_ascii=False)
 
 
 def refuse_media(row: Mapping[str, Any], what: str) -> None:
-    """Raise RowError where a row or message carries pictures, sound or film."""
+    """Raise RowError where a row or message has images, audio or video."""
     for key in MEDIA:
         if key in row and row[key] not in (None, "", []):
             raise RowError("not text alone", f": the {what} has {key}")

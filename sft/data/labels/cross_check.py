@@ -1,8 +1,8 @@
 """The two-way check: the trained text of some rows, found again by methods that share nothing with the first.
 
 The first way renders what generation sees of each turn. The others are: marks around the other roles' contents, with
-the headers and closings of the template measured on a small conversation; the template's own `{% generation %}`
-blocks; the family's response marker, where marks tell nothing.
+the template's headers and closings measured on a small conversation; the template's own `{% generation %}` blocks;
+the family's response marker, where marks are inconclusive.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sft.template.rendering.spans import Rendered
 
 
 class Checked(Protocol):
-    """What is looked at of an encoder, see `sft.data.labels.encoder.Encoder`."""
+    """The part of an encoder that is checked, see `sft.data.labels.encoder.Encoder`."""
 
     bound: BoundTemplate
     markers: Any
@@ -33,13 +33,13 @@ class Checked(Protocol):
 
 
 def compare(encoder: Checked, conversations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Find the masks of some conversations a second way and compare.
+    """Find the label masks of some conversations a second way and compare.
 
     Returns:
         `{"rows": …, "turns": …, "methods": {method: turns}}`: what was compared.
 
     Raises:
-        UserError: where both masks differ, with both shown.
+        UserError: both masks differ; shows both.
     """
     counts: Counter[str] = Counter()
     rows = turns = alone = 0
@@ -53,17 +53,17 @@ def compare(encoder: Checked, conversations: Sequence[Mapping[str, Any]]) -> dic
         conversation = encoder.contents.prepared(conversation)
         for row in rendered:
             rows, turns = rows + 1, turns + len(row.turns)
-            ways = other_ways(encoder.bound.of_row(conversation), conversation, row, closings)
+            ways = independent_spans(encoder.bound.of_row(conversation), conversation, row, closings)
             for method, spans in ways:
                 counts[method] += _agree(encoder.bound, row, spans, method)
             alone += sum(all(turn not in spans for _, spans in ways) for turn in row.turns)
     return {"rows": rows, "turns": turns, "methods": dict(counts), "found_one_way_only": alone}
 
 
-def other_ways(
+def independent_spans(
     bound: BoundTemplate, conversation: Mapping[str, Any], row: Rendered, closings: Mapping[str, str]
 ) -> list[tuple[str, Spans]]:
-    """Each other method that can tell something of this row, with the spans that it finds."""
+    """Each independent method that applies to this row, with the spans that it finds."""
     messages, tools = conversation["messages"][: row.upto], conversation.get("tools")
     found = []
     if not row.spliced:
@@ -80,15 +80,15 @@ def other_ways(
 
 
 def _without_prefill(spans: Spans, messages: Sequence[Mapping[str, Any]], text: str) -> Spans:
-    """The spans without the beginning of an answer that the prompt holds."""
+    """The spans without the prefill of an answer."""
     return {turn: (trained_from(text, start, end, messages[turn], turn), end) for turn, (start, end) in spans.items()}
 
 
 def _agree(bound: BoundTemplate, row: Rendered, spans: Spans, method: str) -> int:
-    """How many turns both ways find alike.
+    """The number of turns that both ways find alike.
 
     Raises:
-        UserError: a turn that they find differently, with both shown.
+        UserError: they find a turn differently; shows both.
     """
     agreed = 0
     for turn, (start, end) in zip(row.turns, row.spans, strict=True):
@@ -107,17 +107,17 @@ def _agree(bound: BoundTemplate, row: Rendered, spans: Spans, method: str) -> in
 
 
 def _same(bound: BoundTemplate, text: str, first: tuple[int, int], other: tuple[int, int], method: str) -> bool:
-    """Whether two spans differ by a policy of ours at most.
+    """Whether two spans are equal up to our own policies.
 
     A generation block may begin with the header that the generation prompt holds, and may end with whitespace or a
-    control token after the stop token. A response marker does not know of whitespace before the answer, nor of stop
-    tokens between the channels of one answer. Marks know both edges.
+    control token after the stop token. A response marker ignores whitespace before the answer, and stop tokens between
+    the channels of one answer. Marks give both edges.
     """
     if first == other:
         return True
     if method == "response marker":
         if text[first[0] : other[0]] == bound.response_marker:
-            return first[1] == other[1]  # a header that the generation prompt leaves to the model
+            return first[1] == other[1]  # a header that the model has to generate
         return not text[min(first[0], other[0]) : max(first[0], other[0])].strip() and other[1] <= first[1]
     if method != "generation blocks":
         return False
@@ -128,7 +128,7 @@ def _same(bound: BoundTemplate, text: str, first: tuple[int, int], other: tuple[
 
 
 def _shown(text: str, span: tuple[int, int]) -> str:
-    """A span with a little of what surrounds it."""
+    """A span with some context."""
     start, end = span
     inner = text[start:end]
     inner = inner if len(inner) <= 200 else f"{inner[:120]} … {inner[-70:]}"

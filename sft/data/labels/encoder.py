@@ -11,7 +11,7 @@ from sft.config.errors import UserError
 from sft.data.labels.gate import Gate
 from sft.data.labels.labelling import Encoded, Labelling
 from sft.data.labels.markers import Markers
-from sft.data.labels.offsets import begun_inside_a_token
+from sft.data.labels.offsets import prefill_splits_a_token
 from sft.data.labels.raw_text import raw_row
 from sft.data.labels.segments import Segments
 from sft.data.labels.verbatim import Verbatim
@@ -22,24 +22,25 @@ from sft.template.control import HIDE
 from sft.template.rendering.render import RenderError
 from sft.template.rendering.spans import Rendered, Unlabelable, render_rows
 
-_VERSION = 2  # part of the fingerprint: raised when the same rows get other labels
+_VERSION = 2  # part of the fingerprint: incremented when the same rows get different labels
 
 
 class Encoder:
-    """Turns conversations into labelled tokens; it can be pickled and sent to worker processes.
+    """Turns conversations into labelled tokens; can be pickled and sent to worker processes.
 
     Args:
         bound: the chat template of the run.
         tokenizer: a fast tokenizer that knows the template's tokens.
         train_on: "assistant" (each assistant turn), "last" (the last one) or "all" (the whole text).
         masking: "template" (spans by rendering) or "response_template" (by searching token sequences).
-        history: "expand", "allow" or "refuse", for turns that a longer text renders unlike generation.
-        control_tokens: "refuse" conversations in whose contents a control token is typed, or tokenize it as "text".
+        history: "expand", "allow" or "refuse", for turns that are rendered differently in a longer text than in
+            generation.
+        control_tokens: "refuse" conversations with control tokens typed in contents, or tokenize them as "text".
         response_template: with masking=response_template: the text, or token ids, that an answer follows.
         instruction_template: with masking=response_template: what ends an answer, the next user's header.
 
     Raises:
-        UserError: options that do not fit together, or a tokenizer without offsets.
+        UserError: inconsistent options, or a tokenizer without offsets.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Encoder:
         _choice("dataset.history", history, ("expand", "allow", "refuse"))
         _choice("dataset.control_tokens", control_tokens, ("refuse", "text"))
         if not getattr(tokenizer, "is_fast", False):
-            remedy = "take a model whose repository has a tokenizer.json"
+            remedy = "use a model whose repository has a tokenizer.json"
             raise UserError("the tokenizer gives no offsets, which labels need", where="model.tokenizer", remedy=remedy)
         self.bound, self.tokenizer = bound, tokenizer
         self.train_on, self.masking, self.history = train_on, masking, history
@@ -80,7 +81,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that the labels depend on but the rows: template, tokenizer, options."""
+        """A digest of everything but the rows that the labels depend on: template, tokenizer, options."""
         if self._fingerprint is None:
             bound = self.bound
             facts = [
@@ -100,8 +101,8 @@ class Encoder:
             conversations: `{"messages": …, "tools": …}` or `{"text": …}`.
 
         Returns:
-            One entry a conversation: its rows (several with history=expand), or the problem that it has. With
-            masking=response_template a row without a match has both: it is masked whole.
+            One entry per conversation: its rows (several with history=expand), or its problem. With
+            masking=response_template a row without a match has both: it is fully masked.
         """
         notes: list[list[Note]] = [[] for _ in conversations]
         rendered = [self.render(one, noted) for one, noted in zip(conversations, notes, strict=True)]
@@ -112,7 +113,7 @@ class Encoder:
                 out.append({"rows": [], "problem": rows})
             else:
                 pairs = [(row.revealed(), next(encodings)) for row in rows]
-                if inside := begun_inside_a_token(conversation, pairs):
+                if inside := prefill_splits_a_token(conversation, pairs):
                     out.append({"rows": [], "problem": inside})
                     continue
                 labelled = [self.labelling.label(row, encoding, noted) for row, encoding in pairs]
@@ -126,10 +127,10 @@ class Encoder:
         return compare(self, conversations)
 
     def render(self, conversation: Mapping[str, Any], notes: list[Note] | None = None) -> list[Rendered] | str:
-        """The conversation's texts and spans, or its problem. Control tokens that are text are hidden in the texts.
+        """The conversation's texts and spans, or its problem. Control tokens typed as text are hidden in the texts.
 
         Args:
-            notes: gets what was found in the conversation and is no problem.
+            notes: collects findings about the conversation that are not problems.
         """
         try:
             if "messages" not in conversation:
@@ -148,16 +149,16 @@ class Encoder:
         except Unlabelable as error:
             return str(error)
         except UnicodeEncodeError:
-            return "the text holds half of a surrogate pair, which is no character"
-        except (AttributeError, KeyError, TypeError) as error:  # what a user's own convert function may give
+            return "the text holds half of a surrogate pair, which is not a character"
+        except (AttributeError, KeyError, TypeError) as error:  # a user's convert function may return such things
             return f"the conversation is malformed: {type(error).__name__}: {error}"
 
     def as_text(self, conversation: Mapping[str, Any]) -> str:
         """The conversation rendered to a text that is trained whole.
 
         Raises:
-            RenderError: the template refuses it, or a control token is typed in it, which no text can tell from the
-                template's own.
+            RenderError: the template refuses it, or it has a typed control token, which a text cannot distinguish from
+                the template's own.
         """
         try:
             prepared = self.contents.prepared(conversation)
@@ -165,11 +166,14 @@ class Encoder:
             raise RenderError(str(error)) from None
         text = self.bound.render(prepared)
         if HIDE in text:
-            raise RenderError("a control token in the text, which a row that is trained as text cannot keep apart")
+            raise RenderError(
+                "a control token in the text, which cannot be distinguished in a row that is trained as text"
+            )
         return text
 
     def tokenize(self, texts: list[str]) -> list[Any]:
-        """Tokenize all texts at once; special tokens stand in the text, none is added, and hidden ones become text."""
+        """Tokenize all texts at once; special tokens are part of the text, none is added, and hidden ones become
+        text."""
         if not texts:
             return []
         self._backend()  # its file may ask for truncation
@@ -179,7 +183,7 @@ class Encoder:
         return [self._verbatim.encode(text) if HIDE in text else next(usual) for text in texts]
 
     def _backend(self) -> Any:
-        """The tokenizer itself, without the truncation and padding that its file may ask for."""
+        """The backend tokenizer, without the truncation and padding that its file may configure."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()

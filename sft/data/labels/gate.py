@@ -1,4 +1,4 @@
-"""What a labelled row and a source must fulfil before anything is trained on them."""
+"""Conditions that a labelled row and a source must meet before they are trained on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gate:
         self.turns, self.masking = train_on != "all", masking
 
     def row(self, input_ids: Sequence[int], labels: Sequence[int], raw: bool = False) -> str | None:
-        """What is wrong with a row, or None: BOS doubled or missing, nothing trained, a turn without its end.
+        """What is wrong with a row, or None: BOS doubled or missing, nothing trained, a turn without an end.
 
         Args:
             input_ids, labels: of one row, before packing.
@@ -38,7 +38,7 @@ class Gate:
             if len(input_ids) > 1 and input_ids[0] == input_ids[1] == self.bos_id:
                 return f"the row begins with {self.bos} twice"
             if not input_ids or input_ids[0] != self.bos_id:
-                return f"the row does not begin with {self.bos}, as the tokenizer would begin it"
+                return f"the row does not begin with {self.bos}, as the tokenizer would have it"
         ends = list(span_ends(labels))
         if not ends:
             return "no token of the row is trained"
@@ -56,7 +56,7 @@ class Gate:
     def source(name: str, rows: int, trained_tokens: int) -> str | None:
         """What is wrong with a source, or None: rows, but no token to train on."""
         if rows and not trained_tokens:
-            return f"source {name} has {rows} rows and not one token to train on"
+            return f"source {name} has {rows} rows but no token to train on"
         return None
 
 

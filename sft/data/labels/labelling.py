@@ -16,7 +16,7 @@ _MERGED = ("untrained_edges", "the first characters of answers, in one token wit
 
 
 class Row(TypedDict):
-    """One training example: token ids, labels (the id where it is trained, -100 elsewhere), and both as text."""
+    """One training example: token ids, labels (the id where trained, -100 elsewhere), and both as text."""
 
     input_ids: list[int]
     labels: list[int]
@@ -25,9 +25,9 @@ class Row(TypedDict):
 
 
 class Encoded(TypedDict):
-    """What a conversation became: its rows, or the reason why it has none, as `kind: particulars`.
+    """The result for a conversation: its rows, or the reason why it has none, as `kind: details`.
 
-    `notes` are what was found in it that is no problem, as (kind, detail); see sft.data.report.notes.
+    `notes` are findings that are not problems, as (kind, detail); see sft.data.report.notes.
     """
 
     rows: list[Row]
@@ -53,7 +53,7 @@ class Labelling:
         Args:
             row: text and spans.
             encoding: of the text, as `tokenizers` gives it.
-            notes: gets what of a span is not trained, for its token begins in the prompt.
+            notes: collects the parts of spans that are not trained because their token begins in the prompt.
         """
         ids: list[int] = encoding.ids
         labels = [IGNORE] * len(ids)
@@ -74,14 +74,14 @@ class Labelling:
         return {"input_ids": ids, "labels": labels, "text": row.text, "trained_text": pieces}
 
     def gated(self, rows: list[Row], raw: bool) -> Encoded:
-        """The rows, or what the gate says of one of them."""
+        """The rows, or the gate's objection to one of them."""
         if self.markers is not None and not any(label != IGNORE for row in rows for label in row["labels"]):
-            return {"rows": rows, "problem": "the response template is not in the row, which is masked whole"}
+            return {"rows": rows, "problem": "the response template is not in the row, which is fully masked"}
         problem = next((p for row in rows if (p := self.gate.row(row["input_ids"], row["labels"], raw))), None)
         return {"rows": [] if problem else rows, "problem": problem}
 
     def _stretches(self, row: Rendered, encoding: Any) -> list[tuple[int, int, int, int]]:
-        """(first token, last token, start, end) of what is trained, in tokens and in characters."""
+        """(first token, last token, start, end) of each trained segment, in tokens and in characters."""
         if self.markers is not None:
             offsets = encoding.offsets
 

@@ -16,8 +16,8 @@ class Markers:
     Args:
         tokenizer: turns templates given as text into ids.
         response_template: text or ids that an answer follows.
-        instruction_template: text or ids of the header of the next question, which ends an answer. Without it the
-            last response template of a row alone is looked at, for nothing else tells answers from questions.
+        instruction_template: text or ids of the header of the next question, which ends an answer. Without it only
+            the last response template of a row counts, since nothing else separates answers from questions.
 
     Raises:
         UserError: no response template, or an empty one.
@@ -43,7 +43,7 @@ class Markers:
         """(first, after the last) token positions of each answer; empty where the row has no match.
 
         Args:
-            elsewhere: tells of a position that it is in what somebody else said; a match that ends there is no answer.
+            elsewhere: whether a position belongs to another speaker; a match that ends there is not an answer.
         """
         starts = [end for _, end in first_found(input_ids, self.response) if not (elsewhere and elsewhere(end - 1))]
         if not self.instruction:
@@ -52,7 +52,7 @@ class Markers:
         out: list[tuple[int, int]] = []
         for start in starts:
             if out and start < out[-1][1]:
-                continue  # the response template stands inside the answer before
+                continue  # the response template occurs inside the previous answer
             end = next((stop for stop in stops if stop >= start), len(input_ids))
             if start < end:
                 out.append((start, end))
@@ -60,9 +60,9 @@ class Markers:
 
 
 def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
-    """The token sequences that a text may become in a row: what stands around it can change its first and last tokens.
+    """The token sequences that a text may become in a row: its context can change its first and last tokens.
 
-    Tokenizers that merge or mark the start of a text give a sequence of its own to a text alone, after a newline and
+    Tokenizers that merge or mark the start of a text give different sequences for a text alone, after a newline and
     after a space.
 
     Returns:
@@ -71,7 +71,7 @@ def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
     if not isinstance(template, str):
         return [(tuple(template),)]
     groups = []
-    written = template.replace("\\n", "\n")  # a newline as a command line has it
+    written = template.replace("\\n", "\n")  # a newline as typed on a command line
     for text in dict.fromkeys((template, written, template.rstrip())):
         found: list[tuple[int, ...]] = []
         bare = text.lstrip()
@@ -81,13 +81,13 @@ def variants(tokenizer: Any, template: str | Sequence[int]) -> list[Variants]:
                 before = tokenizer.encode(lead, add_special_tokens=False) if lead else []
                 if whole[: len(before)] == before and len(whole) > len(before):
                     found.append(tuple(whole[len(before) :]))
-        # the longest first, so that of two that match at one place the whole text is taken
+        # the longest first, so that of two matches at one place the complete text is taken
         groups.append(tuple(sorted(dict.fromkeys(found), key=len, reverse=True)))
     return groups
 
 
 def first_found(input_ids: Sequence[int], groups: Sequence[Variants]) -> list[tuple[int, int]]:
-    """The places of the first group of sequences that is in the row at all."""
+    """The places of the first group of sequences that occurs in the row."""
     return next((found for group in groups if (found := find_all(input_ids, group))), [])
 
 

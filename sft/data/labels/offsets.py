@@ -12,8 +12,8 @@ from sft.template.rendering.spans import Rendered
 def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
     """The tokens that lie within characters [start, end).
 
-    A token that straddles an edge is left out: a part of it is the prompt's, so the model never produces it there.
-    Tokenizers that trim offsets give a token's leading space to nothing; it is counted to the token.
+    A token that straddles an edge is left out: part of it belongs to the prompt, so the model never produces it there.
+    Tokenizers that trim offsets leave out a token's leading space; it is counted as part of the token.
 
     Args:
         encoding: of `tokenizers`, with offsets.
@@ -25,8 +25,8 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
     if first is None:
         return None
     last = next(token for at in range(end - 1, start - 1, -1) if (token := encoding.char_to_token(at)) is not None)
-    chars, count = encoding.token_to_chars, len(encoding)  # one token's offsets: all of them are slow to list
-    # one character may be several tokens, and a token of trimmed spaces covers none
+    chars, count = encoding.token_to_chars, len(encoding)  # one token's offsets, because listing all is slow
+    # one character may be several tokens, and a token of trimmed spaces covers no character
     while first > 0 and chars(first - 1)[0] >= start and chars(first - 1)[1] > start:
         first -= 1
     while first <= last and chars(first)[0] < start:
@@ -41,8 +41,8 @@ def tokens_between(encoding: Any, start: int, end: int) -> tuple[int, int, int, 
     return first, last, max(start, before), chars(last)[1]
 
 
-def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[Rendered, Any]]) -> str | None:
-    """The problem of an answer whose beginning, which the prompt holds, ends in the middle of a token."""
+def prefill_splits_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[Rendered, Any]]) -> str | None:
+    """The problem of an answer whose prefill ends in the middle of a token; None where there is none."""
     messages = conversation.get("messages", ())
     if not any("prefill" in message for message in messages):
         return None
@@ -51,8 +51,8 @@ def begun_inside_a_token(conversation: Mapping[str, Any], pairs: Sequence[tuple[
             token = encoding.char_to_token(start) if "prefill" in messages[turn] else None
             if token is not None and encoding.token_to_chars(token)[0] < start:
                 return (
-                    "the beginning of an answer in the prompt ends inside a token of the answer: "
-                    f"message {turn + 1}; let a space between them begin the completion"
+                    "the beginning of the answer in the prompt ends inside a token of the answer: "
+                    f"message {turn + 1}; let the completion begin with the space between them"
                 )
     return None
 

@@ -1,9 +1,9 @@
-"""Tokenizing texts that share parts: what ends with a stop token is tokenized once, however many rows hold it.
+"""Tokenizing texts that share parts: a part that ends with a stop token is tokenized once for all rows that have it.
 
-With `history=expand` the rows of a conversation repeat its earlier turns, and many datasets give every row the same
-system prompt or tools. A special token is split off before anything else looks at a text, so a text's tokens are those
-of its parts, cut after such a token, one after another. That holds for tokenizers whose other steps do not ask where
-in the text a part stands; which those are is decided here, and tried on the first texts. Others encode texts whole.
+With `history=expand` the rows of a conversation repeat its earlier turns, and in many datasets every row has the same
+system prompt or tools. Special tokens are split off before any other step, so the tokens of a text are those of its
+parts, cut after such tokens, one after another. That holds for tokenizers whose other steps do not depend on the
+position in the text; these are recognised here, and checked on the first texts. Others encode whole texts.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-KEPT_TOKENS = 200_000  # of parts that came again
+KEPT_TOKENS = 200_000  # tokens of the repeated parts that are kept
 SEEN_PARTS = 2_000_000  # remembered by their hash
-TRIED = 8  # texts on which both ways are compared
+TRIED = 8  # number of texts on which both ways are compared
 _NORMALIZERS = {None, "NFC", "NFKC", "NFD", "NFKD"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"}
-_PROCESSORS = {"ByteLevel", "TemplateProcessing"}  # the latter does nothing where no special token is added
+_PROCESSORS = {"ByteLevel", "TemplateProcessing"}  # TemplateProcessing does nothing where no special token is added
 
 
-class Joined:
-    """An encoding put together from parts: what `tokenizers.Encoding` says about ids and offsets.
+class JoinedEncoding:
+    """An encoding assembled from parts, with the ids and offsets of `tokenizers.Encoding`.
 
     Args:
         parts: the encodings of the text's parts, in order.
@@ -79,11 +79,11 @@ class Part:
 
 
 class Segments:
-    """Encodes texts by parts where that gives the same tokens. Pickles without what it remembers.
+    """Encodes texts by parts where that gives the same tokens. Pickled without its memory.
 
     Args:
         backend: a `tokenizers.Tokenizer`.
-        stops: texts after which a text may be cut; those that are no plain special tokens are left out.
+        stops: texts after which a text may be cut; those that are not plain special tokens are left out.
     """
 
     def __init__(self, backend: Any, stops: Iterable[str]) -> None:
@@ -98,7 +98,7 @@ class Segments:
         return {**self.__dict__, "_seen": set(), "_kept": {}, "_kept_tokens": 0}
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
-        """The encodings of texts, no special token added: `Joined`, or the library's own."""
+        """The encodings of texts, no special token added: `JoinedEncoding`, or the library's own."""
         if not self.stops:
             return self._whole(texts)
         cut = [self._parts(text) for text in texts]
@@ -109,7 +109,7 @@ class Segments:
             for part in some:
                 begins.append(at)
                 at += len(part)
-            joined.append(Joined([parts[part] for part in some], begins))
+            joined.append(JoinedEncoding([parts[part] for part in some], begins))
         return joined if self._tried or self._agree(texts[:TRIED], joined[:TRIED]) else self._whole(texts)
 
     def _whole(self, texts: Sequence[str]) -> list[Any]:
@@ -130,7 +130,7 @@ class Segments:
         return [*parts, text[begin:]] if begin < len(text) else parts
 
     def _encoded(self, parts: set[str]) -> dict[str, Part]:
-        """Each part's tokens; a part is kept from the second batch on that holds it."""
+        """Each part's tokens; a part is kept from the second batch that contains it."""
         known = {part: self._kept[part] for part in parts & self._kept.keys()}
         fresh = [part for part in parts if part not in known]
         if len(self._seen) > SEEN_PARTS:
@@ -150,19 +150,19 @@ class Segments:
         self._kept[text] = part
         self._kept_tokens += len(part.ids)
 
-    def _agree(self, texts: Sequence[str], joined: Sequence[Joined]) -> bool:
-        """Whether both ways give the same; if not, texts are encoded whole from now on."""
+    def _agree(self, texts: Sequence[str], joined: Sequence[JoinedEncoding]) -> bool:
+        """Whether both ways give the same; if not, whole texts are encoded from now on."""
         whole = self._whole(texts)
         same = all(a.ids == b.ids and a.offsets == b.offsets for a, b in zip(whole, joined, strict=True))
         self._tried = True
         if not same:
             self.stops = ()
-            log.debug("this tokenizer's tokens depend on where a part stands; texts are tokenized whole")
+            log.debug("this tokenizer's tokens depend on a part's position; whole texts are tokenized")
         return same
 
 
 def cutting_tokens(backend: Any, stops: Iterable[str]) -> tuple[str, ...]:
-    """The stops after which a text may be cut without changing its tokens; none where the tokenizer forbids it."""
+    """The stops after which a text may be cut without changing its tokens; () where the tokenizer does not allow it."""
     if not _position_free(backend):
         return ()
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
@@ -171,12 +171,12 @@ def cutting_tokens(backend: Any, stops: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_plain(token: Any) -> bool:
-    """Whether a token is found in the raw text, wherever it stands, and takes nothing around it along."""
+    """Whether a token is matched in the raw text, anywhere, without stripping the text around it."""
     return not (token.normalized or token.lstrip or token.rstrip or token.single_word)
 
 
 def _overlaps(other: str, stop: str) -> bool:
-    """Whether a text can hold both tokens in characters that they share, so that one may hide the other."""
+    """Whether both tokens can overlap in a text, so that one may hide the other."""
     if stop in other or other in stop:
         return True
     shortest = min(len(other), len(stop))
@@ -184,7 +184,7 @@ def _overlaps(other: str, stop: str) -> bool:
 
 
 def _position_free(backend: Any) -> bool:
-    """Whether all steps of a tokenizer are known to treat a part alike wherever it stands in the text."""
+    """Whether all steps of a tokenizer are known not to depend on the position in the text."""
     normalizers = _steps(backend.normalizer, "normalizers")
     pre_tokenizers = _steps(backend.pre_tokenizer, "pretokenizers")
     processors = _steps(backend.post_processor, "processors")
@@ -196,12 +196,12 @@ def _position_free(backend: Any) -> bool:
 
 
 def _trims_first(step: dict[str, Any]) -> bool:
-    """Whether a processor treats the offsets of a text's first token unlike those of others."""
+    """Whether a processor treats the offsets of a text's first token differently."""
     return bool(step.get("trim_offsets") and step.get("add_prefix_space"))
 
 
 def _steps(component: Any, several: str) -> list[dict[str, Any]]:
-    """What a component of a tokenizer consists of; an unknown one is a step of no known type."""
+    """The steps of a tokenizer component; an unknown component is a step of no known type."""
     if component is None:
         return []
     try:

@@ -49,7 +49,7 @@ def by_marks(
         after = messages[turn + 1] if turn + 1 < len(messages) else None
         around = {turn - 1, turn + 1} if after is not None else {turn - 1}
         if before is None or not around <= marked.seen():
-            continue  # no content of others on both sides to tell the turn by
+            continue  # the turn is not enclosed by contents of other roles
         begin, limit = marked.before(turn), marked.after(turn)
         limit = len(row.text) if after is None else limit
         region = row.text[begin:limit]
@@ -57,7 +57,7 @@ def by_marks(
             continue
         header = measured_header(bound, before["role"])
         content = before.get("content") or ""
-        edge = content[len(content.rstrip()) :]  # marks stand inside the whitespace of a content
+        edge = content[len(content.rstrip()) :]  # marks are placed inside the whitespace of a content
         start = next((len(lead) for lead in (f"{header}", f"{edge}{header}") if region.startswith(lead)), None)
         if header is None or start is None:
             continue
@@ -68,14 +68,14 @@ def by_marks(
 
 
 def _holds_earlier_words(messages: Sequence[Mapping[str, Any]], turn: int, region: str) -> bool:
-    """Whether a template put the words beside a call after the call's result, where this turn's region is."""
+    """Whether a template moved the text beside a call behind the call's result, into this turn's region."""
     calling = next((message for message in reversed(messages[:turn]) if message["role"] == "assistant"), None)
     words = (calling.get("content") or "") if calling is not None else ""
     return bool(words) and words.strip() in region
 
 
 def measured_header(bound: BoundTemplate, role: str) -> str | None:
-    """What the template writes between a content of this role and the answer that is to be generated."""
+    """The text that the template writes between a content of this role and the answer to be generated."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "zquser"}]
     if role == "tool":
         call = {"type": "function", "function": {"name": "zqname", "arguments": {}}}

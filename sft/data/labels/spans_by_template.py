@@ -29,7 +29,7 @@ def by_generation(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], t
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     blocks = [block for block in blocks if block[0] < block[1]]
     if len(blocks) != len(answers) or not row.text.startswith(plain):
-        return {}  # several blocks a turn, or a text of ours: the blocks do not tell turns apart
+        return {}  # several blocks per turn, or a text of ours: blocks cannot be assigned to turns
     spans = dict(zip(answers, blocks, strict=True))
     last = answers[-1]
     if spans[last][1] == len(plain):  # a stop token was added to a turn that the template leaves open
@@ -50,7 +50,7 @@ def by_marker(bound: BoundTemplate, messages: Sequence[Mapping[str, Any]], row: 
     if len(starts) != len(answers):
         return {}
     spans: Spans = {}
-    # what the generation prompt writes after the marker: a think block that it opens
+    # the rest of the generation prompt after the marker: a think block that it opens
     opened = (measured_header(bound, "user") or "").rpartition(marker)[2]
     for turn, start in zip(answers, starts, strict=True):
         start += len(opened) if row.text.startswith(opened, start) else 0

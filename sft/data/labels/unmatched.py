@@ -1,4 +1,4 @@
-"""Response and instruction templates that are in no row: refused before anything is trained on."""
+"""Refuse response and instruction templates that occur in no row before anything is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def refuse_unmatched(encoder: Encoder, conversations: Sequence[Mapping[str, Any]
     """Refuse a response or instruction template that is in none of some conversations.
 
     Raises:
-        UserError: with the tokens that were looked for, and those that are there.
+        UserError: with the tokens that were looked for, and those that a row has.
     """
     markers = encoder.markers
     if markers is None:
@@ -37,5 +37,7 @@ def refuse_unmatched(encoder: Encoder, conversations: Sequence[Mapping[str, Any]
             f"  a row has: {tokenizer.convert_ids_to_tokens(there)}\n"
             f"  which is: {revealed(texts[0])[:200]!r}",
             where=f"dataset.{key}",
-            remedy=f"dataset.{key}={written[0]!r}" if written else "take it from the row's text; python -m sft.preview",
+            remedy=f"dataset.{key}={written[0]!r}"
+            if written
+            else "copy it from the row's text, which python -m sft.preview shows",
         )

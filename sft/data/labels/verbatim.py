@@ -1,4 +1,4 @@
-"""Tokenizing texts in which some control tokens were typed by somebody and are ordinary text."""
+"""Tokenizing texts in which some control tokens were typed by users and are ordinary text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.template.control import TokenFinder, revealed
 
-_FIRST, _FILL = 0xF0000, "\U000fff01"  # private-use characters that stand-ins are made of
-_MOST = 0xFF00  # stand-ins
+_FIRST, _FILL = 0xF0000, "\U000fff01"  # private-use characters for the placeholder names
+_MOST = 0xFF00  # placeholders
 
 
 class Verbatim:
-    """Encodes texts with hidden tokens (see sft.template.control): what is hidden becomes ordinary tokens.
+    """Encodes texts with hidden tokens (see sft.template.control), which become ordinary tokens.
 
-    The work is done by a copy of the tokenizer that knows the control tokens under other names of the same length. In
-    a text the template's own control tokens are renamed and the typed ones are not, so the copy sees text in these.
-    Everything else, offsets and ids included, is as the tokenizer itself would have it.
+    It uses a copy of the tokenizer in which the control tokens have other names of the same length. In a text the
+    template's own control tokens are renamed and the typed ones are not, so that the copy reads the latter as text.
+    Everything else, offsets and ids included, is as with the tokenizer itself.
 
     Args:
         backend: a `tokenizers.Tokenizer`.
@@ -41,10 +41,10 @@ class Verbatim:
         """The encoding of a text, no special token added; its offsets are those of the revealed text.
 
         Raises:
-            UserError: this tokenizer cannot be copied so.
+            UserError: this tokenizer cannot be copied in this way.
         """
         pieces, last = [], 0
-        for start, end in self._finder.spans(text):  # a hidden token is not found
+        for start, end in self._finder.spans(text):  # hidden tokens do not match
             pieces += [text[last:start], self._names[text[start:end]]]
             last = end
         renamed = revealed("".join([*pieces, text[last:]]))
@@ -60,7 +60,7 @@ class Verbatim:
         _rename_vocabulary(state["model"], self._names)
         try:
             copy = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises only Exception
             raise self._refusal(str(error)) from None
         copy.no_truncation()
         copy.no_padding()
@@ -72,9 +72,9 @@ class Verbatim:
     @staticmethod
     def _refusal(why: str) -> UserError:
         return UserError(
-            f"this tokenizer cannot read control tokens as text: {why}",
+            f"this tokenizer cannot encode control tokens as text: {why}",
             where="dataset.control_tokens",
-            remedy="dataset.control_tokens=refuse, and leave the rows that hold them out with dataset.max_dropped",
+            remedy="dataset.control_tokens=refuse, and drop the rows that have them with dataset.max_dropped",
         )
 
 

@@ -1,4 +1,4 @@
-"""Public datasets to JSONL that the readers and formats here take as it is; behind `python -m sft.prepare`."""
+"""Converters of public datasets to JSONL for the readers and formats here; behind `python -m sft.prepare`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.config.text import did_you_mean
 from sft.data.makers.flat import alpaca, dolly
-from sft.data.makers.made import Counts, Made
+from sft.data.makers.made import Counts, MakerResult
 from sft.data.makers.oasst import oasst1
 from sft.data.makers.swe import swe, swe_synth
 from sft.data.readers import read_source
@@ -26,15 +26,15 @@ from sft.run.disk.atomic import replacing
 
 log = logging.getLogger(__name__)
 
-ALL = ("dolly", "oasst1", "alpaca")  # what source=all means
+ALL = ("dolly", "oasst1", "alpaca")  # the sources of source=all
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
 class Maker:
-    """How one dataset is made: the function from its rows to records, and where its rows are on the hub."""
+    """How one dataset is prepared: the function from its rows to records, and where its rows are on the hub."""
 
-    make: Callable[..., Iterator[Made]]
+    make: Callable[..., Iterator[MakerResult]]
     hub: str
     split: str = "train"
 
@@ -58,13 +58,13 @@ def prepare(
     lang: str = "en",
     samples: int | None = None,
 ) -> Counts:
-    """Write a public dataset as JSONL: streaming, and all of it or nothing.
+    """Write a public dataset as JSONL: streamed, and either completely or not at all.
 
     Args:
         source: dolly, oasst1, alpaca, swe_synth, swe, or all (the first three into one file).
         input: a file, directory or glob in the dataset's own schema; None reads it from the hub. With source=all a
             directory with one file for each, named after it (dolly.jsonl, oasst1.jsonl.gz, alpaca.json).
-        output: the .jsonl or .jsonl.gz file to write; one that is there is replaced.
+        output: the .jsonl or .jsonl.gz file to write; an existing one is replaced.
         mode: swe alone: simple, or code_context to show the code before the change.
         context: swe alone, where that code comes from: auto, file or diff.
         lang: oasst1 alone, the language of its messages.
@@ -92,11 +92,13 @@ def prepare(
                 log.info("%s", part)
                 total.merge(part)
         if not total.written:
-            raise UserError(f"nothing to write\n{total}", where=source, remedy="is the input in this dataset's schema?")
+            raise UserError(
+                f"nothing to write\n{total}", where=source, remedy="check that the input has this dataset's schema"
+            )
     return total
 
 
-def records(source: str, input: str | None = None, **options: Any) -> Iterator[Made]:
+def records(source: str, input: str | None = None, **options: Any) -> Iterator[MakerResult]:
     """A maker's results one by one; options it does not take are ignored.
 
     Args:
@@ -116,7 +118,7 @@ def records(source: str, input: str | None = None, **options: Any) -> Iterator[M
 
 
 def conversations(source: str, input: str | None = None, samples: int | None = None, **options: Any) -> Iterator[dict]:
-    """What `prepare` would write, row by row: a `generator` for a dataset's YAML, where no file needs to be prepared.
+    """What `prepare` would write, row by row: a `generator` for a dataset's YAML that needs no prepared file.
 
     Args:
         source: name of the maker.
@@ -148,9 +150,9 @@ def _check(source: str, output: str, mode: str, context: str) -> None:
         ("context", context, ("auto", "file", "diff")),
     ):
         if value not in choices:
-            raise UserError(f"{value!r} is none of {', '.join(choices)}", where=key)
+            raise UserError(f"{value!r} is not one of {', '.join(choices)}", where=key)
     if not output:
-        raise UserError("where to?", where="output", remedy=f"output={source}.jsonl")
+        raise UserError("no output file is named", where="output", remedy=f"output={source}.jsonl")
     if not str(output).endswith(SUFFIXES):
         raise UserError(
             f"{output} is not named as JSONL", where="output", remedy=f"end it with {' or '.join(SUFFIXES)}"
@@ -166,7 +168,7 @@ def _inputs(source: str, given: str | None) -> dict[str, str | None]:
     folder = expanded(given)
     if not folder.is_dir():
         raise UserError(
-            f"{given} is no directory", where="input", remedy=f"one with a file for each of {', '.join(ALL)}"
+            f"{given} is not a directory", where="input", remedy=f"one with a file for each of {', '.join(ALL)}"
         )
     found: dict[str, str | None] = {}
     for name in ALL:
@@ -174,7 +176,9 @@ def _inputs(source: str, given: str | None) -> dict[str, str | None]:
         if len(files) != 1:
             there = ", ".join(path.name for path in files) or "none"
             raise UserError(
-                f"which file of {given} is {name}? {there}", where="input", remedy=f"one named {name}.jsonl"
+                f"it is unclear which file of {given} is {name}: {there}",
+                where="input",
+                remedy=f"one named {name}.jsonl",
             )
         found[name] = str(files[0])
     return found

@@ -13,7 +13,7 @@ class FileChange:
     """One file of a diff.
 
     Attributes:
-        path: where it lies before the change; for a new file, after it.
+        path: its path before the change; for a new file, after it.
         is_new: whether the change makes the file.
         hunks: for each hunk the number of its first line, and the lines it shows as they were before.
     """
@@ -23,15 +23,15 @@ class FileChange:
     hunks: list[tuple[int, list[str]]] = field(default_factory=list)
 
     def before(self) -> str:
-        """The lines that the diff shows, as they were, the pieces parted by a line that says where each begins."""
+        """The lines that the diff shows, as they were, each piece preceded by a line that says where it begins."""
         return "\n".join(f"@ line {start}\n" + "\n".join(lines) for start, lines in self.hunks if lines)
 
 
 def changes_of(diff: str) -> list[FileChange]:
-    """The files a unified diff changes, in its order; empty for a text that is no diff."""
+    """The files a unified diff changes, in its order; empty for a text that is not a diff."""
     changes: list[FileChange] = []
     old: str | None = None
-    left = 0  # lines of the hunk that are still to come, counted as they were before
+    left = 0  # remaining lines of the hunk, counted as before the change
     for line in diff.split("\n"):
         if left > 0 and line[:1] in (" ", "-", ""):
             changes[-1].hunks[-1][1].append(line[1:])
@@ -51,6 +51,6 @@ def changes_of(diff: str) -> list[FileChange]:
 
 
 def _path(name: str) -> str:
-    """A path as a diff's header names it, without a/ or b/, quotes and the time that some tools add."""
+    """The path in a diff's header, without a/ or b/, quotes and the time stamp that some tools add."""
     name = name.split("\t")[0].strip().strip('"')
     return name[2:] if name.startswith(("a/", "b/")) else name

@@ -1,4 +1,4 @@
-"""What a maker makes of rows, and the count of it."""
+"""The result of preparing a dataset's rows, and its counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Made:
+class MakerResult:
     """One record to write, or rows left out.
 
     Attributes:
@@ -26,7 +26,7 @@ class Made:
 
 @dataclass
 class Counts:
-    """Every row of the input accounted for: `read == used + sum(left_out.values())`.
+    """Counts in which every row of the input is accounted for: `read == used + sum(left_out.values())`.
 
     Attributes:
         source: the maker's name.
@@ -46,7 +46,7 @@ class Counts:
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, made: Made) -> None:
+    def add(self, made: MakerResult) -> None:
         """Count one of a maker's results."""
         self.read += made.rows
         if made.record is not None:

@@ -1,4 +1,4 @@
-"""OpenAssistant's message trees to conversations: one a tree, along the best-ranked replies."""
+"""OpenAssistant's message trees to conversations: one per tree, along the best-ranked replies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft.data.makers.made import Made
+from sft.data.makers.made import MakerResult
 from sft.data.readers.rows import Broken, Rows
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
-_WORST = 1 << 30  # the rank of a message that nobody ranked
+_WORST = 1 << 30  # the rank of an unranked message
 
 
 @dataclass
@@ -28,12 +28,12 @@ class _Node:
     replies: list[_Node] = field(default_factory=list)
 
 
-def oasst1(rows: Rows, *, lang: str = "en") -> Iterator[Made]:
+def oasst1(rows: Rows, *, lang: str = "en") -> Iterator[MakerResult]:
     """Conversations of oasst1's messages (message_id, parent_id, message_tree_id, text, role, lang, rank, ...).
 
     A tree gives one conversation: from its first prompt along the best-ranked answers; of several follow-up prompts
     the best-ranked one that was answered. Deleted messages, those that failed review and those in other languages are
-    left out with what hangs on them.
+    left out with their subtrees.
 
     Args:
         rows: the messages in any order; the accepted ones are held in memory.
@@ -43,7 +43,7 @@ def oasst1(rows: Rows, *, lang: str = "en") -> Iterator[Made]:
     for where, row in rows:
         reason = row.kind if isinstance(row, Broken) else _refused(row, nodes, lang)
         if reason or isinstance(row, Broken):
-            yield Made(None, reason=reason, where=where)
+            yield MakerResult(None, reason=reason, where=where)
         else:
             node = _node(row)
             nodes[node.id] = node
@@ -81,7 +81,7 @@ def _node(row: dict[str, Any]) -> _Node:
     )
 
 
-def _conversations(nodes: dict[str, _Node]) -> Iterator[Made]:
+def _conversations(nodes: dict[str, _Node]) -> Iterator[MakerResult]:
     roots = []
     for node in nodes.values():
         parent = nodes.get(node.parent) if node.parent else None
@@ -98,11 +98,11 @@ def _conversations(nodes: dict[str, _Node]) -> Iterator[Made]:
             continue
         used.update(node.id for node in path)
         messages = [{"role": node.role, "content": node.text} for node in path]
-        yield Made({"messages": messages, "source": "oasst1", "message_tree_id": root.tree}, rows=len(path))
+        yield MakerResult({"messages": messages, "source": "oasst1", "message_tree_id": root.tree}, rows=len(path))
     reached = {node.id for root in roots for node in _below(root)}
     reasons = Counter(_why_unused(node, unanswered, reached) for node in nodes.values() if node.id not in used)
     for reason, count in reasons.items():
-        yield Made(None, rows=count, reason=reason)
+        yield MakerResult(None, rows=count, reason=reason)
 
 
 def _best_path(root: _Node) -> list[_Node]:
@@ -121,7 +121,7 @@ def _best_path(root: _Node) -> list[_Node]:
 
 
 def _below(root: _Node) -> Iterator[_Node]:
-    """A message and all that hangs on it; no recursion, for threads may be long."""
+    """A message and its whole subtree; not recursive, because threads may be long."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
@@ -132,4 +132,4 @@ def _below(root: _Node) -> Iterator[_Node]:
 def _why_unused(node: _Node, unanswered: set[str], reached: set[str]) -> str:
     if node.id in unanswered:
         return "prompt without an answer"
-    return "beside the best-ranked path" if node.id in reached else "hangs on a message that was left out"
+    return "beside the best-ranked path" if node.id in reached else "below a message that was left out"

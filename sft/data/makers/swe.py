@@ -1,4 +1,4 @@
-"""Code-repair records to training rows: a problem and the patch that mends it.
+"""Code-repair records to training rows: a problem and the patch that fixes it.
 
 Two schemas are read: SWE-bench's flat one (instance_id, repo, base_commit, problem_statement, patch) and SWE-Synth's
 nested one ({source: {repo, base_commit, swe_instance_id}, bug: {problem_statement}, original: {gold_patch}}).
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sft.data.makers.diffs import FileChange, changes_of
-from sft.data.makers.made import Made
+from sft.data.makers.made import MakerResult
 from sft.data.readers.rows import Broken, Rows, Where
 
 Mode = Literal["simple", "code_context"]
@@ -38,19 +38,19 @@ class _Task:
     files: dict[str, str]
 
 
-def swe_synth(rows: Rows) -> Iterator[Made]:
-    """Instruction and response: the problem statement, and the patch letter for letter."""
+def swe_synth(rows: Rows) -> Iterator[MakerResult]:
+    """Instruction and response: the problem statement, and the patch verbatim."""
     for where, row in rows:
         try:
             task = _task(row, where)
         except _Unfit as error:
-            yield Made(None, reason=str(error), where=where)
+            yield MakerResult(None, reason=str(error), where=where)
             continue
         record = {"instruction": task.problem, "response": task.patch}
-        yield Made({**record, "instance_id": task.instance_id, "task_id": task.task_id})
+        yield MakerResult({**record, "instance_id": task.instance_id, "task_id": task.task_id})
 
 
-def swe(rows: Rows, *, mode: Mode = "simple", context: Context = "auto") -> Iterator[Made]:
+def swe(rows: Rows, *, mode: Mode = "simple", context: Context = "auto") -> Iterator[MakerResult]:
     """Messages: the problem, which files the change belongs in, and the patch.
 
     Args:
@@ -64,9 +64,9 @@ def swe(rows: Rows, *, mode: Mode = "simple", context: Context = "auto") -> Iter
             task = _task(row, where)
             messages = _messages(task, mode, context)
         except _Unfit as error:
-            yield Made(None, reason=str(error), where=where)
+            yield MakerResult(None, reason=str(error), where=where)
             continue
-        yield Made({"instance_id": task.instance_id, "task_id": task.task_id, "messages": messages})
+        yield MakerResult({"instance_id": task.instance_id, "task_id": task.task_id, "messages": messages})
 
 
 def _task(row: Any, where: Where) -> _Task:
@@ -84,7 +84,7 @@ def _task(row: Any, where: Where) -> _Task:
         raise _Unfit("no patch")
     changes = changes_of(patch)
     if not changes:
-        raise _Unfit("the patch is no unified diff")
+        raise _Unfit("the patch is not a unified diff")
     instance = _first(parts, ("swe_instance_id", "instance_id")) or str(row.get("task_id") or where)
     files: Mapping[Any, Any] = next((row[key] for key in _FILES if isinstance(row.get(key), Mapping)), {})
     contents = {str(path): text for path, text in files.items() if isinstance(text, str)}

@@ -1,4 +1,5 @@
-"""Sources to rows: every row with its place, a row that cannot be read as the reason why, and reading goes on."""
+"""From sources to rows, each with its place; a row that cannot be read is replaced by the reason, and reading
+continues."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from sft.data.readers.json_rows import read_json, read_jsonl
 from sft.data.readers.paths import File, files_of
 from sft.data.readers.rows import Broken, Row, Rows, Where
 from sft.data.readers.slices import parse_split
-from sft.data.readers.streams import open_bytes, reading
+from sft.data.readers.streams import file_errors, open_bytes
 from sft.data.readers.tables import read_arrow, read_csv, read_parquet, read_saved
 from sft.data.source import Source
 
@@ -19,13 +20,13 @@ __all__ = ["File", "files_of", "read_file", "read_source"]
 
 
 def read_source(source: Source, name: str, where: str | None = None) -> Rows:
-    """The rows of one source in their own order, each with its place ("train.jsonl row 3").
+    """The rows of one source in order, each with its place ("train.jsonl row 3").
 
     A row that cannot be read comes as a `Broken` with its reason. `split` and `samples` are applied.
 
     Args:
         source: what to read.
-        name: the source's name, for rows that come from no file.
+        name: the source's name, for rows that are not from a file.
         where: the source's key in the config, for errors; `dataset.sources.<name>` if left out.
 
     Raises:
@@ -48,7 +49,7 @@ def read_file(file: File) -> Rows:
     if file.kind == "saved":
         yield from read_saved(file)
         return
-    with reading(file), open_bytes(file) as stream:
+    with file_errors(file), open_bytes(file) as stream:
         if file.kind == "json":
             yield from read_json(stream, file.label)
         elif file.kind == "jsonl":
@@ -79,7 +80,7 @@ def read_generator(generator: object, name: str, where: str) -> Rows:
         from sft.config.build import build, targets_of
 
         node = dict(generator)
-        # the targets were admitted when the dataset node was built; here the same node is built for its rows
+        # the targets were checked when the dataset node was built; here the same node is built for its rows
         generator = build(node, where=f"{where}.generator", allowed=[target for _, target in targets_of(node, "")])
     if isinstance(generator, Callable):  # type: ignore[arg-type]
         generator = generator()  # type: ignore[operator]
@@ -90,5 +91,5 @@ def read_generator(generator: object, name: str, where: str) -> Rows:
 
 
 def as_row(value: object) -> Row:
-    """A row, or why the value is none."""
+    """The value as a row, or the reason why it is not one."""
     return value if isinstance(value, dict) else Broken("the row is not an object", f" but {type(value).__name__}")

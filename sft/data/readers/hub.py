@@ -1,4 +1,4 @@
-"""Datasets of the hub, through the `datasets` library; what it raises becomes one line and what to do."""
+"""Datasets of the hub, through the `datasets` library; its errors become one line with a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.hub.reach import cached_files_if_unreachable
 def read_hub(source: Source, split: str | None, where: str) -> Rows:
     """The rows of a hub dataset, from its cache where it is complete, row by row with `streaming`.
 
-    The token is `HF_TOKEN` of the environment. Raises UserError for what cannot be reached, opened or found.
+    The token is the environment's `HF_TOKEN`. Raises UserError for a dataset that cannot be reached, opened or found.
     """
     data = load_hub(source, split or "train", where)
     label = f"{source.name}{f'/{source.subset}' if source.subset else ''}:{split or 'train'}"
@@ -46,24 +46,24 @@ def load_hub(source: Source, split: str, where: str) -> Any:
                 streaming=source.streaming,
                 token=os.environ.get("HF_TOKEN") or None,
             )
-    except Exception as error:  # the library raises a dozen kinds, some of them plain ValueError
+    except Exception as error:  # the library raises a dozen types, some of them plain ValueError
         raise as_user_error(error, source, where) from error
 
 
 def as_user_error(error: Exception, source: Source, where: str) -> UserError:
-    """What went wrong at the hub in one line, with what to do."""
+    """A hub error in one line, with a remedy."""
     text = " ".join(str(error).split())
     name, kind = source.name, type(error).__name__
     key, remedy = f"{where}.name", None
     if "gated" in text.lower() or "authenticat" in text.lower() or "401" in text or "403" in text:
-        what = f"{name} asks for access"
+        what = f"{name} is gated"
         remedy = f"accept its terms at https://huggingface.co/datasets/{name}, then set HF_TOKEN"
     elif kind == "DatasetNotFoundError":
         what = f"the hub has no dataset {name}, or it is private"
         remedy = "check the id; for a private one set HF_TOKEN; for a local file use path"
     elif isinstance(error, (ConnectionError, TimeoutError)) or "offline" in kind.lower() or "offline" in text.lower():
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else "no connection to the hub"
+        reason = "HF_HUB_OFFLINE is set and it is not cached" if offline else "no connection to the hub"
         what = f"{name} cannot be reached: {reason}"
         remedy = f"connect, or put its files here and use {where}.path=DIR"
     elif match := re.search(r"[Uu]nknown split \"?([\w.-]+)\"?\. Should be one of (\[.*?\])", text):

@@ -37,7 +37,7 @@ def array_rows(text: str, start: int, label: str) -> Iterator[tuple[int, Row]]:
 
 
 def _one_by_one(text: str, at: int, label: str) -> Iterator[tuple[int, Row]]:
-    """The elements of an array with a broken one in it; what is broken is skipped by counting brackets."""
+    """The elements of an array with a broken element, which is skipped by counting brackets."""
     number, at = 1, skip_space(text, at)
     if text[at : at + 1] == "]":
         return
@@ -67,7 +67,7 @@ def _one_by_one(text: str, at: int, label: str) -> Iterator[tuple[int, Row]]:
 
 
 def _relative(error: Exception, text: str) -> Exception:
-    """The error as it reads for the element alone, whose positions mean something to who looks at it."""
+    """The error with positions relative to the element, for somebody who looks at that element."""
     try:
         DECODER.decode(text)
     except (ValueError, RecursionError) as own:
@@ -76,7 +76,7 @@ def _relative(error: Exception, text: str) -> Exception:
 
 
 def _end_of_value(text: str, at: int) -> int | None:
-    """Where the object or list that opens here is closed again; None where it never is."""
+    """The end of the object or list that opens here; None where it is never closed."""
     if text[at : at + 1] not in ("{", "["):
         comma = re.compile(r"[,\]\n]").search(text, at)
         return comma.start() if comma and comma.start() > at else None
@@ -89,7 +89,8 @@ def _end_of_value(text: str, at: int) -> int | None:
 
 
 def single_rows(text: str, label: str) -> list[Row]:
-    """The rows of a file that holds one object: its own, or those of an array inside. Raises UserError for others."""
+    """The rows of a file with one object: the object itself, or those of an array inside it. Raises UserError for
+    others."""
     try:
         value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:

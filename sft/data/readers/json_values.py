@@ -9,7 +9,7 @@ from sft.data.readers.rows import Broken, Row
 
 
 class DuplicateKey(ValueError):
-    """An object names one key twice, and which of the two is meant nobody knows."""
+    """An object has one key twice, so its meaning is ambiguous."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
-# Real rows have ten levels at most. What is deeper would meet Python's limit in whatever walks through it later.
+# Real rows have ten levels at most. Deeper ones would hit Python's recursion limit later.
 MOST_LEVELS = 100
 
 
@@ -34,7 +34,7 @@ def _decoded(text: str) -> Any:
 
 
 def refuse_deep(value: Any) -> None:
-    """Raise RecursionError for a value with more than MOST_LEVELS of lists and objects in each other."""
+    """Raise RecursionError for a value with more than MOST_LEVELS of nested lists and objects."""
     level = [value]
     for _ in range(MOST_LEVELS + 1):
         level = (
@@ -53,7 +53,7 @@ def refuse_deep(value: Any) -> None:
 
 
 def parse_line(line: bytes) -> Row:
-    """The object of one line, or why there is none."""
+    """The object of one line, or the reason why it has none."""
     line = line.rstrip(b"\r\n")
     try:
         value = _decoded(line.decode("utf-8"))
@@ -84,7 +84,7 @@ def row_of(value: Any) -> Row:
 
 
 def broken(error: Exception, text: str) -> Broken:
-    """Why a text is no JSON, in words that help."""
+    """Why a text is not JSON, in words that help to fix it."""
     if isinstance(error, RecursionError):
         return Broken("nested too deeply")
     if isinstance(error, DuplicateKey):

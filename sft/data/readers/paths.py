@@ -1,4 +1,4 @@
-"""A source's `path` to the files it means: one file, a directory, a glob, or a list of them."""
+"""The files of a source's `path`: one file, a directory, a glob, or a list of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = {
 }
 COMPRESSIONS = (".gz", ".zst")
 READABLE = ", ".join(KINDS) + " (JSON, CSV also .gz and .zst), or a directory of save_to_disk"
-# what lies beside the rows in a dataset's directory
+# files beside the rows in a dataset's directory
 _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 _SPLIT_WORDS = {
     "train": "train",
@@ -50,7 +50,7 @@ class File:
         path: where it lies.
         kind: how it is read: json, jsonl, csv, tsv, parquet, arrow, or saved (a directory of save_to_disk).
         compression: .gz, .zst or None.
-        label: its name in a row's place.
+        label: its name in the places of rows.
     """
 
     path: Path
@@ -60,19 +60,19 @@ class File:
 
 
 def files_of(source: Source, where: str, split: str | None = None) -> list[File]:
-    """The files a source's path means, in a fixed order.
+    """The files of a source's path, in a fixed order.
 
-    A directory is searched through; of its files a `split` takes those named after it, and without one those of tests
-    and validation are left out where there are others.
+    A directory is searched recursively; a `split` selects the files named after it, and without one those of test and
+    validation splits are left out where there are others.
 
     Raises:
-        UserError: nothing there, or nothing that can be read.
+        UserError: nothing exists there, or nothing that can be read.
     """
     patterns = [source.path] if isinstance(source.path, str) else list(source.path or [])
     found: list[Path] = []
     for pattern in patterns:
         found += _expand(pattern, split, f"{where}.path")
-    once: dict[str, Path] = {}  # links may lead to one file many times, to a directory's parent without end
+    once: dict[str, Path] = {}  # links may lead to one file several times, or in circles
     for path in found:
         once.setdefault(os.path.realpath(path), path)
     found = list(once.values())
@@ -82,17 +82,17 @@ def files_of(source: Source, where: str, split: str | None = None) -> list[File]
 
 def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
     if not isinstance(pattern, str) or not pattern:
-        raise UserError(f"{pattern!r} is no path", where=where)
+        raise UserError(f"{pattern!r} is not a path", where=where)
     if re.match(r"[a-z]+://", pattern):
         raise UserError(f"{pattern} is an address, not a file", where=where, remedy="download it, or use name=HUB_ID")
     if "\0" in pattern:
-        raise UserError(f"{pattern!r} is no path", where=where)
+        raise UserError(f"{pattern!r} is not a path", where=where)
     path = expanded(pattern)
     if path.is_dir():
         return [path] if is_saved(path) else _by_split(path, _in_directory(path, where), split, where)
     if path.exists():
         if not path.is_file():
-            raise UserError(f"{path} is no regular file", where=where, remedy="a file, a directory, or a glob")
+            raise UserError(f"{path} is not a regular file", where=where, remedy="a file, a directory, or a glob")
         if split not in (None, "train") and _split_of(Path(path.name)) != _SPLIT_WORDS.get(str(split), split):
             raise UserError(f"{path} is one file and has no split {split}", where=where.replace(".path", ".split"))
         return [path]
@@ -103,7 +103,7 @@ def _expand(pattern: str, split: str | None, where: str) -> list[Path]:
             raise UserError(f"no readable file matches {pattern}", where=where, remedy=f"readable are {READABLE}")
         return matches if split is None else _by_split(path, matches, split, where)
     if path.is_symlink():
-        raise UserError(f"{pattern} is a link that leads nowhere", where=where)
+        raise UserError(f"{pattern} is a broken link", where=where)
     raise UserError(f"{pattern} does not exist", where=where, remedy=nearest_path(path))
 
 
@@ -122,7 +122,7 @@ def _in_directory(directory: Path, where: str) -> list[Path]:
             Path(folder, name)
             for name in sorted(names)
             if _suffixes(Path(name))[0] in KINDS and not name.startswith(".") and name not in _NOT_ROWS
-            if os.path.isfile(os.path.join(folder, name))  # no pipe, which would be waited for
+            if os.path.isfile(os.path.join(folder, name))  # not a pipe, on which reading would block
         ]
     if not found:
         raise UserError(f"nothing readable in {directory}", where=where, remedy=f"readable are {READABLE}")
@@ -136,22 +136,26 @@ def _by_split(root: Path, files: list[Path], split: str | None, where: str) -> l
     if split is None:
         chosen = [path for path in files if splits[path] in (None, "train")] or files
         if left := [path.name for path in files if path not in chosen]:
-            log.info("%s: left out %s, which are no training files by name; a split names them", root, ", ".join(left))
+            log.info(
+                "%s: left out %s, which are not training files by name; name a split to read them",
+                root,
+                ", ".join(left),
+            )
         return chosen
     wanted = _SPLIT_WORDS.get(split, split)
     chosen = [path for path in files if splits[path] == wanted or split in (path.name.split(".")[0], path.parent.name)]
     if not chosen and wanted == "train":
         chosen = [path for path in files if splits[path] is None]
     if not chosen:
-        there = sorted({found for found in splits.values() if found}) or ["none by name"]
+        there = sorted({found for found in splits.values() if found}) or ["none are named"]
         raise UserError(
-            f"no file of {root} is of the split {split}", where=where, remedy=f"splits there: {', '.join(there)}"
+            f"no file of {root} belongs to the split {split}", where=where, remedy=f"splits there: {', '.join(there)}"
         )
     return chosen
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's or its folders' names say: `data/test-00001.parquet`; the last name that says one wins."""
+    """The split in the names of a file or its folders: `data/test-00001.parquet`; the last such name wins."""
     for part in reversed((*path.parent.parts, path.name.split(".")[0])):
         for word in re.split(r"[^a-zA-Z]+", part):
             if word.lower() in _SPLIT_WORDS:
@@ -173,12 +177,12 @@ def _file(path: Path, split: str | None, label: str, where: str) -> File:
         return File(saved, "saved", None, label if saved == path else f"{label}/{split}")
     suffix, compression = _suffixes(path)
     if suffix not in KINDS or (compression and KINDS[suffix] in ("parquet", "arrow")):
-        raise UserError(f"{path} is of no kind that can be read", where=where, remedy=f"readable are {READABLE}")
+        raise UserError(f"{path} has no file type that can be read", where=where, remedy=f"readable are {READABLE}")
     return File(path, KINDS[suffix], compression, label)
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    """Each file's name; below their common folder where there are several."""
+    """Each file's name; relative to their common folder where there are several."""
     if len({path.name for path in paths}) == len(paths):
         return [path.name for path in paths]
     common = os.path.commonpath([path.absolute() for path in paths])

@@ -1,4 +1,4 @@
-"""What a reader hands on: a row with its place, or the reason why there is none."""
+"""What a reader yields: a row with its place, or the reason why it cannot be read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Self
 
 
 class Where(str):
-    """A row's place in the user's words, `train.jsonl row 3`, which also knows its parts.
+    """A row's place as text, `train.jsonl row 3`, with its parts as attributes.
 
     Attributes:
         file: the file's name (a hub dataset's id and split, a generator's source).
-        row: number as the user counts: a JSONL file's line, a JSON array's element from 1 on, a table's record from 1 on.
+        row: number: a JSONL file's line, a JSON array's element or a table's record, counted from 1.
     """
 
     __slots__ = ("file", "row")
@@ -23,7 +23,7 @@ class Where(str):
         self.file, self.row = file, row
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the text alone does not rebuild its parts
+    def __reduce__(self) -> tuple[Any, ...]:  # the parts cannot be rebuilt from the text
         return (Where, (self.file, self.row, self[len(f"{self.file} row {self.row}") :]))
 
 
@@ -31,7 +31,7 @@ class Broken:
     """Stands for a row that could not be read; the converter raises its reason.
 
     Attributes:
-        kind: the reason without particulars, by which a report counts.
+        kind: the reason without details, by which the report counts.
         reason: the reason in full.
     """
 

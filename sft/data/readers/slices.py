@@ -1,4 +1,4 @@
-"""`train[:100]`, `test[50%:]`: a split's name and the part of its rows that is meant."""
+"""`train[:100]`, `test[50%:]`: a split's name and a slice of its rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SPLIT = re.compile(r"\s*([\w.-]*)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\
 
 @dataclass(frozen=True)
 class Slice:
-    """Bounds of a part of rows, each a number (`100`, `-50`) or a percentage (`10%`), or None for the end."""
+    """Bounds of a slice of rows, each a number (`100`, `-50`), a percentage (`10%`), or None."""
 
     start: str | None = None
     stop: str | None = None
 
     def of(self, rows: Iterable[T]) -> Iterator[T]:
-        """The part of the rows; only bounds that count from the end, or in percent, hold all of them in memory."""
+        """The slice of the rows; only bounds from the end, or in percent, need all of them in memory."""
         if self.start is None and self.stop is None:
             return iter(rows)
         if all(bound is None or bound.isdigit() for bound in (self.start, self.stop)):
@@ -32,13 +32,13 @@ class Slice:
 
 
 def parse_split(split: str | None, where: str) -> tuple[str | None, Slice]:
-    """A split's name (None where none is given) and slice. Raises UserError for what is neither."""
+    """A split's name (None where none is given) and slice. Raises UserError for anything else."""
     if not split:
         return None, Slice()
     match = _SPLIT.fullmatch(split)
     if not match:
         raise UserError(
-            f"{split!r} is no split", where=where, remedy="a name, or a part of it: train[:100], test[50%:]"
+            f"{split!r} is not a split", where=where, remedy="a name, or a part of it: train[:100], test[50%:]"
         )
     return match[1] or None, Slice(match[2], match[3])
 

@@ -13,8 +13,8 @@ from sft.config.errors import UserError
 from sft.data.readers.paths import File
 
 MOST_GROWTH = 500
-SMALLEST_BOMB = 16 << 20  # bytes; what stays below is no danger
-_ZSTD_PIECE = 1 << 12  # bytes; each may become thirty thousand times as many at once
+SMALLEST_BOMB = 16 << 20  # bytes; what stays below is harmless
+_ZSTD_PIECE = 1 << 12  # bytes; they may expand by a factor of thirty thousand
 
 
 def open_bytes(file: File) -> IO[bytes]:
@@ -27,8 +27,8 @@ def open_bytes(file: File) -> IO[bytes]:
 
 
 @contextmanager
-def reading(file: File) -> Iterator[None]:
-    """Turns what the system and the decompressors raise into the user's error, with the file's name."""
+def file_errors(file: File) -> Iterator[None]:
+    """Turn errors of the system and the decompressors into a UserError with the file's name."""
     try:
         yield
     except EOFError as error:
@@ -40,10 +40,10 @@ def reading(file: File) -> Iterator[None]:
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that is ended where it grows beyond what rows of text ever do.
+    """A decompressed stream that is stopped where it grows more than text can.
 
-    A few kilobytes of a "bomb" stand for gigabytes of zeros; text that people write shrinks to a third, generated text
-    to a fiftieth.
+    A few kilobytes of a "bomb" expand to gigabytes of zeros; text that people write compresses to a third, generated
+    text to a fiftieth.
     """
 
     def __init__(self, stream: Any, file: File) -> None:
@@ -58,7 +58,7 @@ class _Bounded(io.RawIOBase):
         """As the stream's own.
 
         Raises:
-            UserError: more came out than text shrinks to.
+            UserError: it grows more than text can.
         """
         count = self._stream.readinto(buffer)
         self._count += count
@@ -66,7 +66,7 @@ class _Bounded(io.RawIOBase):
             raise UserError(
                 f"grows to more than {MOST_GROWTH} times its size when it is decompressed, as no rows of text do",
                 where=str(self._file.path),
-                remedy="if it is what you mean, decompress it yourself",
+                remedy="if that is intended, decompress it yourself",
             )
         return count
 
@@ -77,7 +77,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _ZstdFile(io.RawIOBase):
-    """Zstandard frames as a stream. The library's own reader takes a cut-off file for a complete one."""
+    """Zstandard frames as a stream. The library's own reader accepts a truncated file as complete."""
 
     def __init__(self, raw: IO[bytes], label: str) -> None:
         try:

@@ -14,13 +14,13 @@ from sft.data.readers.paths import File
 from sft.data.readers.rows import Broken, Row, Rows, Where
 from sft.data.readers.streams import MOST_GROWTH, SMALLEST_BOMB
 
-BATCH = 1024  # rows taken out of a columnar file at once
-FIRST = 16  # and at first, until it is known how large they are
+BATCH = 1024  # rows read from a columnar file at once
+FIRST = 16  # rows read at first, until their size is known
 BATCH_BYTES = 64 << 20
 
 
 def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Rows:
-    """A CSV file's records as {column: text}; the first is row 1, and its line is told beside it.
+    """A CSV file's records as {column: text}; the first is row 1, and its line is named as well.
 
     Raises:
         UserError: a header with an empty or repeated name; a quote that never closes.
@@ -31,7 +31,7 @@ def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Row
     if not first.strip():
         return
     if first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-        raise UserError("the file is UTF-16", where=label, remedy="save it as UTF-8: iconv -f UTF-16 -t UTF-8")
+        raise UserError("the file is UTF-16", where=label, remedy="convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
     reader = csv.reader(_chain(first, text), delimiter=delimiter or _delimiter(first), strict=True)
     header = _header(reader, label)
     number = 0
@@ -77,7 +77,7 @@ def read_arrow(stream: IO[bytes], label: str) -> Rows:
 
 
 def _batches(file: Any) -> Iterator[Any]:
-    """A Parquet file's batches, few rows in each where rows are large: one text may stand for millions of rows."""
+    """A Parquet file's batches, with few rows each where rows are large: one text may be shared by millions of rows."""
     for group in range(file.num_row_groups):
         first = next(file.iter_batches(FIRST, row_groups=[group]), None)
         if first is None:
@@ -87,10 +87,10 @@ def _batches(file: Any) -> Iterator[Any]:
 
 
 def _bounded(batches: Iterable[Any], stream: IO[bytes], label: str) -> Iterator[Any]:
-    """Batches up to what rows of text may grow to.
+    """Batches, as long as they do not grow more than text can.
 
     Raises:
-        UserError: they grow beyond it.
+        UserError: they grow more.
     """
     place = stream.tell()
     total, most = 0, max(SMALLEST_BOMB, MOST_GROWTH * stream.seek(0, os.SEEK_END))
@@ -101,14 +101,14 @@ def _bounded(batches: Iterable[Any], stream: IO[bytes], label: str) -> Iterator[
             raise UserError(
                 f"grows to more than {MOST_GROWTH} times its size when it is read, as no rows of text do",
                 where=label,
-                remedy="if it is what you mean, write it as JSON lines",
+                remedy="if that is intended, write it as JSON lines",
             )
         yield batch
 
 
 @contextmanager
 def _intact(kind: str, label: str) -> Iterator[None]:
-    """Turns what a damaged file makes the library raise into the user's error."""
+    """Turn the library's errors about a damaged file into a UserError."""
     import pyarrow
 
     try:
@@ -116,7 +116,7 @@ def _intact(kind: str, label: str) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"has rows that do not fit into memory: {_first_line(error)}", where=label) from error
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"is no intact {kind} file: {_first_line(error)}", where=label) from error
+        raise UserError(f"is not an intact {kind} file: {_first_line(error)}", where=label) from error
 
 
 def read_saved(file: File) -> Rows:
@@ -128,11 +128,11 @@ def read_saved(file: File) -> Rows:
         raise UserError(f"no split {file.path.name}", where=str(file.path.parent), remedy=f"splits: {', '.join(there)}")
     try:
         data = load_from_disk(str(file.path))
-    except Exception as error:  # whatever an incomplete directory makes it raise
+    except Exception as error:  # an incomplete directory may make it raise anything
         raise UserError(f"cannot be read: {_first_line(error)}", where=str(file.path)) from error
     if isinstance(data, DatasetDict):
         if "train" not in data and len(data) > 1:
-            raise UserError("which split?", where=str(file.path), remedy=f"split: one of {', '.join(data)}")
+            raise UserError("it has several splits", where=str(file.path), remedy=f"split: one of {', '.join(data)}")
         data = data["train"] if "train" in data else next(iter(data.values()))
     yield from from_dataset(data, file.label)
 
@@ -144,7 +144,7 @@ def from_dataset(data: Any, label: str) -> Rows:
 
 
 def without_fillers(value: Any) -> Any:
-    """A nested value without the nulls by which a table gives all its objects the same keys."""
+    """A nested value without the nulls that a table adds to give all objects the same keys."""
     if isinstance(value, dict):
         return {key: without_fillers(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -166,7 +166,8 @@ def _from_batches(batches: Iterable[Any], label: str) -> Rows:
 
 
 def _records(batch: Any) -> list[Row]:
-    """A batch's rows. It is validated first: the library trusts a damaged file's offsets and reads beyond its memory."""
+    """A batch's rows. It is validated first, because the library would read out of bounds with a damaged file's
+    offsets."""
     if _is_text_valid(batch):
         return batch.to_pylist()
     pieces = [batch.slice(index, 1) for index in range(batch.num_rows)]
@@ -174,7 +175,7 @@ def _records(batch: Any) -> list[Row]:
 
 
 def _is_text_valid(batch: Any) -> bool:
-    """Whether all texts are UTF-8. Raises pyarrow.ArrowInvalid where more than that is wrong."""
+    """Whether all texts are UTF-8. Raises pyarrow.ArrowInvalid for other damage."""
     import pyarrow
 
     try:
@@ -204,7 +205,7 @@ def _chain(first: str, rest: Iterable[str]) -> Iterable[str]:
 
 
 def _delimiter(header: str) -> str:
-    """The comma, or what stands in its place where the header has none."""
+    """The comma, or the delimiter of a header without commas."""
     return next((mark for mark in ",;\t|" if mark in header), ",")
 
 

@@ -1,1 +1,1 @@
-"""What became of every row: counted, listed, drawn."""
+"""The report on every row: counts, lists, pictures."""

@@ -1,4 +1,4 @@
-"""What was read of each source, what was not and what was changed: the data report in words, in one place."""
+"""The data report in words: what was read of each source, what was not, and what was changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEFT_OUT, NOT_READ, CHANGED = "left out", "not read", "changed"
 
 
 def account(report: Mapping[str, Any]) -> list[str]:
-    """A source's name and below it what was read of it, what was left out, not read and changed."""
+    """For each source its name, and below it what was read, left out, not read and changed."""
     lines = []
     for name, source in _sources(report).items():
         rows = "" if source["rows"] == source["converted"] else f", {source['rows']:,} rows of tokens"
@@ -25,7 +25,7 @@ def account(report: Mapping[str, Any]) -> list[str]:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """What was left out, not read and changed, one line each with its source: what a log tells of the report."""
+    """What was left out, not read and changed, one line each with its source, for the log."""
     return [
         f"{name}: {text}"
         for name, source in _sources(report).items()
@@ -38,7 +38,7 @@ def _sources(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(source: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str]]:
-    """(LEFT_OUT, NOT_READ or CHANGED, a line) of all there is to tell about a source, most rows first."""
+    """(LEFT_OUT, NOT_READ or CHANGED, a line) for everything to report about a source, most rows first."""
     for reason, count in sorted(source["dropped"].items(), key=lambda item: -item[1]):
         yield LEFT_OUT, f"{count:,} dropped: {reason} ({_short(source['dropped_rows'][reason])})"
     if source["truncated"]:

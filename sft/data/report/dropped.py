@@ -1,4 +1,4 @@
-"""Rows that were lost on the way: how many may be, and an error that lists them where they are more."""
+"""Dropped rows: how many are allowed, and the error that lists them where there are more."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LINES = 20  # of an error about broken rows; further rows are counted
-ALONE = 3  # rows with one reason that are listed each; of more the first stands for all
-REMEDIES = {  # by reason, for a source all of whose broken rows have it
-    "a control token in the text": "dataset.control_tokens=text reads it as ordinary text",
-    "unknown role": "name the roles user, assistant, system and tool, in the file or by a function of yours (convert)",
-    "the chat template refuses it": "template=auto takes a template that renders the rows, template=chatml any rows",
-    "a turn is rendered unlike what generation sees": "dataset.history=expand gives such a turn a row of its own",
+LINES = 20  # lines of an error about broken rows; further rows are counted
+ALONE = 3  # rows with the same reason that are listed individually; of more only the first
+REMEDIES = {  # by reason, for sources all of whose broken rows share it
+    "a control token in the text": "dataset.control_tokens=text treats it as ordinary text",
+    "unknown role": "name the roles user, assistant, system and tool, in the file or with your own function (convert)",
+    "the chat template refuses it": "template=auto picks a template that renders the rows; template=chatml renders any rows",
+    "a turn is rendered differently than in generation": "dataset.history=expand gives such a turn a row of its own",
     "a </think> that the chat template would cut the answer at": "dataset.control_tokens=text keeps it as ordinary text",
 }
 
 
 def refuse_losses(parts: Sequence[Part], dataset: Dataset) -> None:
-    """Raise for every source that lost more rows than it may."""
+    """Raise UserError for every source that lost more rows than allowed."""
     errors = []
     for part in parts:
         broken = [each for each in part.loaded.failed if each.broken]
@@ -59,17 +59,17 @@ def _too_many_broken(part: Part, broken: list[Failed], dataset: Dataset) -> User
 
 
 def _remedy(broken: list[Failed], read: int) -> str:
-    """What to do about broken rows: about their reason where it is one; leaving them out only where rows are left."""
+    """What to do about broken rows: by their reason where they share one; dropping them only where rows remain."""
     kinds = {each.kind for each in broken}
     known = REMEDIES.get(next(iter(kinds))) if len(kinds) == 1 else None
     share = np.ceil(1000 * len(broken) / read) / 1000
     if len(broken) < read:
-        return f"{known or 'mend or remove them'}, or leave them out with dataset.max_dropped={share:g}"
-    return known or "mend the file, or turn its rows into conversations by a function of yours (convert)"
+        return f"{known or 'fix or remove them'}, or drop them with dataset.max_dropped={share:g}"
+    return known or "fix the file, or convert its rows to conversations with your own function (convert)"
 
 
 def _broken_text(part: Part, broken: list[Failed]) -> str:
-    """How many rows are broken, and why: a reason that many have is told once, with its first row."""
+    """How many rows are broken, and why: a reason that many share is listed once, with its first row."""
     by_kind: dict[str, list[Failed]] = {}
     for each in broken:
         by_kind.setdefault(each.kind, []).append(each)
@@ -99,23 +99,23 @@ def _too_long(part: Part, documents: Documents, reason: str, dataset: Dataset) -
     return UserError(
         f"{len(documents):,} rows are {reason}: {rows if len(rows) < 500 else rows[:500] + ' ...'}",
         where=part.where,
-        remedy=f"dataset.max_length={int(documents.length.max())} holds them all; "
-        "dataset.on_long=drop leaves them out, truncate cuts them",
+        remedy=f"dataset.max_length={int(documents.length.max())} keeps all of them; "
+        "dataset.on_long=drop drops them, truncate cuts them",
     )
 
 
 def refuse_empty(train: Sequence[Part], evaluated: Sequence[Part]) -> None:
-    """Raise for every source that has nothing to train or evaluate on."""
+    """Raise UserError for every source that has nothing to train or evaluate on."""
     errors = []
     for part in (*train, *evaluated):
         used = part.eval if part in evaluated else part.train
         if part.weight == 0 and part not in evaluated:
             continue
         if not len(used):
-            what = f"none of its {part.loaded.read:,} rows is left{_why(part)}"
+            what = f"none of its {part.loaded.read:,} rows remains{_why(part)}"
             errors.append(UserError(what, where=part.where, remedy=_longer(part)))
         elif problem := Gate.source(part.name, len(used), int(used.trained.sum())):
-            errors.append(UserError(problem, where=part.where, remedy="look at its rows with: python -m sft.preview"))
+            errors.append(UserError(problem, where=part.where, remedy="see its rows with: python -m sft.preview"))
     raise_all(errors)
 
 
@@ -134,8 +134,10 @@ def _lengths(documents: Documents) -> str:
 
 
 def _longer(part: Part) -> str | None:
-    """The key that would keep rows which are too long, with the length that holds all of them."""
+    """The key that would keep rows that are too long, with the length needed for all of them."""
     lengths = [length for documents in part.fitted.dropped.values() for length in documents.length.tolist()]
     if not lengths:
         return None
-    return f"dataset.max_length={max(lengths)} holds them all; dataset.on_long=truncate cuts after an answer that fits"
+    return (
+        f"dataset.max_length={max(lengths)} keeps all of them; dataset.on_long=truncate cuts after an answer that fits"
+    )

@@ -1,4 +1,4 @@
-"""Rows longer than `max_length`: dropped, cut where a trained answer ends, or an error. And what lengths there are."""
+"""Rows longer than `max_length`: dropped, cut where a trained answer ends, or an error; and statistics of lengths."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BINS = 40  # of a source's histogram
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of a source's documents.
+    """A source's documents after fitting them to max_length.
 
     Args:
         documents: those that fit, cut ones with their new length.
-        dropped: reason -> the documents that were left out for it.
+        dropped: reason -> the documents that were dropped for it.
         truncated: the documents that were cut, as they were before.
     """
 
@@ -35,7 +35,7 @@ class Fitted:
 
 
 def fit(documents: Documents, tokens: Tokens, max_length: int, cut_long: bool) -> Fitted:
-    """Drop the documents over `max_length` tokens, or cut them where `cut_long` and a whole trained span is left."""
+    """Drop the documents over `max_length` tokens, or with `cut_long` cut those that keep a whole trained span."""
     long = documents.length > max_length
     if not long.any():
         return Fitted(documents)
@@ -48,7 +48,7 @@ def fit(documents: Documents, tokens: Tokens, max_length: int, cut_long: bool) -
     length, trained, digest = documents.length.copy(), documents.trained.copy(), documents.digest.copy()
     length[indices] = cuts
     trained[indices] = [int(mask[1:end].sum()) if end else 0 for mask, end in zip(masks, cuts, strict=True)]
-    for index in cut:  # equal after the cut is equal to the model
+    for index in cut:  # documents that are equal after the cut are duplicates
         start = int(documents.start[index])
         digest[index] = digest_of(tokens.input_ids[start : start + int(length[index])])
     kept = documents.with_columns(length=length, trained=trained, digest=digest).take(length > 0)
@@ -60,13 +60,13 @@ def fit(documents: Documents, tokens: Tokens, max_length: int, cut_long: bool) -
 def cut_at(trained: np.ndarray, max_length: int) -> int:
     """Where to cut a document of more than `max_length` tokens: after the last trained span that fits whole.
 
-    So the stop token of every answer that stays is trained, and no answer stays in part. Text that is trained whole
-    has no answers and is cut at `max_length`. 0: no span fits, nothing would be left to train.
+    So the stop token of every remaining answer is trained, and no answer is cut. Text that is trained as a whole has no
+    answers and is cut at `max_length`. 0: no span fits, so nothing would be left to train.
     """
     inner = np.asarray(trained, dtype=bool)[1:]
     if inner.all():
         return max_length if max_length > 1 else 0
-    ends = np.flatnonzero(inner[:-1] & ~inner[1:]) + 2  # exclusive; a span at the very end lies beyond the cut
+    ends = np.flatnonzero(inner[:-1] & ~inner[1:]) + 2  # exclusive; a span at the very end is beyond the cut
     fitting = ends[ends <= max_length]
     return int(fitting[-1]) if len(fitting) else 0
 
@@ -98,7 +98,7 @@ def plot_lengths(report: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=1)  # the jobs of a sweep have the same rows, and drawing is a good part of their overhead
+@functools.lru_cache(maxsize=1)  # the jobs of a sweep have the same rows, and drawing is a large part of their overhead
 def _picture(facts: str) -> bytes:
     from matplotlib.ticker import ScalarFormatter
 

@@ -1,6 +1,6 @@
-"""What rows hold that was not read, or was read otherwise than as it stands: counted for the data report.
+"""Content of rows that was not read, or not read verbatim: counted for the data report.
 
-Code that converts a row calls `note` where it finds such a thing; whoever converts rows collects the notes.
+Code that converts a row calls `note` where it finds such content; the caller collects the notes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-MOST = 100  # different details of one kind that are counted by name: keys of a row may be data
+MOST = 100  # different details per kind that are counted by name, because keys of a row may be data
 OTHERS = "others"
-TITLES = {  # of the kinds, as printed
+TITLES = {  # titles of the kinds, as printed
     "unread_columns": "columns not read",
     "unread_message_keys": "message keys not read",
     "merged_messages": "messages merged into one turn",
     "decoded_arguments": "arguments encoded as JSON twice, decoded",
     "changed_contents": "contents changed by the chat template (template=chatml keeps them)",
-    "untrained_edges": "not trained, for a token is trained whole or not at all",
+    "untrained_edges": "not trained, because a token is trained completely or not at all",
     "control_tokens_as_text": "control tokens in contents, tokenized as text",
     "tags_in_contents": "tags of the chat template in contents, tokenized as such",
     "reasoning_twice": "reasoning given twice, kept once",
@@ -28,11 +28,11 @@ _found: ContextVar[list[tuple[str, str]] | None] = ContextVar("notes", default=N
 
 
 def note(kind: str, detail: str) -> None:
-    """Note something about the row that is being converted; where nobody collects notes, nothing happens.
+    """Note something about the row that is being converted; does nothing where notes are not collected.
 
     Args:
         kind: a key of TITLES, or another name in lower case with underscores.
-        detail: what it is counted by, as the name of a key.
+        detail: what it is counted by, for example the name of a key.
     """
     found = _found.get()
     if found is not None:

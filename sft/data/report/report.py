@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sft.data.part import Part
     from sft.data.spec import Dataset
 
-IN_EVALUATION = "in the evaluation too"  # why a row is not trained on
-REASONS_LISTED = 200  # rows whose reason is given in full, of each source; all are named by reason
+IN_EVALUATION = "in the evaluation too"  # a reason for not training on a row
+REASONS_LISTED = 200  # rows per source whose reason is given in full; all are listed by reason
 
 
 def build_report(
@@ -58,7 +58,7 @@ def build_report(
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Row numbers as a reader writes them: [3, 7, 8, 9, 12] is "3, 7-9, 12"."""
+    """Row numbers as ranges: [3, 7, 8, 9, 12] is "3, 7-9, 12"."""
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):
         if parts and number == parts[-1][1] + 1:
@@ -95,8 +95,8 @@ def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = Fal
 
     Args:
         report: as `prepare` gives it; changed in place.
-        rows_per_step: training rows that one optimizer step takes, over all processes and accumulated batches.
-        drop_last: whether the rows that fill no whole step are left out.
+        rows_per_step: training rows of one optimizer step, over all processes and accumulated batches.
+        drop_last: whether rows that do not fill a whole step are left out.
     """
     steps, rest = divmod(report["train"]["rows"], rows_per_step)
     report["train"]["steps_per_epoch"] = steps + (rest > 0 and not drop_last)
@@ -104,7 +104,7 @@ def with_steps(report: dict[str, Any], rows_per_step: int, drop_last: bool = Fal
 
 
 def _source(part: Part) -> dict[str, Any]:
-    """What became of a source's rows up to the split."""
+    """The outcome of a source's rows up to the split."""
     loaded = part.loaded
     broken = sum(each.broken for each in loaded.failed)
     long = {reason: _places(part, documents) for reason, documents in part.fitted.dropped.items()}

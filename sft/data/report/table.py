@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the table, and below it what was read of each source, what was not and what was changed."""
+    """Print the table, and below it what was read, not read and changed of each source."""
     from rich.table import Table
     from rich.text import Text
 
@@ -30,12 +30,12 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def total(report: Mapping[str, Any]) -> str:
-    """What is trained and evaluated on, in one line."""
+    """The training and evaluation rows in one line."""
     train = report["train"]
     packs = f" in {train['rows']:,} packs, {train['fill']:.1%} full" if report["packing"] else ""
     text = f"train: {train['documents']:,} rows{packs}, {train['tokens']:,} tokens, {train['trained_tokens']:,} trained"
     if train["steps_per_epoch"]:
-        text += f"; {train['steps_per_epoch']:,} steps an epoch"
+        text += f"; {train['steps_per_epoch']:,} steps per epoch"
     if limit := train["limited_by"]:
         text += f"; limited by {limit}, which has no more rows for its weight (dataset.size=N repeats rows)"
     evaluation = report["evaluation"]
@@ -62,7 +62,7 @@ def _cells(source: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _weight(weight: Mapping[str, float] | None) -> str:
-    """The share that a source got, and the one asked for where rounding to whole rows makes it another."""
+    """The share that a source got, and the requested one where rounding to whole rows makes a difference."""
     if weight is None:
         return "-"
     got, asked = f"{weight['got']:.1%}", f"{weight['asked']:.1%}"

@@ -28,7 +28,7 @@ from sft.data.tickets.typos import misspell
 PARTS = ("train", "known", "unseen")
 SYSTEM = "Extract customer, product, issue and urgency as JSON."
 
-# In twentieths of the rows: how often a message gives a field (a name before the rest, not after), or carries noise.
+# In twentieths of the rows: how often a message gives a field (a name before the rest, not after), or has noise.
 NAMED, INTRODUCED, PRODUCT_GIVEN, URGENCY_GIVEN = 16, 8, 17, 15
 DISTRACTED, MISSPELLED, LOWER_CASE, SURNAME = 6, 2, 2, 3
 
@@ -38,7 +38,7 @@ HELD_OUT_EVERY = 4
 
 @dataclass(frozen=True)
 class Tickets:
-    """The rows of one part: iterate as often as you like, every pass gives the same ones."""
+    """The rows of one part; every iteration gives the same ones."""
 
     part: Literal["train", "known", "unseen"]
     rows: int
@@ -87,7 +87,7 @@ def generate(
 
 
 class _Writer:
-    """Draws one ticket after the other. Everything comes off shuffled decks, so a few rows show all there is."""
+    """Draws tickets. Everything is drawn from shuffled decks, so that few rows show all variants."""
 
     def __init__(self, rng: Random, part: str, varied: bool) -> None:
         self.rng, self.part, self.varied = rng, part, varied
@@ -153,7 +153,7 @@ class _Writer:
         return f"{first} {self.surnames.draw()}" if self.surname.draw() else first
 
     def _distractor(self, product: str | None) -> str:
-        """Draw a sentence that decides nothing: another person, another product, a number."""
+        """Draw an irrelevant sentence: another person, another product, a number."""
         other = self.rng.choice([p for p in PRODUCTS if p != product])
         number = self.rng.randrange(1000, 100000)
         return self.distractors.draw().format(other=self.first_names.draw(), q=other, n=number)
@@ -174,7 +174,7 @@ class _Writer:
 
 
 def _held_out(place: int, issue: str | None, number: int) -> bool:
-    """Whether a pair is kept from training: a known phrasing by its number, and what it is said of by its place.
+    """Whether a pair is held out: by the number of the known phrasing and the place of what it is said about.
 
     Places count the products that the issue fits and then the unnamed words; four or more of each leave every phrasing
     pairs on both sides.

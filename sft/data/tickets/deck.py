@@ -1,4 +1,4 @@
-"""Drawing without replacement, so that a few draws show everything there is."""
+"""Drawing without replacement, so that few draws show all variants."""
 
 from __future__ import annotations
 

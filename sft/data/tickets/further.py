@@ -1,4 +1,4 @@
-"""Further phrasings that training shows where variety is asked for: what is evaluated as unseen stays unseen."""
+"""Additional training phrasings for more variety; the unseen evaluation phrasings stay unseen."""
 
 from __future__ import annotations
 

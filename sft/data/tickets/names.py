@@ -1,4 +1,4 @@
-"""The customers' names: those that training shows, and those kept for evaluation."""
+"""The customers' names: those in training, and those held out for evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What customers of the invented electronics shop say: the closed vocabulary of the tickets and its phrasings.
+"""What customers of the fictional electronics shop say: the closed vocabulary of the tickets and its phrasings.
 
 Each table has a `known` and an `unseen` column of phrasings. Training and the part `known` use the first, with `varied`
 the `further` ones too; the part `unseen` uses the second. `{p}` is the product as the customer calls it, `{other}` another person, `{q}` another product.
@@ -12,7 +12,7 @@ from sft.data.tickets import further
 
 
 class Phrases(NamedTuple):
-    """Ways to say one thing: those that training shows, those kept for the evaluation part `unseen`, and more for training."""
+    """Ways to say one thing: for training, for the evaluation part `unseen`, and additional ones for training."""
 
     known: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -30,7 +30,7 @@ PRODUCTS: dict[str, Phrases] = {
     "router": Phrases(("router",), ("router", "wifi router"), further.PRODUCTS["router"]),
 }
 
-# Words for no product in particular: the record's product is null.
+# Words for an unspecified product: the record's product is null.
 UNNAMED = Phrases(("device", "gadget", "item", "unit"), ("machine", "product"), further.UNNAMED)
 
 # Which products can have an issue; every other issue (and none at all) fits all of them.
@@ -165,7 +165,7 @@ URGENCIES: dict[str, Phrases] = {
     ),
 }
 
-# Sentences that decide nothing.
+# Irrelevant sentences.
 DISTRACTORS = Phrases(
     (
         "I have been a customer for years",

@@ -1,4 +1,4 @@
-"""Slips of the hand, such as hurried customers make."""
+"""Typos such as hurried customers make."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from random import Random
 
 
 def misspell(rng: Random, sentence: str) -> str:
-    """Return the sentence with one slip in one of its longer lower-case words: a letter lost, doubled or swapped.
+    """Return the sentence with one typo in one of its longer lower-case words: a letter lost, doubled or swapped.
 
     First letters stay, and so do capitalised words: names are copied letter for letter. A sentence that has no word of
     five letters is returned as it is.

@@ -1,4 +1,4 @@
-"""Language models that judge answers: the judges, what they are asked, and how nothing they said is lost.
+"""Language models that judge answers: the judges, what they are asked, and the cache of their replies.
 
 from sft.evaluation.judges import GeminiJudge, MultiTurnEvaluator, Case, open_judging, sample_data
 

@@ -14,12 +14,12 @@ def judge_answers(judging: Judging, answers: Answers) -> Answers:
     """The same answers, each with the verdicts on it.
 
     Args:
-        judging: the judge.
-        answers: as `evaluate_generation` gives them; what stands before an answer is its context.
+        judging: the judge with its settings.
+        answers: as `evaluate_generation` returns them; the turns before an answer are its context.
 
     Raises:
-        UserError: a judge that refuses every call.
-        Interrupted: by a signal; verdicts that were had are kept.
+        UserError: the judge refuses every call.
+        Interrupted: by a signal; the verdicts so far are kept.
     """
     verdicts = judging.judge([_case(row) for row in answers.rows], told_now_and_then("verdicts"))
     rows = [replace(row, verdicts=found) for row, found in zip(answers.rows, verdicts, strict=True)]

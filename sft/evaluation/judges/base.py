@@ -1,4 +1,4 @@
-"""What a judge is: a prompt goes in, a text of an asked form comes out, or a call fails in a way that is told; and how it is set."""
+"""The interface of a judge: a prompt in, a text of the requested form out, or a CallFailed; and its settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Judge(Protocol):
     """A model that answers questions about answers.
 
     Attributes:
-        name: how to speak of it: "gemini-2.5-flash".
-        settings: everything beside the prompt that an answer of its depends on; part of the cache's key.
-        parallel: whether calls may be under way side by side.
+        name: for messages: "gemini-2.5-flash".
+        settings: everything beside the prompt that its answers depend on; part of the cache's key.
+        parallel: whether calls may run concurrently.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Judge(Protocol):
         """See above."""
 
     def check(self) -> None:
-        """Find out whether it can be asked at all, before anything else is computed.
+        """Check that it can be asked at all, before anything else is computed.
 
         Raises:
             UserError: no key, a key that is refused, a service that cannot be reached, no such model.
@@ -49,9 +49,9 @@ class CallFailed(Exception):
     """A call that gave no answer.
 
     Args:
-        message: why, in the service's words where it said something; never with a key in it.
-        again: whether another attempt may do better.
-        after: seconds that the service asks to wait before it.
+        message: the reason, in the service's words if it gave one; never contains a key.
+        again: whether another attempt may succeed.
+        after: seconds that the service asks to wait before that.
         fatal: whether every other call would fail in the same way (a refused key, no such model).
     """
 
@@ -65,20 +65,20 @@ METRICS = ("correctness", "coherence", "relevancy", "context_consistency", "hall
 
 @dataclass
 class JudgeSpec(ABC):
-    """What all judges have in common.
+    """Settings that all judges share.
 
     Args:
         model: the judge's model.
         metrics: what is judged: correctness, coherence, relevancy, context_consistency, hallucination.
-        scorer: `sft` asks one question a metric and row; `deepeval` has DeepEval's metrics ask, through this judge.
+        scorer: `sft` asks one question per metric and row; `deepeval` uses DeepEval's metrics with this judge.
         temperature: of the judge's answers; null leaves it to the service.
-        max_tokens: longest answer of the judge, its thinking included.
-        timeout: seconds without a byte after which a call counts as broken.
-        retries: further attempts after a call that broke, was refused for the moment, or gave nonsense.
-        backoff: seconds before the first further attempt; doubled each time, at most a minute, less a random part.
-        requests_per_minute: calls that are started in a minute, null for no limit.
-        concurrency: calls under way at a time.
-        cache: a directory for the answers of the judge; null for the user's cache. The same question is asked once.
+        max_tokens: longest answer of the judge, thinking included.
+        timeout: seconds without data after which a call has failed.
+        retries: further attempts after a call that failed, was refused temporarily, or gave an invalid verdict.
+        backoff: seconds before the first retry; doubled each time, at most a minute, less a random part.
+        requests_per_minute: calls that are started per minute, null for no limit.
+        concurrency: concurrent calls.
+        cache: a directory for the judge's answers; null for the user's cache. The same question is asked only once.
     """
 
     model: str | None = None

@@ -1,4 +1,4 @@
-"""What is judged: an answer with what came before it; and test data, of one turn or several, from JSONL."""
+"""What is judged: an answer with its conversation; and test data with one or several turns, from JSONL."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Case:
 
     Attributes:
         messages: the turns before it.
-        answer: what the model said.
-        reference: what it should have said; None where that is not known.
-        context: facts that it should keep to.
+        answer: the model's answer.
+        reference: the expected answer; None where it is not known.
+        context: facts that the answer should agree with.
     """
 
     messages: list[dict[str, Any]]
@@ -31,14 +31,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Test:
-    """A conversation to be replayed: its assistant turns are the references.
+    """A conversation to replay; its assistant turns are the references.
 
     Attributes:
         messages: all turns; one whose last is the user's has no reference for the answer to it.
         context: facts for all turns.
     """
 
-    __test__ = False  # for pytest, which takes the name for its own
+    __test__ = False  # keeps pytest from collecting the class
 
     messages: list[dict[str, Any]]
     context: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ def read_tests(path: str | Path) -> list[Test]:
     Both may have `context`, a text or a list of texts.
 
     Raises:
-        UserError: all faults of the file, each with its row.
+        UserError: all errors of the file, each with its row.
     """
     file = expanded(path)
     try:
@@ -73,7 +73,7 @@ def read_tests(path: str | Path) -> list[Test]:
         shown = "\n  ".join(f"{fault.where}: {fault.what}" for fault in faults[:5])
         raise UserError(f"{len(faults)} of {len(lines)} rows are broken\n  {shown}", where=str(file))
     if not tests:
-        raise UserError("there is no row in it", where=str(file))
+        raise UserError("it has no rows", where=str(file))
     return tests
 
 
@@ -81,7 +81,7 @@ def make_test(row: Any) -> Test:
     """A row as a test.
 
     Raises:
-        ValueError: it has neither form.
+        ValueError: it has neither of the two forms.
     """
     if not isinstance(row, Mapping):
         raise ValueError("no JSON object")
@@ -96,7 +96,7 @@ def make_test(row: Any) -> Test:
         return Test(messages, context)
     messages = list(row["messages"]) if isinstance(row["messages"], list) else []
     if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages):
-        raise ValueError("messages is no list of {role, content}")
+        raise ValueError("messages is not a list of {role, content}")
     if not any(message["role"] == "user" for message in messages):
         raise ValueError("no user turn")
     return Test([dict(message) for message in messages], context)

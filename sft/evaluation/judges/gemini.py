@@ -77,5 +77,5 @@ class Gemini:
             raise CallFailed(f"the answer was cut off at judge.max_tokens={self.spec.max_tokens}", again=True)
         if not text:
             again = reason in (None, "STOP", "OTHER")
-            raise CallFailed(f"the service gave an empty answer ({reason or 'no reason told'})", again=again)
+            raise CallFailed(f"the service gave an empty answer ({reason or 'without a reason'})", again=again)
         return text

@@ -1,4 +1,4 @@
-"""One HTTP call to a judge's service, its faults told apart: what to try again, when, and what is hopeless."""
+"""One HTTP call to a judge's service, with its errors classified: retry, retry later, or fatal."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from urllib.parse import urlsplit
 from sft.evaluation.judges.base import CallFailed
 from sft.safety.secrets import HIDDEN, redact
 
-_SHORT = 300  # characters of what a service says that are passed on
-_LATER = {408, 409, 425, 429}  # refused for the moment; 5xx too
+_SHORT = 300  # characters of a service's message that are passed on
+_LATER = {408, 409, 425, 429}  # temporary refusals; 5xx too
 
 
 class Service:
-    """An address that is called with JSON; safe to use from many threads.
+    """An address that is called with JSON; thread-safe.
 
     Args:
         base_url: what every path is appended to.
         headers: of every call; the key is in one of them.
         timeout: seconds to connect, and between two pieces of an answer.
-        secret: the key, which is blotted out of every message.
+        secret: the key, which is removed from every message.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], timeout: float, secret: str | None) -> None:
@@ -33,7 +33,7 @@ class Service:
 
     @property
     def host(self) -> str:
-        """Where it is, for messages; without a login that the address may have."""
+        """The host for messages, without a login in the address."""
         return urlsplit(self.base_url).netloc.rpartition("@")[2] or self.base_url
 
     def get(self, path: str) -> Any:
@@ -54,11 +54,11 @@ class Service:
                 json=body,
                 headers=self.headers,
                 timeout=self.timeout,
-                allow_redirects=False,  # the key is for this address alone
-                auth=_unchanged,  # else ~/.netrc would take the key's place
+                allow_redirects=False,  # redirects are not followed, because the key is for this address alone
+                auth=_unchanged,  # otherwise ~/.netrc would replace the key
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema):
-            raise CallFailed(f"{self.host} is no address of a service", again=False, fatal=True) from None
+            raise CallFailed(f"{self.host} is not the address of a service", again=False, fatal=True) from None
         except requests.exceptions.Timeout:
             raise CallFailed(f"no answer from {self.host} within {self.timeout:g} s", again=True) from None
         except (requests.exceptions.RequestException, OSError) as error:
@@ -68,7 +68,7 @@ class Service:
         try:
             return response.json()
         except ValueError:
-            raise CallFailed(f"{self.host} answered with no JSON", again=True) from None
+            raise CallFailed(f"{self.host} answered with something other than JSON", again=True) from None
 
     def _session(self) -> Any:
         import requests
@@ -111,7 +111,7 @@ def _json(response: Any) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason's kind and words, without addresses of objects."""
+    """The type and message of the innermost cause, without object addresses."""
     inner: BaseException = error
     while inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]

@@ -1,4 +1,4 @@
-"""A model on this machine as a judge. Its verdict is always one: the reason is free, the score is read off its logits."""
+"""A local model as a judge. It always gives a verdict: a free reason, and a score computed from its logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BEFORE_SCORE = '", "score": '
 
 @dataclass
 class LocalJudge(JudgeSpec):
-    """A model on this machine, loaded after the judged one was let go of; no network, no key.
+    """A local model, loaded after the judged one has been freed; needs no network and no key.
 
     Args:
         model: hub id or directory; null for the embedded SmolLM2 135M, which is too small to judge well.
@@ -39,9 +39,9 @@ class LocalJudge(JudgeSpec):
 class Local:
     """See `sft.evaluation.judges.base.Judge`.
 
-    For a verdict the answer's JSON is begun for the model: it writes the reason, and the score is the mean of the
-    possible scores, each weighted with the probability that the model gives it (G-Eval; Liu et al., 2023), so that even
-    a small model gives a verdict and ties are rare. Other forms are generated freely.
+    For a verdict the beginning of the answer's JSON is given: the model writes the reason, and the score is the mean of
+    the possible scores, weighted with the probabilities that the model gives them (G-Eval; Liu et al., 2023), so that
+    even a small model gives a verdict and ties are rare. Other forms are generated freely.
 
     Args:
         spec: the config node.
@@ -60,7 +60,7 @@ class Local:
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What its answers depend on; another model in the same directory is another judge."""
+        """What its answers depend on, including the weights in its directory."""
         from sft.model.fingerprint import weights_fingerprint
 
         names = ("max_tokens", "dtype", "load_in_4bit")
@@ -106,18 +106,18 @@ def expected_score(model: Any, tokenizer: Any, prompt: str) -> float:
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompt: a text that ends where the score is due; "}" follows it, so that 1 and 10 are told apart.
+        prompt: a text that ends where the score follows; "}" comes after it, so that 1 and 10 differ.
     """
     import torch
 
+    from sft.evaluation.eval_mode import eval_mode
     from sft.evaluation.generate import prompt_ids
-    from sft.evaluation.undisturbed import undisturbed
 
     (start,) = prompt_ids(tokenizer, [prompt])
     wholes = prompt_ids(tokenizer, [f"{prompt}{score}}}" for score in range(HIGHEST + 1)])
     shared = min(_shared(start, whole) for whole in wholes)  # digits may join the last token of the prompt
     device, logs = model.get_input_embeddings().weight.device, []
-    with undisturbed(model):
+    with eval_mode(model):
         for ids in wholes:
             logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, shared - 1 : -1]
             chosen = torch.tensor(ids[shared:], device=logits.device)

@@ -1,4 +1,4 @@
-"""Conversations replayed turn by turn, with the model's own answers as what came before, and every answer judged."""
+"""Conversations replayed turn by turn with the model's own answers as history, and every answer judged."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class JudgedTurn:
     """One answer of a replayed conversation.
 
     Attributes:
-        conversation: its number, from 0.
-        turn: its number in it, from 0.
-        case: the answer, with the turns before it as they were in the replay.
+        conversation: its index, from 0.
+        turn: its index in the conversation, from 0.
+        case: the answer, with the preceding turns of the replay.
         verdicts: by metric.
     """
 
@@ -32,7 +32,7 @@ class JudgedTurn:
     verdicts: Verdicts
 
     def line(self) -> dict[str, Any]:
-        """For JSONL."""
+        """The turn as a line of JSONL."""
         judged = {name: {"score": v.score, "reason": v.reason} for name, v in self.verdicts.items()}
         return {
             "conversation": self.conversation,
@@ -52,11 +52,11 @@ class Report:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`judge_correctness` and so on: means over the turns that have a verdict; how many have none."""
+        """`judge_correctness` and so on: means over the turns with a verdict; and the number of turns without."""
         verdicts = [turn.verdicts for turn in self.turns]
         means = mean_scores({k: v.score for k, v in each.items() if v.score is not None} for each in verdicts)
         every = [verdict for each in verdicts for verdict in each.values()]
-        missing = sum(not verdict.had for verdict in every)
+        missing = sum(not verdict.is_scored for verdict in every)
         return {
             **{f"judge_{name}": value for name, value in means.items()},
             "judge_verdicts": len(every) - missing,
@@ -65,12 +65,12 @@ class Report:
 
     @property
     def missing(self) -> list[tuple[int, int, str, str]]:
-        """(conversation, turn, metric, why) of each verdict that could not be had."""
+        """(conversation, turn, metric, reason) of each missing verdict."""
         return [
             (turn.conversation, turn.turn, name, verdict.reason)
             for turn in self.turns
             for name, verdict in turn.verdicts.items()
-            if not verdict.had
+            if not verdict.is_scored
         ]
 
 
@@ -78,9 +78,9 @@ class MultiTurnEvaluator:
     """Judges a model's conversations.
 
     Args:
-        answer: the model: takes the turns so far, gives the next answer. Any callable will do.
+        answer: the model: any callable from the turns so far to the next answer.
         judging: the judge, from `open_judging`.
-        answer_all: the same for many conversations at once, where the model can.
+        answer_all: the same for many conversations at once.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class MultiTurnEvaluator:
     ) -> Report:
         """Replay and judge conversations.
 
-        Each user turn is answered by the model, whose own answers (not the data's) stand in the history of the turns
-        that follow. The data's assistant turns are the references.
+        The model answers each user turn, with its own answers (not the data's) in the history. The data's assistant
+        turns are the references.
 
         Args:
             dataset: a JSONL file (see `sft.evaluation.judges.cases.read_tests`), or such rows.
             limit: at most so many conversations.
-            progress: called with verdicts there are and verdicts in all.
+            progress: called with the verdicts so far and the number of all.
 
         Raises:
             UserError: broken rows, or a judge that refuses every call.

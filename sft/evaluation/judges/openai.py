@@ -1,4 +1,4 @@
-"""Any endpoint that speaks OpenAI's chat completions as a judge."""
+"""Any endpoint with OpenAI's chat completions API as a judge."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OTHERS_KEYS = (
 
 @dataclass
 class OpenAIJudge(JudgeSpec):
-    """Any endpoint that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama, ...
+    """Any endpoint with OpenAI's chat completions API: OpenAI, vLLM, llama.cpp, Ollama, ...
 
     Args:
         base_url: the address up to /v1.
-        api_key_env: the environment variable that has the key; null for a service that wants none. A server on this
-            machine may go without.
-        response_format: how the answer's form is asked for; older servers know json_object or text alone.
+        api_key_env: the environment variable with the key; null for a service that needs none. A server on this
+            machine does not need one.
+        response_format: how the answer's form is requested; older servers know only json_object or text.
     """
 
     model: str | None = "gpt-4.1-mini"
@@ -45,7 +45,7 @@ class OpenAIJudge(JudgeSpec):
     response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
 
     def __post_init__(self) -> None:
-        """As of all; the key is not one of another service's.
+        """Check the settings of all judges, and that the key is not another service's.
 
         Raises:
             UserError: all faults at once.
@@ -53,7 +53,7 @@ class OpenAIJudge(JudgeSpec):
         super().__post_init__()
         if self.api_key_env in OTHERS_KEYS:
             raise UserError(
-                f"{self.api_key_env} is another service's, which this one is not to see",
+                f"{self.api_key_env} belongs to another service, which must not be sent to this one",
                 where="judge.api_key_env",
                 remedy="OPENAI_API_KEY, or a variable of its own",
             )
@@ -88,7 +88,7 @@ class OpenAI:
     def check(self) -> None:
         """List the models, which needs a valid key and costs nothing. Raises UserError."""
         if self.spec.api_key_env and self.key_name is None and not _on_this_machine(self.spec.base_url):
-            more = ", or judge.api_key_env=null for a service that wants none"
+            more = ", or judge.api_key_env=null for a service that needs none"
             raise missing_key(self.spec.api_key_env, "judge=openai", more)
         listed = ask_service(self.service, self._list, self.key_name, self.spec.model)
         rows = listed.get("data") if isinstance(listed, dict) else None
@@ -107,7 +107,7 @@ class OpenAI:
     def reply(self, prompt: str, schema: Mapping[str, Any] | None = None) -> str:
         """Answer a prompt. Raises CallFailed."""
         spec = self.spec
-        # OpenAI's newer models know the second name alone, most other servers the first
+        # OpenAI's newer models know only the second name, most other servers the first
         longest = "max_completion_tokens" if self.service.host.endswith("openai.com") else "max_tokens"
         body: dict[str, Any] = {
             "model": self.name,

@@ -1,4 +1,4 @@
-"""Whether a judge's service can be asked at all: its key, its address, its model. Said before anything is computed."""
+"""Checks that a judge's service is usable (key, address, model), before anything is computed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TRIES = 3
 
 
 def missing_key(names: str, where: str, more: str = "") -> UserError:
-    """The error for a key that is in no environment variable.
+    """The error for a key that is not in any environment variable.
 
     Args:
-        names: the variables that may have it.
+        names: the variables that may hold it.
         where: the choice that needs it ("judge=gemini").
-        more: a further way out.
+        more: an additional remedy.
     """
     return UserError(
         f"there is no key: {names} is not set", where=where, remedy=f"set it in the environment or in .env{more}"
@@ -28,10 +28,10 @@ def missing_key(names: str, where: str, more: str = "") -> UserError:
 
 
 def ask_service(service: Service, call: Callable[[], T], key_name: str | None, model: str | None) -> T:
-    """Make a first call; what stands in its way becomes the user's error.
+    """Make a first call; its failure becomes a UserError.
 
     Raises:
-        UserError: the key is refused, the service is not there, or has no such model.
+        UserError: the key is refused, the service is unreachable, or has no such model.
     """
     for attempt in range(_TRIES):
         try:
@@ -48,14 +48,14 @@ def _explained(error: CallFailed, service: Service, key_name: str | None, model:
     if text.startswith(("HTTP 401", "HTTP 403")) or "API_KEY_INVALID" in text or "API key" in text:
         if key_name is None:
             return UserError(
-                f"{service.host} wants a key ({text})",
+                f"{service.host} needs a key ({text})",
                 where="judge",
                 remedy="name its variable: judge.api_key_env=NAME",
             )
         return UserError(
             f"{service.host} refused the key in {key_name} ({text})",
             where="judge",
-            remedy=f"check the value of {key_name}; the key may be mistyped, revoked, or not allowed this service",
+            remedy=f"check the value of {key_name}; the key may be mistyped, revoked, or not allowed to use this service",
         )
     if text.startswith("HTTP 404"):
         return UserError(
@@ -67,7 +67,7 @@ def _explained(error: CallFailed, service: Service, key_name: str | None, model:
         return UserError(
             f"cannot be reached: {text}",
             where="judge.base_url",
-            remedy="check the address and the network; judge=local needs neither",
+            remedy="check the address and the network; judge=local needs no network",
         )
     return UserError(
         f"{service.host} cannot be asked ({text})", where="judge", remedy="try again later, or another judge"
@@ -75,7 +75,7 @@ def _explained(error: CallFailed, service: Service, key_name: str | None, model:
 
 
 def text_at(answer: Any, *path: Any) -> Any:
-    """What is found along a path of keys and places in nested dicts and lists; None where it ends early."""
+    """The value at a path of keys and indices in nested dicts and lists; None where the path does not exist."""
     for step in path:
         try:
             answer = answer[step]

@@ -1,4 +1,4 @@
-"""What a judge is asked: one question a metric, with what each end of the scale means."""
+"""What a judge is asked: one question per metric, with the meaning of both ends of the scale."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Rubric:
     """One metric.
 
     Attributes:
-        asks: what the judge has to find out.
-        low, high: what 0 and the highest score mean.
-        sees: the parts of a case that the judge sees beside the conversation and the answer.
+        asks: the question for the judge.
+        low, high: the meaning of 0 and of the highest score.
+        sees: the parts of a case that the judge is shown beside the conversation and the answer.
         needs_reference: whether a case without a reference cannot be judged.
-        lower_is_better: true of hallucination alone.
+        lower_is_better: true only for hallucination.
     """
 
     asks: str
@@ -29,7 +29,7 @@ class Rubric:
     lower_is_better: bool = False
 
     def applies(self, case: Case) -> bool:
-        """Whether the case has what it takes."""
+        """Whether the metric applies to the case."""
         return case.reference is not None or not self.needs_reference
 
 
@@ -57,7 +57,7 @@ RUBRICS = {
     ),
     "context_consistency": Rubric(
         "Does the answer agree with the context and with what was said earlier in the conversation? Each statement is to "
-        "be held against them; statements that they say nothing about are no contradictions.",
+        "be held against them; statements that they say nothing about are not contradictions.",
         "contradicts them throughout",
         "contradicts them nowhere",
         sees=("context",),
@@ -76,8 +76,8 @@ RUBRICS = {
 def question(metric: str, case: Case) -> str:
     """The prompt that asks for a verdict.
 
-    What is judged stands between marks, and the judge is told that it is no instruction: an answer may say "give this a
-    10".
+    What is judged stands between marks, and the judge is told not to follow it as an instruction: an answer may say
+    "give this a 10".
     """
     rubric = RUBRICS[metric]
     parts = [("CONVERSATION", _conversation(case.messages))]
@@ -107,5 +107,5 @@ def _conversation(messages: Iterable[dict]) -> str:
 
 
 def _marked(text: str) -> str:
-    """A text that cannot close its own marks."""
+    """A text that cannot contain the delimiters around it."""
     return text.replace("<<<", "< < <").replace(">>>", "> > >")

@@ -1,4 +1,4 @@
-"""A judge's verdict: the form that is asked for, and how it is read out of what came."""
+"""A judge's verdict: the requested form, and how it is parsed from a reply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.config.text import shortened
 
-HIGHEST = 10  # judges give whole numbers from 0 to this; a share between 0 and 1 is what is kept
+HIGHEST = 10  # judges give whole numbers from 0 to this; stored as a share between 0 and 1
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -21,24 +21,24 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-class Nonsense(Exception):
-    """An answer that is no verdict; another attempt may give one."""
+class InvalidVerdict(Exception):
+    """An answer that is not a verdict; another attempt may give one."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one answer.
+    """A judge's verdict on one answer.
 
     Attributes:
-        score: between 0 and 1; None where no verdict could be had.
-        reason: the judge's, or why there is none.
+        score: between 0 and 1; None where there is no verdict.
+        reason: the judge's, or why there is no verdict.
     """
 
     score: float | None
     reason: str
 
     @property
-    def had(self) -> bool:
+    def is_scored(self) -> bool:
         """Whether there is a score."""
         return self.score is not None
 
@@ -47,24 +47,24 @@ def read_verdict(text: str) -> Verdict:
     """Read `{"reason": ..., "score": 0 to 10}`.
 
     Raises:
-        Nonsense: no JSON object, other keys, or a score that is none.
+        InvalidVerdict: not a JSON object, other keys, or an invalid score.
     """
     value = read_object(text)
     score, reason = value.get("score"), value.get("reason")
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise Nonsense(f"the judge's answer has no score: {_start(text)}")
+        raise InvalidVerdict(f"the judge's answer has no score: {_start(text)}")
     if not 0 <= score <= HIGHEST:  # NaN included
-        raise Nonsense(f"the judge's score {score} is not between 0 and {HIGHEST}")
+        raise InvalidVerdict(f"the judge's score {score} is not between 0 and {HIGHEST}")
     if not isinstance(reason, str):
-        raise Nonsense(f"the judge's answer has no reason: {_start(text)}")
+        raise InvalidVerdict(f"the judge's answer has no reason: {_start(text)}")
     return Verdict(score / HIGHEST, reason.strip())
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The JSON object in a text, which a model may have put into a code fence or words.
+    """The JSON object in a text, which may be in a code fence or surrounded by words.
 
     Raises:
-        Nonsense: there is none.
+        InvalidVerdict: there is none.
     """
     start = text.find("{")
     try:
@@ -72,7 +72,7 @@ def read_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Nonsense(f"the judge's answer is no JSON object: {_start(text)}")
+        raise InvalidVerdict(f"the judge's answer is not a JSON object: {_start(text)}")
     return value
 
 

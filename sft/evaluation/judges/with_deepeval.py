@@ -1,6 +1,6 @@
-"""DeepEval's metrics, asking through sft's judge: its patience, its limits and its memory hold for them too.
+"""DeepEval's metrics through sft's judge, with its retries, limits and cache.
 
-DeepEval is kept from reading .env files, sending telemetry and writing folders into the working directory.
+DeepEval is prevented from reading .env files, sending telemetry and writing folders into the working directory.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sft.config.errors import UserError
-from sft.evaluation.judges.asking import Asking, Stopped
 from sft.evaluation.judges.base import CallFailed
 from sft.evaluation.judges.cases import Case
+from sft.evaluation.judges.client import JudgeClient, JudgingStopped
 from sft.evaluation.judges.rubrics import RUBRICS
-from sft.evaluation.judges.verdict import Nonsense, Verdict, read_object
+from sft.evaluation.judges.verdict import InvalidVerdict, Verdict, read_object
 
 _QUIET = {
     "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
@@ -36,7 +36,7 @@ def require_deepeval() -> Any:
         UserError: it is not installed.
     """
     os.environ.update(_QUIET)
-    # where it would keep state nevertheless
+    # where it would keep state even so
     os.environ.setdefault("DEEPEVAL_CACHE_FOLDER", os.path.join(tempfile.gettempdir(), f"sft-deepeval-{os.getuid()}"))
     try:
         import deepeval
@@ -44,30 +44,30 @@ def require_deepeval() -> Any:
         raise UserError(
             f"DeepEval cannot be imported ({error})",
             where="judge.scorer=deepeval",
-            remedy="pip install 'sft[judge]', or judge.scorer=sft, which needs nothing more",
+            remedy="pip install 'sft[judge]', or judge.scorer=sft, which needs no extra",
         ) from None
     return deepeval
 
 
 class DeepEvalScorer:
-    """Measures a case with DeepEval's metric of a name.
+    """Scores a case with a DeepEval metric.
 
     Correctness and coherence are GEval with sft's own question; relevancy is AnswerRelevancyMetric, context consistency
     FaithfulnessMetric, hallucination HallucinationMetric (0 is none, as with sft's own).
 
     Args:
-        asking: the judge.
+        client: the judge.
     """
 
-    def __init__(self, asking: Asking) -> None:
+    def __init__(self, client: JudgeClient) -> None:
         require_deepeval()
-        self.model = _bridge(asking)
+        self.model = _bridge(client)
 
     def __call__(self, name: str, case: Case) -> Verdict:
         """The verdict.
 
         Raises:
-            CallFailed, Nonsense, Stopped: as `Asking.ask`.
+            CallFailed, InvalidVerdict, JudgingStopped: as `JudgeClient.ask`.
         """
         from deepeval.test_case import LLMTestCase
 
@@ -82,10 +82,10 @@ class DeepEvalScorer:
         try:
             metric = _METRICS[name](self.model)
             metric.measure(test, _show_indicator=False)
-        except (CallFailed, Nonsense, Stopped):
+        except (CallFailed, InvalidVerdict, JudgingStopped):
             raise
-        except Exception as error:  # whatever DeepEval makes of an answer that it cannot use
-            raise Nonsense(f"DeepEval: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        except Exception as error:  # DeepEval may raise anything for an answer that it cannot use
+            raise InvalidVerdict(f"DeepEval: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         return Verdict(min(1.0, max(0.0, float(metric.score))), str(metric.reason or ""))
 
 
@@ -126,34 +126,36 @@ def _conversation(case: Case) -> str:
     return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in case.messages)
 
 
-def _bridge(asking: Asking) -> Any:
+def _bridge(client: JudgeClient) -> Any:
     """sft's judge as DeepEval's model."""
     from deepeval.models import DeepEvalBaseLLM
 
     class Bridge(DeepEvalBaseLLM):
         def load_model(self) -> Any:
-            return asking.judge
+            return client.judge
 
         def get_model_name(self) -> str:
-            return asking.judge.name
+            return client.judge.name
 
         def generate(self, prompt: str, schema: Any = None) -> Any:
             """The judge's answer: text, or an object of the schema."""
             if schema is None:
-                return asking.ask(prompt, None, str)
+                return client.ask(prompt, None, str)
 
             def read(text: str) -> Any:
                 try:
                     return schema.model_validate(read_object(text))
                 except ValueError as error:
-                    raise Nonsense(f"the judge's answer is not of the form asked for: {_first(error)}") from None
+                    raise InvalidVerdict(
+                        f"the judge's answer does not have the requested form: {_first(error)}"
+                    ) from None
 
-            return asking.ask(prompt, schema.model_json_schema(), read)
+            return client.ask(prompt, schema.model_json_schema(), read)
 
         async def a_generate(self, prompt: str, schema: Any = None) -> Any:
             return self.generate(prompt, schema)
 
-    return Bridge(asking.judge.name)
+    return Bridge(client.judge.name)
 
 
 def _first(error: ValueError) -> str:

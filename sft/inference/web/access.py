@@ -1,4 +1,4 @@
-"""Who may reach the page: the address, and the password that any other than this machine's own asks for."""
+"""Who may reach the page: the address, and the password, which is required unless it is a loopback address."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PASSWORD, USER = "SFT_WEBUI_PASSWORD", "SFT_WEBUI_USER"
 
 @dataclass(frozen=True)
 class Access:
-    """Where the page listens and for whom.
+    """Where the page listens, and who may use it.
 
     Attributes:
         host, port: the address.
-        share: whether a public link leads to it too.
+        share: whether there is a public link too.
         user, password: of the login; password None where there is none.
     """
 
@@ -33,10 +33,10 @@ class Access:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Access:
-        """From a config; user and password are the environment's alone.
+        """From a config; user and password come only from the environment.
 
         Raises:
-            UserError: a port that is none, or others than this machine could reach the page and there is no password.
+            UserError: the port is invalid, or other machines could reach the page and there is no password.
         """
         environment = os.environ if environment is None else environment
         access = cls(
@@ -47,24 +47,24 @@ class Access:
             environment.get(PASSWORD) or None,
         )
         if not 1 <= access.port <= 65535:
-            raise UserError(f"{access.port} is no port", where="port", remedy="give 1 to 65535; 7860 is the usual one")
+            raise UserError(f"{access.port} is not a port", where="port", remedy="use 1 to 65535; the default is 7860")
         if access.password is None and (access.share or not is_loopback(access.host)):
             raise UserError(
                 "others could reach the page, and it has no password",
                 where="share=true" if access.share else f"host={access.host}",
                 remedy=f"set {PASSWORD} in the environment or .env (the user is {access.user!r}, {USER} is another), "
-                "or leave it to 127.0.0.1",
+                "or use 127.0.0.1",
             )
         return access
 
     @property
     def login(self) -> tuple[str, str] | None:
-        """User and password, None where nobody is asked."""
+        """User and password, None where no login is required."""
         return None if self.password is None else (self.user, self.password)
 
     @property
     def address(self) -> str:
-        """What to open in a browser on this machine."""
+        """The address to open in a browser on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
@@ -72,7 +72,7 @@ class Access:
         """Refuse an address that cannot be listened on.
 
         Raises:
-            UserError: something else listens there, it is not this machine's, or it may not be used.
+            UserError: it is in use, is not an address of this machine, or needs privileges.
         """
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
@@ -84,7 +84,7 @@ class Access:
                 probe.bind(address)
             except PermissionError:
                 raise UserError(
-                    "ports below 1024 are the system's", where=f"port={self.port}", remedy="port=7860"
+                    "ports below 1024 need privileges", where=f"port={self.port}", remedy="port=7860"
                 ) from None
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
@@ -95,14 +95,12 @@ class Access:
 
 
 def in_use(port: int) -> UserError:
-    """Something else listens on the port."""
-    return UserError(
-        "something else listens on it", where=f"port={port}", remedy=f"port={port + 1 if port < 65535 else 7860}"
-    )
+    """The error for a port that is in use."""
+    return UserError("it is already in use", where=f"port={port}", remedy=f"port={port + 1 if port < 65535 else 7860}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name leads to this machine alone."""
+    """Whether an address or host name is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What stands before the page: it is answered under this machine's own names alone, and loads nothing from elsewhere."""
+"""Middleware of the page: only requests under its own host names are served, and nothing is loaded from other hosts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from sft.inference.web.access import is_loopback
 
-# Gradio's page needs inline scripts and styles. What comes in as an attribute (onerror=…) runs in no case, and nothing
-# is fetched from or sent to another host.
+# Gradio's page needs inline scripts and styles. Attribute handlers (onerror=…) never run, and nothing is fetched from
+# or sent to another host.
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -39,9 +39,9 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        app: what it stands before.
-        own_name: given, requests under another host name than this and the machine's own are refused. A page elsewhere
-            whose name is made to lead to 127.0.0.1 (DNS rebinding) could use a page without a password otherwise.
+        app: the wrapped application.
+        own_name: if given, requests for host names other than this and the machine's own are refused. Otherwise a site
+            whose name resolves to 127.0.0.1 (DNS rebinding) could use a page without a password.
     """
 
     def __init__(self, app: Any, own_name: str | None) -> None:
@@ -56,7 +56,7 @@ class Guard:
                 await send({"type": "websocket.close"})
                 return
             await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this page is for this machine alone\n"})
+            await send({"type": "http.response.body", "body": b"this page is only for this machine\n"})
             return
 
         async def with_headers(message: Message) -> None:
@@ -74,6 +74,6 @@ class Guard:
 
 
 def _host(scope: MutableMapping[str, Any]) -> str:
-    """The host that a request names, without its port."""
+    """The host name of a request, without the port."""
     value = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
     return value[1:].partition("]")[0] if value.startswith("[") else value.partition(":")[0]

@@ -1,4 +1,4 @@
-"""The page: its parts, and what happens when they are used. Everything typed or generated is shown as text."""
+"""The page: its components and their event handlers. Everything typed or generated is shown as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from sft.inference.web.desk import FIELDS, Desk
+from sft.inference.web.handlers import FIELDS, Handlers
 
 TITLE = "sft chat"
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
@@ -27,20 +27,20 @@ CSS = """
 _ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 
-def build_page(desk: Desk, settings: Mapping[str, Any]) -> gr.Blocks:
-    """The page over a desk.
+def build_page(handlers: Handlers, settings: Mapping[str, Any]) -> gr.Blocks:
+    """Build the page.
 
     Args:
-        desk: what its buttons do.
-        settings: the command's resolved config: what the fields start with.
+        handlers: the event handlers.
+        settings: the command's resolved config, for the initial values of the fields.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(f"{TITLE}<span>answers are text: nothing in them is run</span>", elem_id="title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                model, facts, system, compare = _model(desk)
+                model, facts, system, compare = _model(handlers)
                 sampling = _sampling(settings)
-                save, names, reopen = _files(desk)
+                save, names, reopen = _files(handlers)
             with gr.Column(scale=3, min_width=480):
                 chat, base = _conversations()
                 note = gr.Textbox(show_label=False, container=False, interactive=False, lines=1, elem_id="note")
@@ -57,33 +57,34 @@ def build_page(desk: Desk, settings: Mapping[str, Any]) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
                     again = gr.Button("Regenerate", elem_id="again", min_width=80)
                     clear = gr.Button("Clear", elem_id="clear", min_width=80)
-        wished, shown = [model, system, compare, *sampling], [chat, base, note]
-        _on_answers(desk, message, send, again, wished, shown)
-        stop.click(desk.stop, None, None, queue=False, api_name="stop")
-        clear.click(desk.clear, None, shown, queue=False, api_name="clear")
-        save.click(desk.save, [system, model], [note, names], queue=False, api_name="save")
-        reopen.click(desk.open, names, [chat, base, system, note], queue=False, api_name="open")
-        model.input(desk.pick, model, [facts, system, compare, base, note], queue=False, api_name="pick")
+        chosen, shown = [model, system, compare, *sampling], [chat, base, note]
+        _on_answers(handlers, message, send, again, chosen, shown)
+        stop.click(handlers.stop, None, None, queue=False, api_name="stop")
+        clear.click(handlers.clear, None, shown, queue=False, api_name="clear")
+        save.click(handlers.save, [system, model], [note, names], queue=False, api_name="save")
+        reopen.click(handlers.open, names, [chat, base, system, note], queue=False, api_name="open")
+        model.input(handlers.pick, model, [facts, system, compare, base, note], queue=False, api_name="pick")
         compare.input(lambda on: gr.update(visible=on), compare, base, queue=False, api_visibility="private")
-        page.load(desk.lists, None, [model, names], queue=False, api_visibility="private")
-        page.unload(desk.leave)
+        page.load(handlers.lists, None, [model, names], queue=False, api_visibility="private")
+        page.unload(handlers.leave)
     return page
 
 
-def _on_answers(desk: Desk, message: Any, send: Any, again: Any, wished: list[Any], shown: list[Any]) -> None:
-    """Sending and asking again. Gradio finds the request by its annotation, behind the fields in a wrapper."""
+def _on_answers(handlers: Handlers, message: Any, send: Any, again: Any, chosen: list[Any], shown: list[Any]) -> None:
+    """Connect sending and regenerating. The wrappers take the request first, where Gradio finds it by its
+    annotation."""
 
     def sent(request: gr.Request, text: str, *fields: Any) -> Any:
-        yield from desk.send(text, *fields, request=request)
+        yield from handlers.send(text, *fields, request=request)
 
     def repeated(request: gr.Request, *fields: Any) -> Any:
-        yield from desk.regenerate(*fields, request=request)
+        yield from handlers.regenerate(*fields, request=request)
 
     for trigger, name in ((send.click, "send"), (message.submit, None)):
         hidden = {} if name else {"api_visibility": "private"}
         trigger(
             sent,
-            [message, *wished],
+            [message, *chosen],
             [message, *shown],
             api_name=name,
             show_progress="minimal",
@@ -93,7 +94,7 @@ def _on_answers(desk: Desk, message: Any, send: Any, again: Any, wished: list[An
         )
     again.click(
         repeated,
-        wished,
+        chosen,
         shown,
         api_name="regenerate",
         show_progress="minimal",
@@ -102,19 +103,19 @@ def _on_answers(desk: Desk, message: Any, send: Any, again: Any, wished: list[An
     )
 
 
-def _model(desk: Desk) -> tuple[Any, Any, Any, Any]:
-    first = desk.shelf.first
-    card = desk.shelf.card(first)
-    # the lists grow while the page is open, so Gradio cannot check what is picked; the desk does
-    model = gr.Dropdown(desk.shelf.names, value=first, label="Model", allow_custom_value=True, elem_id="model")
-    facts = gr.Textbox(card.facts, show_label=False, container=False, interactive=False, lines=3, elem_id="facts")
-    system = gr.Textbox(card.system, label="System prompt", lines=3, max_lines=12, elem_id="system")
-    compare = gr.Checkbox(False, label="The base answers too", interactive=card.has_base, elem_id="compare")
+def _model(handlers: Handlers) -> tuple[Any, Any, Any, Any]:
+    first = handlers.pool.first
+    summary = handlers.pool.summary(first)
+    # the lists change while the page is open, so the selection is checked by the handlers and not by Gradio
+    model = gr.Dropdown(handlers.pool.names, value=first, label="Model", allow_custom_value=True, elem_id="model")
+    facts = gr.Textbox(summary.facts, show_label=False, container=False, interactive=False, lines=3, elem_id="facts")
+    system = gr.Textbox(summary.system, label="System prompt", lines=3, max_lines=12, elem_id="system")
+    compare = gr.Checkbox(False, label="The base answers too", interactive=summary.has_base, elem_id="compare")
     return model, facts, system, compare
 
 
 def _sampling(settings: Mapping[str, Any]) -> list[Any]:
-    """The fields of `FIELDS`, as the config has them."""
+    """The input fields of `FIELDS`, with the config's values."""
     value = {name: settings[name] for name in FIELDS}
     with gr.Accordion("Sampling", open=True, elem_id="sampling"):
         fields: list[Any] = [
@@ -134,18 +135,18 @@ def _sampling(settings: Mapping[str, Any]) -> list[Any]:
     return fields
 
 
-def _files(desk: Desk) -> tuple[Any, Any, Any]:
+def _files(handlers: Handlers) -> tuple[Any, Any, Any]:
     with gr.Accordion("Conversations", open=True):
         save = gr.Button("Save this conversation", elem_id="save", size="sm")
-        names = gr.Dropdown(desk.saved.names(), value=None, label="Saved", allow_custom_value=True, elem_id="saved")
+        names = gr.Dropdown(handlers.saved.names(), value=None, label="Saved", allow_custom_value=True, elem_id="saved")
         reopen = gr.Button("Open", elem_id="open", size="sm")
     return save, names, reopen
 
 
 def _conversations() -> tuple[Any, Any]:
-    """Markdown and formulas are off, HTML is escaped: an answer is shown as the model wrote it.
+    """The two chat areas. Markdown and formulas are off and HTML is escaped: answers are shown verbatim.
 
-    Gradio's own buttons are hidden: one copies the escaped text, the other clears what is shown and nothing else.
+    Gradio's own buttons are hidden: one copies the escaped text, the other clears only the display.
     """
     settings: dict[str, Any] = {
         "render_markdown": False,
@@ -163,7 +164,7 @@ def _conversations() -> tuple[Any, Any]:
     return chat, base
 
 
-def looks() -> dict[str, Any]:
-    """Theme and style, for `launch`; the fonts are the system's, so none is fetched."""
+def theme_options() -> dict[str, Any]:
+    """Theme and CSS for `launch`; with system fonts, so that none is fetched."""
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, radius_size="md")
     return {"theme": theme, "css": CSS}

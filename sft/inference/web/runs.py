@@ -1,4 +1,4 @@
-"""The finished runs that the page offers."""
+"""The finished runs that can be selected on the page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tune"}
 
 
 def runs_directory(settings: Mapping[str, Any]) -> Path:
-    """Where to look: `runs_dir`, else the outputs/ that the run lies in or its parent, else ./outputs.
+    """Where to search for runs: `runs_dir`, else the run's outputs/ or its parent, else ./outputs.
 
     Raises:
-        UserError: `runs_dir` is no directory.
+        UserError: `runs_dir` is not a directory.
     """
     if settings.get("runs_dir"):
         directory = expanded(settings["runs_dir"]).absolute()
@@ -35,13 +35,13 @@ def runs_directory(settings: Mapping[str, Any]) -> Path:
 
 
 def finished_runs(directory: Path) -> dict[str, Path]:
-    """{path below the directory: run directory} of the runs that have ended well and hold weights, the newest first."""
+    """{path below the directory: run directory} of the finished runs with weights, the newest first."""
     found = [(run.run_json.stat().st_mtime, run.path) for run in map(RunDirectory, _below(directory)) if _is_done(run)]
     return {str(path.relative_to(directory)): path for _, path in sorted(found, reverse=True)}
 
 
 def _below(directory: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """Directories with a run.json; nothing is looked for inside of a run."""
+    """Directories with a run.json; the search does not descend into runs."""
     try:
         children = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY)]
     except OSError:
@@ -52,7 +52,7 @@ def _below(directory: Path, depth: int = DEEPEST) -> Iterator[Path]:
                 yield child
             elif depth > 1 and not child.is_symlink():
                 yield from _below(child, depth - 1)
-        except OSError:  # not ours to read
+        except OSError:  # not readable
             continue
 
 
@@ -64,8 +64,8 @@ def _is_done(run: RunDirectory) -> bool:
     return finished and ((run.adapter / "adapter_config.json").is_file() or (run.model / "config.json").is_file())
 
 
-def facts_of(info: TrainingInfo | None, figures: Mapping[str, Any]) -> str:
-    """A line on a model: what it was trained from, how, and to what loss."""
+def model_line(info: TrainingInfo | None, figures: Mapping[str, Any]) -> str:
+    """One line about a model: its base, method and loss."""
     if info is None:
         return "not trained by sft"
     rank = f" r={info.lora['r']}" if info.lora.get("r") else ""

@@ -1,4 +1,4 @@
-"""Conversations as files: one JSON object each, which `dataset.path` reads."""
+"""Saved conversations: files with one JSON object each, which `dataset.path` reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sft.run.jsonable import dumps
 Message = dict[str, Any]
 
 
-class Saved:
-    """The conversations in one directory, which is made with the first.
+class SavedConversations:
+    """The conversations in one directory, which is created with the first.
 
     Args:
-        directory: where they lie.
+        directory: where they are.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -43,9 +43,9 @@ class Saved:
 
         Args:
             messages: with the system prompt first, where there is one.
-            model: who answered.
-            base: the same questions with the base's answers; in a column of their own, which training leaves alone.
-            path: the file that it was saved in before, None for a new one.
+            model: the name of the model.
+            base: the same questions with the base's answers, for a separate column that training ignores.
+            path: the file in which it was saved before, None for a new one.
 
         Raises:
             StorageError: it cannot be written.
@@ -62,21 +62,21 @@ class Saved:
         """The conversation in a file: role, content, and `train` where it is false.
 
         Raises:
-            UserError: there is no such file here, or it holds no conversation of texts.
+            UserError: there is no such file, or it is not a conversation of texts.
         """
         if name not in self.names():
-            raise UserError("there is no such conversation", remedy="pick one of the list")
+            raise UserError("there is no such conversation", remedy="select one from the list")
         try:
             row = json.loads((self.directory / name).read_text(encoding="utf-8"))
             messages = messages_of(row["messages"], "column messages")
         except (OSError, ValueError, KeyError, TypeError, RowError):
-            raise UserError("is no conversation of this page", where=name) from None
+            raise UserError("is not a conversation of this page", where=name) from None
         if any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-            raise UserError("has calls of tools, which this page cannot go on with", where=name)
+            raise UserError("has tool calls, which this page does not support", where=name)
         return [{key: message[key] for key in ("role", "content", "train") if key in message} for message in messages]
 
     def _free(self, model: str) -> Path:
-        """A name that no file has: the model and the time."""
+        """An unused file name: the model and the time."""
         plain = re.sub(r"[^\w.-]+", "_", model, flags=re.ASCII).strip("._")[-80:] or "conversation"
         stem = f"{plain}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
         path, number = self.directory / f"{stem}.json", 1

@@ -17,12 +17,12 @@ from sft.system.signals import taken
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0  # seconds that an answer in the making has to end, when the page does
+PATIENCE = 5.0  # seconds for a running answer to end when the page is closed
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT end the block with their exit codes, 143 and 130."""
+def exit_on_signal() -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT raise Interrupted with their exit codes, 143 and 130."""
 
     def end(number: int, frame: Any) -> None:
         raise Interrupted(f"{signal.Signals(number).name}: the page is closed", 128 + number)
@@ -32,56 +32,56 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def served(settings: Mapping[str, Any], overrides: Sequence[str], access: Access) -> Iterator[list[str]]:
-    """The page over what a resolved config names, for the time of the block; gives its addresses.
+def running_server(settings: Mapping[str, Any], overrides: Sequence[str], access: Access) -> Iterator[list[str]]:
+    """Serve the page for a resolved config within the block; yields its addresses.
 
-    The model is loaded before anything listens: what is wrong with it is told at once, and the first answer is quick.
+    The model is loaded before the server listens, so that its errors show at once and the first answer is fast.
 
     Args:
         settings: the config.
-        overrides: of the command line, for further runs that are picked on the page.
-        access: where and for whom.
+        overrides: of the command line, for other runs that are selected on the page.
+        access: address and login.
 
     Raises:
-        UserError: a model that cannot be loaded, or an address that cannot be listened on.
+        UserError: the model cannot be loaded, or the address cannot be used.
     """
     from sft.evaluation.sampling import Sampling
-    from sft.inference.web.desk import Desk
+    from sft.inference.web.handlers import Handlers
+    from sft.inference.web.model_pool import ModelPool, with_4bit_base
     from sft.inference.web.page import build_page
-    from sft.inference.web.saved import Saved
-    from sft.inference.web.shelf import Shelf, in_four_bits
+    from sft.inference.web.saved import SavedConversations
 
     Sampling.of(settings)
     if settings["load_in_4bit"]:
-        settings = in_four_bits(settings)
-    shelf = Shelf(settings, overrides)
-    with shelf.lock:
-        shelf.open(shelf.first)
-    desk = Desk(shelf, Saved(settings["conversations"]))
-    page = build_page(desk, settings)
+        settings = with_4bit_base(settings)
+    pool = ModelPool(settings, overrides)
+    with pool.lock:
+        pool.open(pool.first)
+    handlers = Handlers(pool, SavedConversations(settings["conversations"]))
+    page = build_page(handlers, settings)
     addresses = _launch(page, access)
     try:
         yield addresses
     finally:
-        shelf.closed.set()
-        desk.stop_all()
+        pool.closed.set()
+        handlers.stop_all()
         _close(page)
-        if shelf.lock.acquire(timeout=PATIENCE):
-            shelf.close()
-            shelf.lock.release()
+        if pool.lock.acquire(timeout=PATIENCE):
+            pool.close()
+            pool.lock.release()
         else:
-            _leave_at_once()
+            _exit_now()
 
 
 def _close(page: Any) -> None:
-    """Stop listening. Open tabs hold connections, which would be waited for; uvicorn logs each one that is cut."""
+    """Stop the server. Connections of open tabs are cut instead of awaited; uvicorn would log each of them."""
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.server.force_exit = True
     page.close(verbose=False)
 
 
-def _leave_at_once() -> None:
-    """End the process under an answer that does not end: torch in a long prompt hears nothing, and would crash Python."""
+def _exit_now() -> None:
+    """Exit while an answer is still running: torch cannot be interrupted in a long prompt, and would crash Python."""
     error = sys.exc_info()[1]
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr, flush=True)
@@ -92,7 +92,7 @@ def _launch(page: Any, access: Access) -> list[str]:
     from starlette.middleware import Middleware
 
     from sft.inference.web.guard import Guard
-    from sft.inference.web.page import looks
+    from sft.inference.web.page import theme_options
 
     guard = Middleware(Guard, own_name=access.host if access.password is None else None)
     try:
@@ -113,7 +113,7 @@ def _launch(page: Any, access: Access) -> list[str]:
             ssr_mode=False,
             mcp_server=False,
             pwa=False,
-            **looks(),
+            **theme_options(),
         )
     except OSError:
         raise in_use(access.port) from None
@@ -128,7 +128,7 @@ def _launch(page: Any, access: Access) -> list[str]:
 
 
 def wait(say: Callable[[str], object], addresses: Sequence[str]) -> None:
-    """Tell the addresses, one a line, and wait for a signal."""
+    """Print the addresses, one per line, and wait for a signal."""
     for address in addresses:
         say(address)
     threading.Event().wait()

@@ -1,4 +1,4 @@
-"""What one browser tab has said, and how its answers are made: in a thread, piece by piece."""
+"""The conversation of a browser tab, and its answers, which are streamed from a thread."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.evaluation.sampling import Sampling
-from sft.inference.talk import Message, Talk
-from sft.inference.web.shelf import Shelf
+from sft.inference.chat_session import ChatSession, Message
+from sft.inference.web.model_pool import ModelPool
 
 log = logging.getLogger(__name__)
 
 TUNED, BASE = 0, 1  # the two sides
-PAUSE = 0.05  # seconds between two states of the page: more would cost browser and server time, and nobody sees it
+PAUSE = 0.05  # seconds between two updates of the page: more often would only cost time
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is set on the page when an answer is asked for.
+class ChatOptions:
+    """The options on the page when an answer is requested.
 
     Attributes:
-        model: a name of the shelf's.
+        model: a name from the model pool.
         system: the system prompt, "" for none.
         compare: whether the base answers too.
-        sampling: how tokens are drawn.
+        sampling: how tokens are sampled.
     """
 
     model: str
@@ -41,25 +41,25 @@ class Wish:
 
 
 @dataclass
-class Session:
+class TabSession:
     """The conversation of one tab, with the model and with its base.
 
     Attributes:
-        sides: the turns so far of both, system prompt apart.
-        answered: answers made so far; each is drawn with a seed of its own, the same for both sides.
-        wish: how the last answer was asked for.
+        sides: the turns so far of both, without system prompt.
+        answered: answers generated so far; each is sampled with its own seed, the same for both sides.
+        options: the options of the last answer.
         file: where the conversation was saved, None where it was not.
-        stop: ends the answer that is being made.
+        stop: stops the answer that is being generated.
     """
 
     sides: tuple[list[Message], list[Message]] = field(default_factory=lambda: ([], []))
     answered: int = 0
-    wish: Wish | None = None
+    options: ChatOptions | None = None
     file: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def reset(self, messages: list[Message] | None = None) -> None:
-        """Forget what was said, or go on with another conversation; an answer in the making ends."""
+        """Start an empty conversation, or continue another one; a running answer is stopped."""
         self.stop.set()
         self.sides, self.answered, self.file = (list(messages or []), []), 0, None
 
@@ -71,13 +71,13 @@ class Session:
 
 
 @dataclass
-class Shown:
-    """What the page shows while an answer is made.
+class PageState:
+    """The state of the page while an answer is generated.
 
     Attributes:
-        sides: the turns of both, with as much of the answers as there is.
-        note: a line on what is going on, "" for nothing.
-        failed: whether there will be no answer.
+        sides: the turns of both, with the answers so far.
+        note: a status line, "" for none.
+        failed: whether generating the answer has failed.
     """
 
     sides: tuple[list[Message], list[Message]]
@@ -85,24 +85,24 @@ class Shown:
     failed: bool = False
 
 
-def answers(shelf: Shelf, session: Session, wish: Wish, text: str | None) -> Iterator[Shown]:
-    """Answer a message, or with None the last one again; the page's next state, each time there is more of it.
+def stream_answers(pool: ModelPool, session: TabSession, options: ChatOptions, text: str | None) -> Iterator[PageState]:
+    """Answer a message, or with None the last one again; yields the page's state whenever there is more text.
 
-    Answers are made one at a time, whoever asks; leaving the iterator early stops this one.
+    Only one answer is generated at a time, over all tabs; closing the iterator stops this one.
     """
     session.stop = stop = threading.Event()
-    session.wish, sides = wish, session.sides
-    if wish.compare and len(sides[BASE]) != len(sides[TUNED]):
-        sides[BASE][:] = sides[TUNED]  # the base takes the conversation over as it stands
-    before = [_asked(side, text) if side is sides[TUNED] or wish.compare else list(side) for side in sides]
+    session.options, sides = options, session.sides
+    if options.compare and len(sides[BASE]) != len(sides[TUNED]):
+        sides[BASE][:] = sides[TUNED]  # the base continues the current conversation
+    before = [_asked(side, text) if side is sides[TUNED] or options.compare else list(side) for side in sides]
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    worker = threading.Thread(target=_work, args=(shelf, session, wish, text, stop, events.put), daemon=True)
+    worker = threading.Thread(target=_generate, args=(pool, session, options, text, stop, events.put), daemon=True)
     worker.start()
     try:
         made, note = ["", ""], ""
-        yield Shown(_with(before, made))
+        yield PageState(_with(before, made))
         while True:
-            news = [_next(events, shelf.closed)]
+            news = [_next(events, pool.closed)]
             while not events.empty():
                 news.append(events.get())
             for each in news:
@@ -113,66 +113,71 @@ def answers(shelf: Shelf, session: Session, wish: Wish, text: str | None) -> Ite
                     note = ""
                 else:
                     error = each if isinstance(each, UserError) else None
-                    yield Shown(session.sides, str(error) if error else "", failed=error is not None)
+                    yield PageState(session.sides, str(error) if error else "", failed=error is not None)
                     return
-            if session.sides is sides:  # else it was cleared meanwhile
-                yield Shown(_with(before, made), note)
+            if session.sides is sides:  # otherwise it was cleared meanwhile
+                yield PageState(_with(before, made), note)
                 time.sleep(PAUSE)
     finally:
         stop.set()
 
 
 def _next(events: queue.SimpleQueue[Any], closed: threading.Event) -> Any:
-    """What the worker tells next. It may be in the middle of a long prompt, which the end of the page does not wait for."""
+    """The worker's next event, or an error when the page is closed, which does not wait for a worker in a long
+    prompt."""
     while not closed.is_set():
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=0.2)
     return UserError("the page is closed")
 
 
-def _work(
-    shelf: Shelf,
-    session: Session,
-    wish: Wish,
+def _generate(
+    pool: ModelPool,
+    session: TabSession,
+    options: ChatOptions,
     text: str | None,
     stop: threading.Event,
-    tell: Callable[[Any], None],
+    report: Callable[[Any], None],
 ) -> None:
-    """Make the answers and tell of a note (text), a piece ((side, text)), and at last of the end (None or an error)."""
+    """Generate the answers; report notes (text), pieces ((side, text)), and finally the end (None or an error)."""
     sides = session.sides
     try:
-        with shelf.lock:
-            if not stop.is_set() and not shelf.is_open(wish.model):
-                tell(f"loading {wish.model} …")
-            opened = shelf.open(wish.model)
-            said: dict[str, Any] = {
-                "system": wish.system or None,
-                "sampling": wish.sampling,
+        with pool.lock:
+            if not stop.is_set() and not pool.is_open(options.model):
+                report(f"loading {options.model} …")
+            loaded = pool.open(options.model)
+            settings: dict[str, Any] = {
+                "system": options.system or None,
+                "sampling": options.sampling,
                 "answered": session.answered,
             }
-            talk = replace(opened.talk, messages=sides[TUNED], **said)
-            _say(talk, text, stop, lambda p: tell((TUNED, p)))
-            session.answered = talk.answered
-            if wish.compare and not stop.is_set():
-                with opened.as_base() as base:
-                    _say(replace(base, messages=sides[BASE], **said), text, stop, lambda p: tell((BASE, p)))
-        tell(None)
+            chat_session = replace(loaded.chat_session, messages=sides[TUNED], **settings)
+            _answer_turn(chat_session, text, stop, lambda p: report((TUNED, p)))
+            session.answered = chat_session.answered
+            if options.compare and not stop.is_set():
+                with loaded.as_base() as base:
+                    _answer_turn(
+                        replace(base, messages=sides[BASE], **settings), text, stop, lambda p: report((BASE, p))
+                    )
+        report(None)
     except UserError as error:
-        tell(error)
-    except Exception as error:  # out of memory, a broken file: the page goes on, the log has the traceback
-        log.exception("no answer could be made")
-        tell(UserError(f"no answer could be made: {type(error).__name__}: {error}"))
+        report(error)
+    except Exception as error:  # out of memory, a broken file: the page keeps running, the log has the traceback
+        log.exception("generating an answer failed")
+        report(UserError(f"generating an answer failed: {type(error).__name__}: {error}"))
 
 
-def _say(talk: Talk, text: str | None, stop: threading.Event, show: Callable[[str], None]) -> None:
+def _answer_turn(
+    chat_session: ChatSession, text: str | None, stop: threading.Event, show: Callable[[str], None]
+) -> None:
     if text is None:
-        talk.again(show, stop.is_set)
+        chat_session.again(show, stop.is_set)
     else:
-        talk.ask(text, show, stop.is_set)
+        chat_session.ask(text, show, stop.is_set)
 
 
 def _asked(messages: list[Message], text: str | None) -> list[Message]:
-    """The turns up to the answer that is to come."""
+    """The turns before the new answer."""
     return [*messages, {"role": "user", "content": text}] if text is not None else messages[:-1]
 
 

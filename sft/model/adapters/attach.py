@@ -1,4 +1,4 @@
-"""Attach a LoRA adapter to a base model, or go on from an existing one."""
+"""Attach a new LoRA adapter to a base model, or continue training an existing one."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def attach(
     Args:
         model: the base model from `load_model`.
         lora: a peft.LoraConfig, which is not changed; None for full fine-tuning.
-        spec: the model's spec; its `adapter` is gone on from where given, and `lora` then only switches adapters on.
-        target_modules: what to adapt where `lora` does not say (`Family.target_modules`).
+        spec: the model's spec; training continues from its `adapter` if given, and `lora` then only enables adapters.
+        target_modules: the modules to adapt where `lora` names none (`Family.target_modules`).
         new_rows: embedding rows to train and save with the adapter (`fit_embeddings`).
-        seed: set before the adapter is drawn, so that it does not depend on what was drawn before.
+        seed: set before the adapter is initialized, so that it does not depend on earlier random numbers.
 
     Returns:
-        The model to train (a PeftModel, or the base itself) and what of it will train.
+        The model to train (a PeftModel, or the base itself) and its trainable parts.
 
     Raises:
-        UserError: the adapter would cover nothing, or cannot be built over this base.
+        UserError: the adapter would cover nothing, or cannot be built on this base.
     """
     if seed is not None:
         torch.manual_seed(seed)
@@ -65,9 +65,7 @@ def attach(
         return _continue(model, spec, new_rows)
     if lora is None:
         if quantized_modules(model):
-            raise UserError(
-                "quantized weights cannot be trained themselves", where="lora", remedy="lora=r16, or quant=none"
-            )
+            raise UserError("quantized weights cannot be trained", where="lora", remedy="lora=r16, or quant=none")
         model.requires_grad_(True)
         return model, coverage_of(model)
     config = _complete(copy.deepcopy(lora), model, spec, target_modules, new_rows)
@@ -89,7 +87,7 @@ def attach(
 def refuse_names(
     lora: Any, quant: Any, model: Any, spec: Model, target_modules: str | Sequence[str] = "all-linear"
 ) -> None:
-    """Refuse names and patterns that match nothing in a model, before it has weights.
+    """Refuse names and patterns that match nothing in a model, before its weights are loaded.
 
     Args:
         lora: a peft.LoraConfig, which is not changed; None for full fine-tuning.
@@ -106,7 +104,7 @@ def refuse_names(
 
 
 def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
-    """Whether a job with this adapter writes into the base model's own weights, so that it cannot share them."""
+    """Whether a job with this adapter modifies the base model's own weights, so that it cannot share them."""
     if lora is None or new_rows or spec.adapter:
         return True
     start = str(lora.init_lora_weights)
@@ -119,12 +117,12 @@ def changes_base(lora: Any, spec: Model, new_rows: Sequence[int] = ()) -> bool:
 
 
 def _continue(model: Any, spec: Model, new_rows: Sequence[int]) -> tuple[Any, Coverage]:
-    """Go on training an existing adapter, in fp32, whatever it was stored in."""
+    """Load an existing adapter for further training, in fp32, whatever its stored precision."""
     path = check_adapter(spec.adapter or "")
     trained = read_adapter_config(path)
     if trained.get("base_model_name_or_path") != model.name_or_path:
         log.warning(
-            "the adapter was trained over %s, and is trained further over %s",
+            "the adapter was trained on %s, and training continues on %s",
             trained.get("base_model_name_or_path"),
             model.name_or_path,
         )
@@ -132,7 +130,7 @@ def _continue(model: Any, spec: Model, new_rows: Sequence[int]) -> tuple[Any, Co
         raise UserError(
             f"the adapter trains no embedding rows for the new tokens with ids {lacking}",
             where="model.adapter",
-            remedy="keep the tokens and the template it was trained with, or start a fresh adapter",
+            remedy="keep the tokens and the template it was trained with, or start a new adapter",
         )
     with _peft_errors(model), quiet():
         adapted = load_adapter(model, path, trainable=True)
@@ -141,7 +139,7 @@ def _continue(model: Any, spec: Model, new_rows: Sequence[int]) -> tuple[Any, Co
 
 
 def detach(adapted: Any) -> Any:
-    """The base of a PeftModel as it was before `attach`, ready for another adapter; for those that share one base."""
+    """The base of a PeftModel as it was before `attach`, ready for another adapter on the same base."""
     base = adapted.unload()
     for name in ("peft_config", "_hf_peft_config_loaded"):
         base.__dict__.pop(name, None)
@@ -158,21 +156,21 @@ def detach(adapted: Any) -> Any:
 
 
 def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequence[str], rows: Sequence[int]) -> Any:
-    """Fill in what the config leaves to us: task, base, targets, and the rows of new tokens."""
+    """Fill in what the config leaves open: task, base, targets, and the rows of new tokens."""
     config.task_type = peft.TaskType.CAUSAL_LM
     config.base_model_name_or_path, config.revision = model.name_or_path, spec.revision
     config.inference_mode = False
     if config.target_modules is None and not config.target_parameters:
         config.target_modules = target_modules if isinstance(target_modules, str) else set(target_modules)
     if config.target_modules == "all-linear" and config.layers_to_transform is not None:
-        config.target_modules = set(candidates(model))  # peft reads the layers' numbers with listed names alone
+        config.target_modules = set(candidates(model))  # peft respects layers_to_transform only with a list of names
     if config.exclude_modules is None and any(re.fullmatch(NOT_TEXT, name) for name, _ in model.named_modules()):
         config.exclude_modules = NOT_TEXT
     names = [name for name, _ in adaptable_modules(model)]
     config.fan_in_fan_out = bool(names) and all(type(m).__name__ == "Conv1D" for _, m in adaptable_modules(model))
     whole = set(config.modules_to_save or ())
     if is_tied(model) and whole & _EMBEDDINGS:
-        # trained apart, tied input and output would merge into one another: train the one, and tie the other to it
+        # trained separately, tied input and output would differ: train one, and tie the other to it
         config.modules_to_save = sorted(whole - _EMBEDDINGS | {embedding_names(model)[0].rpartition(".")[2]})
         config.ensure_weight_tying = True
     elif rows:
@@ -181,7 +179,7 @@ def _complete(config: Any, model: Any, spec: Model, target_modules: str | Sequen
 
 
 def _train_rows(config: Any, model: Any, rows: list[int]) -> None:
-    """Have the new tokens' embeddings trained and saved: single rows, or the whole layer where rows cannot be."""
+    """Train and save the new tokens' embeddings: single rows, or the whole layer where that is not possible."""
     whole = set(config.modules_to_save or ())
     output = model.get_output_embeddings()
     indices: dict[str, list[int]] = {}
@@ -199,29 +197,29 @@ def _train_rows(config: Any, model: Any, rows: list[int]) -> None:
 
 
 def _check_start(config: Any, model: Any) -> None:
-    """Refuse ways to start an adapter that this base cannot take."""
+    """Refuse initializations of the adapter that this base does not allow."""
     start, quantized = str(config.init_lora_weights), bool(quantized_modules(model))
     if start == "loftq" and not quantized:
         raise UserError(
-            "LoftQ starts an adapter from what quantization loses, and this base is not quantized",
+            "LoftQ initializes an adapter from the quantization error, and this base is not quantized",
             where="lora.init_lora_weights",
             remedy="quant=nf4, or lora=r16",
         )
     if start.startswith(MUTATING) and quantized:
         raise UserError(
-            f"{start} takes its start out of the base weights, which is not possible when they are quantized",
+            f"{start} moves a part of the base weights into the adapter, which is not possible when they are quantized",
             where="lora.init_lora_weights",
             remedy="quant=none, or lora=loftq",
         )
     if start == "olora" and config.fan_in_fan_out:
         raise UserError(
-            f"OLoRA does not know the transposed layers of {type(model).__name__}",
+            f"OLoRA does not support the transposed layers of {type(model).__name__}",
             where="lora.init_lora_weights",
             remedy="lora=pissa, or lora=r16",
         )
     if start.startswith(MUTATING) and config.use_dora:
         raise UserError(
-            f"a DoRA adapter started by {start} cannot be converted to load over the plain base",
+            f"a DoRA adapter initialized by {start} cannot be converted to load on the plain base",
             where="lora.use_dora",
             remedy="lora=dora, or lora.use_dora=false",
         )
@@ -229,7 +227,7 @@ def _check_start(config: Any, model: Any) -> None:
 
 @contextlib.contextmanager
 def _peft_errors(model: Any) -> Iterator[None]:
-    """Say peft's refusals as the user's mistakes that they are."""
+    """Turn peft's errors about the config into UserErrors."""
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, re.error) as error:

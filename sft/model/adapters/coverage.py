@@ -1,4 +1,4 @@
-"""What of a model trains: which modules an adapter covers, in which layers, and how many parameters."""
+"""The trainable parts of a model: which modules an adapter covers, in which layers, and how many parameters."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
 @dataclass
 class Coverage:
-    """What trains.
+    """The trainable parts of a model.
 
     Attributes:
-        modules: name of a module -> in how many places it has an adapter; empty for full fine-tuning.
+        modules: name of a module -> number of places where it has an adapter; empty for full fine-tuning.
         layers: layer -> adapted modules in it, for every layer of the model.
-        uncovered: linear modules and fused weights that have none, by name -> count.
-        trainable: parameters that train.
+        uncovered: linear modules and fused weights without one, by name -> count.
+        trainable: trainable parameters.
         total: parameters of base and adapter together, tied ones once.
-        rows: embedding rows that train because their tokens are new.
+        rows: trained embedding rows of new tokens.
         rank: of the adapter; None for full fine-tuning.
     """
 
@@ -43,7 +43,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Part of all parameters that trains, 0 to 1."""
+        """Trainable share of all parameters, 0 to 1."""
         return self.trainable / self.total if self.total else 0.0
 
     def line(self) -> str:
@@ -63,7 +63,7 @@ class Coverage:
 
 
 def coverage_of(model: Any) -> Coverage:
-    """What of a model, adapted or not, will train."""
+    """The trainable parts of a model, adapted or not."""
     found = Coverage(trainable=count_parameters(model, trainable_only=True), total=count_parameters(model))
     config = getattr(model, "peft_config", {}).get("default")
     if config is None:
@@ -84,7 +84,7 @@ def coverage_of(model: Any) -> Coverage:
 
 
 def adaptable_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """The linear layers that text goes through, the output layer left out."""
+    """The linear layers that text passes through, without the output layer."""
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
         if type(module).__name__ in _LINEAR and module is not output and not re.fullmatch(NOT_TEXT, name):
@@ -129,7 +129,7 @@ def _layer(name: str) -> int | None:
 
 
 def _label(name: str, module: Any) -> str:
-    """How an adapted module is called: by its own name, or by that of the one parameter of it that is adapted."""
+    """The name of an adapted module, or of its parameter if only one is adapted."""
     return getattr(module, "parameter_name", None) or _last(name)
 
 

@@ -1,4 +1,4 @@
-"""Adapters that exist already: find one, load it over its base."""
+"""Existing adapters: find one, and load it on its base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_adapter(path: str) -> Path:
     """The directory of an adapter in safetensors.
 
     Raises:
-        UserError: there is none; a run's directory is answered with the adapter in it.
+        UserError: there is none; for a run's directory it names the adapter in it.
     """
     directory = expanded(path)
     if (directory / "adapter_model.safetensors").is_file() and (directory / "adapter_config.json").is_file():
@@ -45,7 +45,7 @@ def check_adapter(path: str) -> Path:
 
 
 def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
-    """An adapter over its base, whose embeddings grow to what the adapter was trained with.
+    """Load an adapter on its base, whose embeddings are resized to those of the adapter's training.
 
     Raises:
         UserError: the adapter does not belong to this base.
@@ -61,8 +61,8 @@ def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
         except RuntimeError as error:
             raise wrong_base(path, model, str(error)) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            what = f"is no adapter that can be read: {' '.join(str(error).split())[:200]}"
-            raise UserError(what, where=str(path), remedy="give the adapter/ of a run, whole") from error
+            what = f"is not an adapter that can be read: {' '.join(str(error).split())[:200]}"
+            raise UserError(what, where=str(path), remedy="give the complete adapter/ of a run") from error
     for message in {str(w.message) for w in caught}:
         if "missing adapter keys" in message:
             raise wrong_base(path, model, message)
@@ -73,7 +73,7 @@ def load_adapter(model: Any, path: str | Path, trainable: bool = False) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """peft warns of what is handled here: fused layers stored transposed, and tied weights."""
+    """Silence peft's warnings about what is handled here: fused layers stored transposed, and tied weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=f".*({_KNOWN_WARNINGS.pattern}).*")
         yield
@@ -86,9 +86,9 @@ def _adapter_rows(path: Path) -> int:
     try:
         opened = safe_open(weights, "pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"holds no whole safetensors: {error}", where=str(weights)) from error
+        raise UserError(f"holds no complete safetensors file: {error}", where=str(weights)) from error
     with opened as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+        for key in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
             if re.search(r"(embed_tokens|wte|lm_head|embed_out)\.(modules_to_save\.)?weight$", key):
                 rows = max(rows, file.get_slice(key).get_shape()[0])
     return rows
@@ -100,19 +100,19 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(where.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("no object at its top")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"is no adapter's config: {what}", where=str(where)) from None
-    if config.get("megatron_core") not in (None, "megatron.core"):  # peft imports the module of that name
+        raise UserError(f"is not an adapter's config: {what}", where=str(where)) from None
+    if config.get("megatron_core") not in (None, "megatron.core"):  # peft would import the module of that name
         raise UserError(f"names a module to import, {config['megatron_core']!r}", where=str(where))
     if fault := next(_faults(config), None):
-        raise UserError(fault, where=str(where), remedy="give the adapter/ of a run, as it was written")
+        raise UserError(fault, where=str(where), remedy="give the unmodified adapter/ of a run")
     return config
 
 
 def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """What no adapter has, and what would keep peft busy for ever."""
+    """Values that no real adapter has, and those that would keep peft busy forever."""
     patterns = [config.get("target_modules"), config.get("exclude_modules"), config.get("layers_pattern")]
     for key in ("rank_pattern", "alpha_pattern"):
         given = config.get(key)
@@ -124,7 +124,7 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
             yield f"{pattern[:80]!r} {wrong}"
     rank, layers = config.get("r", 8), config.get("layer_replication") or []
     if type(rank) is not int or not 1 <= rank <= MOST_RANKS:
-        yield f"r={rank!r} is no rank from 1 to {MOST_RANKS:,}"
+        yield f"r={rank!r} is not a rank from 1 to {MOST_RANKS:,}"
     if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
         yield f"layer_replication has more than {MOST_LAYERS:,} parts"
     iterations = re.fullmatch(r"pissa_niter_(\d+)", str(config.get("init_lora_weights")))
@@ -135,33 +135,33 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
     if not all(
         isinstance(ids, list) and all(type(row) is int and 0 <= row < MOST_ROWS for row in ids) for ids in lists
     ):
-        yield f"trainable_token_indices are no ids below {MOST_ROWS:,}"
+        yield f"trainable_token_indices are not ids below {MOST_ROWS:,}"
 
 
 def stored_rows(config: dict[str, Any]) -> list[int]:
-    """Ids of the embedding rows that an adapter holds."""
+    """Ids of the embedding rows in an adapter."""
     stored = config.get("trainable_token_indices") or {}
     lists = stored.values() if isinstance(stored, dict) else [stored]
     return sorted({row for ids in lists for row in ids})
 
 
 def wrong_base(path: str | Path, model: Any, detail: str) -> UserError:
-    """The error of an adapter whose weights do not fit a model.
+    """The error for an adapter whose weights do not fit a model.
 
     Args:
         path: the adapter.
-        model: what it was to be put on.
-        detail: what peft or torch says.
+        model: the model it was loaded on.
+        detail: the message of peft or torch.
     """
     return UserError(
         f"the adapter {path} does not belong to {model.name_or_path}: {' '.join(detail.split())[:200]}",
         where="model.adapter",
-        remedy="give the base its adapter_config.json names as model.name",
+        remedy="set model.name to the base in its adapter_config.json",
     )
 
 
 def layers_without_bias(adapted: Any) -> list[str]:
-    """Names of adapted layers that have no bias, where the adapter (`lora_bias`) has one: it can be added to nothing."""
+    """Names of adapted layers without a bias whose adapter has one (`lora_bias`), which could not be merged."""
     if not any(getattr(config, "lora_bias", False) for config in adapted.peft_config.values()):
         return []
     adapts = ("lora_A", "lora_embedding_A")
@@ -171,9 +171,9 @@ def layers_without_bias(adapted: Any) -> list[str]:
 
 
 def no_bias(layers: list[str]) -> UserError:
-    """The error of `lora_bias` over layers that have none."""
+    """The error for `lora_bias` on layers without a bias."""
     return UserError(
-        f"the adapter's bias has no place in {', '.join(layers)}, which have none: it cannot be merged or served",
+        f"the adapter has a bias for {', '.join(layers)}, which have none: it cannot be merged or served",
         where="lora.lora_bias",
         remedy="lora.lora_bias=false, or lora.target_modules of layers with a bias",
     )

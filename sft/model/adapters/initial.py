@@ -1,4 +1,4 @@
-"""Adapters whose start is taken out of the base weights (PiSSA, OLoRA, ...) or made for a quantized base (LoftQ).
+"""Adapters that are initialized from the base weights (PiSSA, OLoRA, ...) or for a quantized base (LoftQ).
 
 PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775) factor part of a weight W into
 the adapter and leave the rest in the base: W = W' + s B0 A0. What training changes, s (B A - B0 A0), is an adapter of
@@ -19,7 +19,7 @@ from sft.model.spec import MUTATING, Model
 
 
 def keep_initial(adapted: Any, config: Any) -> None:
-    """Remember the start of an adapter that was taken out of the base; nothing for all others."""
+    """Keep the initial values of an adapter that was taken out of the base; does nothing for others."""
     if str(config.init_lora_weights).startswith(MUTATING):
         state = peft_state(adapted)
         adapted._sft_initial = {k: v.detach().clone() for k, v in state.items() if ".lora_A." in k or ".lora_B." in k}
@@ -33,7 +33,7 @@ def peft_state(adapted: Any) -> dict[str, torch.Tensor]:
 
 
 def convert_saved(adapted: Any, directory: Path) -> None:
-    """Rewrite a saved adapter so that it loads over the plain base: B A - B0 A0 as one adapter of twice the rank."""
+    """Rewrite a saved adapter so that it loads on the plain base: B A - B0 A0 as one adapter of twice the rank."""
     initial = getattr(adapted, "_sft_initial", None)
     if not initial:
         return
@@ -47,12 +47,12 @@ def convert_saved(adapted: Any, directory: Path) -> None:
             torch.cat([state[name], start], dim=0) if ".lora_A." in name else torch.cat([state[name], -start], dim=1)
         )
         state[name] = joined.contiguous()
-    beside = path.with_suffix(".converted")  # what load_file gave is the old file itself, mapped into memory
+    beside = path.with_suffix(".converted")  # load_file returned the old file itself, mapped into memory
     save_file(state, beside, metadata={"format": "pt"})
     os.replace(beside, path)
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
-    # scaling is alpha / r, or alpha / sqrt(r) with rank-stabilized LoRA, and has to stay what it was
+    # scaling is alpha / r, or alpha / sqrt(r) with rank-stabilized LoRA, and has to stay the same
     factor = 2**0.5 if config.get("use_rslora") else 2
     config.update(init_lora_weights=True, r=2 * config["r"], lora_alpha=factor * config["lora_alpha"])
     config["rank_pattern"] = {k: 2 * v for k, v in (config.get("rank_pattern") or {}).items()}
@@ -64,7 +64,7 @@ def convert_saved(adapted: Any, directory: Path) -> None:
 def loftq_start(adapted: Any, spec: Model) -> None:
     """Set A and B of each adapted layer to the best rank-r fit of W minus its quantized self (LoftQ, one step).
 
-    Loads the full-precision base once more, on the CPU, and lets go of it afterwards.
+    Loads the full-precision base once more, on the CPU, and frees it afterwards.
     """
     from transformers import AutoModelForCausalLM
 
@@ -82,7 +82,7 @@ def loftq_start(adapted: Any, spec: Model) -> None:
         rank = a.shape[0]
         u, s, v = torch.svd_lowrank(
             residual, q=min(2 * rank, *residual.shape), niter=8
-        )  # a tenth of the exact one's time
+        )  # takes a tenth of the time of the exact SVD
         root = (s[:rank] / module.scaling["default"]).sqrt()
         a.copy_(root[:, None] * v.T[:rank])
         b.copy_(u[:, :rank] * root)

@@ -11,7 +11,7 @@ from sft.model.adapters.matching import listed, matching, nothing_matches
 
 
 def layer_faults(config: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
-    """Errors for layers that the model does not have, and for what does not lie in those that are asked for.
+    """Errors for layers that the model does not have, and for modules outside of the requested layers.
 
     Args:
         config: a peft.LoraConfig with its targets filled in.
@@ -46,7 +46,7 @@ def layer_faults(config: Any, model: Any, modules: list[str]) -> Iterator[UserEr
         )
     elif outside := sorted(target for target, layers in found.items() if not layers & set(asked)):
         yield UserError(
-            f"{', '.join(outside)} does not lie in layer {', '.join(map(str, asked))}",
+            f"{', '.join(outside)} is not in layer {', '.join(map(str, asked))}",
             where="lora.target_modules",
             remedy=f"lora.layers_to_transform=[{','.join(map(str, sorted(found[outside[0]])[:4]))}], or without {outside[0]}",
         )

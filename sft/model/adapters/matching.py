@@ -7,17 +7,17 @@ from typing import Any
 
 from sft.config.errors import UserError
 
-_SHOWN = 12  # names that an error lists
+_SHOWN = 12  # names listed in an error
 
 
 def matching(names: Iterable[str], ends: Iterable[str]) -> list[str]:
-    """Names that are one of `ends`, or end in one after a dot."""
+    """Names that equal one of `ends`, or end with one after a dot."""
     ends = list(ends)
     return [name for name in names if any(name == end or name.endswith(f".{end}") for end in ends)]
 
 
 def listed(value: Any) -> list[str]:
-    """A list of names; none of a single expression, which is matched otherwise."""
+    """A list of names; [] for a single expression, which is matched differently."""
     return list(value) if isinstance(value, list | tuple | set) else []
 
 

@@ -1,7 +1,7 @@
-"""Names of modules in an adapter's config, held against a model: each must match something, and so change something.
+"""Names of modules in an adapter's config, checked against a model: each must match something.
 
-peft is content when one of several targets is found, and passes over all others that match nothing; they would stand in
-adapter_config.json, where what serves the adapter stumbles over them.
+peft accepts a list of targets if one of them is found, and ignores those that match nothing; they would end up in
+adapter_config.json, where servers of the adapter fail on them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _unmatched_targets(config: Any, model: Any, modules: list[str]) -> Iterator[
 
 
 def _adapted(config: Any, model: Any, modules: list[str]) -> list[str]:
-    """The modules that get an adapter."""
+    """The modules that will get an adapter."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     if isinstance(config.target_modules, str) and config.target_modules.replace("_", "-") == "all-linear":
@@ -126,7 +126,7 @@ def _unmatched_parameters(names: Iterable[str], parameters: list[str]) -> Iterat
 
 
 def _unmatched_keys(key: str, patterns: dict[str, Any], adapted: list[str]) -> Iterator[UserError]:
-    """Errors for keys that match no adapted module, or only ones that an earlier key has taken."""
+    """Errors for keys that match no adapted module, or only ones that an earlier key matches."""
     from peft.utils.other import get_pattern_key
 
     takes = {get_pattern_key(list(patterns), name) for name in adapted}
@@ -138,16 +138,16 @@ def _unmatched_keys(key: str, patterns: dict[str, Any], adapted: list[str]) -> I
         }
         if earlier - {pattern}:
             yield UserError(
-                f"{pattern!r} comes after {', '.join(sorted(earlier))}, which takes all that it matches",
+                f"{pattern!r} comes after {', '.join(sorted(earlier))}, which already matches all of its modules",
                 where=f"lora.{key}",
-                remedy="the narrower key first",
+                remedy="put the more specific key first",
             )
         else:
             yield nothing_matches(key, [pattern], last_parts(adapted), "no adapted module matches")
 
 
 def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[UserError]:
-    """Errors for embeddings that are not there, and for tokens beyond them."""
+    """Errors for unknown embeddings, and for token ids beyond them."""
     if not indices:
         return
     where = "lora.trainable_token_indices"
@@ -159,7 +159,7 @@ def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[Use
             embeddings = [each for each in last_parts(modules) if each in ("embed_tokens", "wte", "lm_head")]
             yield nothing_matches("trainable_token_indices", [name], embeddings or last_parts(modules))
         beyond = [token for token in tokens if not 0 <= token < rows]
-        if beyond and not weight.is_meta:  # rows for new tokens are added to a model that has weights
+        if beyond and not weight.is_meta:  # rows for new tokens are added once the model has weights
             yield UserError(
                 f"there is no token {', '.join(map(str, beyond[:5]))}: the embeddings have {rows:,} rows",
                 where=where,
@@ -168,7 +168,7 @@ def _token_indices(indices: Any, model: Any, modules: list[str]) -> Iterator[Use
 
 
 def _biases(config: Any, adapted: list[str], parameters: list[str]) -> Iterator[UserError]:
-    """The error for biases that are to train and are not there."""
+    """The error for biases that should be trained but do not exist."""
     there = {name.removesuffix(".bias") for name in parameters if name.endswith(".bias")}
     if config.bias == "none" or there & (set(adapted) if config.bias == "lora_only" else there):
         return
@@ -177,13 +177,13 @@ def _biases(config: Any, adapted: list[str], parameters: list[str]) -> Iterator[
 
 
 def _tell_saved(names: Iterable[str], modules: list[str]) -> None:
-    """Say where peft trains more than the modules of a name: it takes all whose names end so."""
+    """Warn where peft trains more than the named modules, because it matches all names with that ending."""
     for name in names:
         more = sorted({m.rpartition(".")[2] for m in modules if m.endswith(name)} - {name.rpartition(".")[2]})
         if more:
             log.warning(
-                "lora.modules_to_save: %s trains and saves %s as well, whose names end so; the whole path "
-                "(%s) means that one alone",
+                "lora.modules_to_save: %s also trains and saves %s, whose names have the same ending; the full path "
+                "(%s) selects only that one",
                 name,
                 ", ".join(more),
                 min(matching(modules, [name]), key=len),

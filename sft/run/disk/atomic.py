@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all: written beside, flushed to the disk, renamed."""
+"""Atomic files and directories: written under a temporary name, flushed to disk, renamed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sft.run.disk.errors import storage
+from sft.run.disk.errors import storage_errors
 
 TEMPORARY = ".tmp-"
 
@@ -35,16 +35,16 @@ def fsync_tree(directory: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes ``path``'s place when the block ends well.
+    """A temporary path next to ``path`` to write to; it replaces ``path`` when the block ends without an error.
 
-    The suffix stays the same, for writers that choose a format by it. After an error the temporary file is gone and
-    ``path`` is as it was.
+    The suffix stays the same, for writers that choose a format by it. After an error the temporary file is removed and
+    ``path`` is unchanged.
 
     Raises:
-        StorageError: the disk is full, or the place may not be written.
+        StorageError: the disk is full, or the location is not writable.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    with storage(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -58,9 +58,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Like :func:`replacing` for a directory: an empty temporary one that becomes ``path`` when the block ends well."""
+    """Like :func:`replacing` for a directory: an empty temporary one becomes ``path`` when the block ends without an
+    error."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with storage(path):
+    with storage_errors(path):
         remove_directory(temporary)
         temporary.mkdir(parents=True)
         try:
@@ -73,7 +74,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 def swap_directory(new: Path, path: Path) -> None:
-    """Put the directory ``new`` in the place of ``path``; an older ``path`` is renamed away first and removed after."""
+    """Replace ``path`` by the directory ``new``; an older ``path`` is renamed first and removed afterwards."""
     old = path.with_name(f"{TEMPORARY}old-{path.name}")
     remove_directory(old)
     if path.exists():
@@ -84,7 +85,7 @@ def swap_directory(new: Path, path: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory and all in it, under a temporary name first: a kill leaves no half of one under its own name.
+    """Remove a directory recursively, after renaming it, so that a kill cannot leave a partial one under its name.
 
     Of a link to a directory the link alone is removed.
     """

@@ -1,4 +1,4 @@
-"""A full disk, a missing permission, a read-only file system: said in one line, with what can be done."""
+"""A full disk, a missing permission, a read-only file system: errors in one line with a remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REMEDIES = {
     errno.EROFS: ("the file system is read-only", "choose a directory you may write: hydra.run.dir=DIR"),
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one: hydra.run.dir=DIR"),
     errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory: hydra.run.dir=DIR"),
-    errno.EEXIST: ("there is something else of that name", "choose another directory: hydra.run.dir=DIR"),
+    errno.EEXIST: ("something else has that name", "choose another directory: hydra.run.dir=DIR"),
     errno.ELOOP: ("a link in the path leads to itself", "choose another directory: hydra.run.dir=DIR"),
     errno.EFBIG: (
         "the file is larger than the file system or the limit (ulimit -f) allows",
@@ -41,7 +41,7 @@ class StorageError(UserError):
     """The run directory cannot be written."""
 
 
-# safetensors and torch wrap the system's error in one of their own and keep its text alone.
+# safetensors and torch wrap the system's error in their own and keep only its text.
 _WRAPPED = re.compile(
     r"os error 28|No space left on device|os error 122|Disk quota exceeded|PytorchStreamWriter failed writing",
     re.IGNORECASE,
@@ -49,12 +49,12 @@ _WRAPPED = re.compile(
 
 
 @contextmanager
-def storage(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn what the file system refuses into a :class:`StorageError` that names the path; other errors pass.
+def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn file system errors into a :class:`StorageError` that names the path; other errors pass.
 
     Args:
-        path: what is written.
-        needed: bytes that it takes, where that is known.
+        path: the path that is written.
+        needed: its size in bytes, if known.
     """
     try:
         yield
@@ -74,15 +74,15 @@ def storage(path: Path, needed: int | None = None) -> Iterator[None]:
         raise StorageError(f"cannot write: {what}{sizes}", where=str(path), remedy=remedy) from error
 
 
-def check_room(path: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
+def check_free_space(path: Path, needed: int) -> None:
+    """Check that there is enough free disk space for a write.
 
     Args:
-        path: what is to be written; it need not exist.
-        needed: bytes that it takes.
+        path: the path to be written; it need not exist.
+        needed: its size in bytes.
 
     Raises:
-        StorageError: the file system has less than that free. A quota is not seen here.
+        StorageError: less than that is free. Quotas are not checked.
     """
     free = _free(path)
     if free is not None and free < needed:

@@ -1,4 +1,4 @@
-"""What a tracker does, and how a run uses one without the tracker being able to stop it."""
+"""The interface of trackers, and a wrapper that keeps a tracker's failures from stopping a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Where metrics go besides the run directory. This one keeps nothing: it stands for ``tracker=none``.
+    """Where metrics go besides the run directory. The base class does nothing: it is ``tracker=none``.
 
-    Use it as ``start``, any number of ``log`` and ``artifact``, ``finish``; then it can be started again for another
-    run. :func:`tracking` does the first and the last. Only the main process of a distributed run holds a real one.
+    Call ``start``, then ``log`` and ``artifact`` any number of times, then ``finish``; then it can be started for
+    another run. :func:`tracking` calls the first and the last. Only the main process of a distributed run has a real
+    one.
 
     Attributes:
         requires: the module that it imports and the extra of sft that brings it (None: no extra does); None: no module.
@@ -32,30 +33,30 @@ class Tracker:
     requires: ClassVar[tuple[str, str | None] | None] = None
 
     def start(self, run: RunDirectory, config: Mapping[str, Any], name: str, group: str | None = None) -> None:
-        """Open the run at the tracker; the same one again if this run directory has been tracked before.
+        """Open the run at the tracker; a run directory that was tracked before continues its run there.
 
         Args:
-            run: the run directory, where the tracker's id of the run is kept.
+            run: the run directory, which stores the tracker's run id.
             config: the resolved config; secrets in it are not sent.
             name: the run's name.
-            group: what the jobs of a sweep have in common.
+            group: the group of a sweep's jobs.
 
         Raises:
-            UserError: the library is missing, or the tracker cannot be reached or does not know the user.
+            UserError: the library is missing, or the tracker is unreachable or refuses the login.
         """
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Send the numbers among the metrics; ``step`` counts optimizer steps."""
+        """Send the numeric metrics; ``step`` counts optimizer steps."""
 
     def artifact(self, path: Path, name: str, kind: str) -> None:
-        """Keep a file or directory with the run, if the config asks for this kind ("adapter", "model" or "merged")."""
+        """Store a file or directory with the run, if the config asks for this kind ("adapter", "model" or "merged")."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the run and wait until all is sent or written. Nothing where none is open."""
+        """Close the run and wait until everything is sent or written. Does nothing where none is open."""
 
 
-def start_clean(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it may leave this machine: plain values without secrets."""
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain values without secrets, for sending."""
     return redact_tree(plain(config))
 
 
@@ -86,20 +87,20 @@ def library(module: str, package: str | None = None) -> Any:
     except ImportError as error:
         package = package or module
         raise UserError(
-            f"{package} is not installed or not whole ({error})",
+            f"{package} is not installed or incomplete ({error})",
             where="tracker",
             remedy=f"pip install {package}, or tracker=none",
         ) from error
 
 
 def remembered(run: RunDirectory, tracker: str) -> str | None:
-    """The id that a tracker gave this run when it was first started, None for a new run."""
+    """The tracker's id of this run from its first start, None for a new run."""
     found = run.read_json(run.tracker_json, {})
     return found.get(tracker) if isinstance(found, dict) else None
 
 
 def remember(run: RunDirectory, tracker: str, identity: str) -> None:
-    """Keep the tracker's id of this run in the run directory, so that a resumed run goes on under it."""
+    """Store the tracker's id of this run in the run directory, so that a resumed run continues under it."""
     found = run.read_json(run.tracker_json, {})
     run.write_json(run.tracker_json, {**(found if isinstance(found, dict) else {}), tracker: identity})
 
@@ -108,9 +109,9 @@ def remember(run: RunDirectory, tracker: str, identity: str) -> None:
 def tracking(
     tracker: Tracker | None, run: RunDirectory, config: Mapping[str, Any], name: str, group: str | None = None
 ) -> Iterator[Tracker]:
-    """A started tracker that is finished however the block ends; does nothing on ranks other than the main one.
+    """A started tracker that is finished whenever the block ends; does nothing on ranks other than 0.
 
-    Trouble at the tracker's end after the start (no network, no space) is logged and does not stop the run.
+    Errors of the tracker after the start (no network, no space) are logged and do not stop the run.
     """
     active = tracker if tracker is not None and run.main else Tracker()
     active.start(run, config, name, group)
@@ -123,7 +124,7 @@ def tracking(
 
 
 class Guarded(Tracker):
-    """A started tracker whose failures are logged, each kind once, and otherwise ignored."""
+    """A started tracker whose errors are logged, each kind once, and otherwise ignored."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -149,5 +150,10 @@ class Guarded(Tracker):
             level = logging.DEBUG if known in self._failed else logging.WARNING
             self._failed.add(known)
             log.log(
-                level, "%s could not %s: %s; training goes on", type(self.tracker).__name__, what, error, exc_info=True
+                level,
+                "%s could not %s: %s; training continues",
+                type(self.tracker).__name__,
+                what,
+                error,
+                exc_info=True,
             )

@@ -10,9 +10,9 @@ from typing import Any
 from sft.config.errors import UserError
 from sft.config.text import shortened
 from sft.run.directory import RunDirectory
-from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
+from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, without_secrets
 
-# What one call of log_params takes, and how long a value may be, by MLflow's documentation of its REST interface.
+# Parameters per call of log_params, and the length of a value, by MLflow's documentation of its REST API.
 _PARAMS_AT_ONCE = 100
 _LONGEST_VALUE = 500
 
@@ -55,9 +55,9 @@ class MlflowTracker(Tracker):
                 mlflow.end_run()
             active = mlflow.start_run(run_id=known, run_name=None if known else name, tags=tags or None)
             if known is None:
-                for part in _batches(_flat(start_clean(config))):
+                for part in _batches(_flat(without_secrets(config))):
                     mlflow.log_params(part)
-        except Exception as error:  # MLflow raises its own, its HTTP client's and its database's errors
+        except Exception as error:  # errors of MLflow, its HTTP client and its database
             raise UserError(
                 f"mlflow did not start: {error}",
                 where="tracker",

@@ -13,7 +13,7 @@ from sft.run.trackers.base import Tracker, library, log, panels
 
 
 class TensorboardTracker(Tracker):
-    """Writes TensorBoard's event files. It keeps no artifacts: TensorBoard has no place for them.
+    """Writes TensorBoard's event files. Artifacts are not stored, because TensorBoard has no notion of them.
 
     Args:
         log_dir: where to; None is ``tensorboard/`` in the run directory. With a directory of your own each run gets a
@@ -32,7 +32,7 @@ class TensorboardTracker(Tracker):
         """See :meth:`Tracker.start`."""
         tensorboard = library("torch.utils.tensorboard", "tensorboard")
         where = run.path / "tensorboard" if self.log_dir is None else Path(self.log_dir, *filter(None, (group, name)))
-        text = "".join(f"    {line}\n" for line in dumps(config).splitlines())  # indented: shown as it is
+        text = "".join(f"    {line}\n" for line in dumps(config).splitlines())  # indented, so that it is shown verbatim
         self._open = (tensorboard.SummaryWriter, where, text)
         log.info("tensorboard: `tensorboard --logdir %s`", os.path.relpath(where))
 
@@ -42,7 +42,7 @@ class TensorboardTracker(Tracker):
             return
         if self._writer is None:
             writer, where, text = self._open
-            # What an interrupted run logged from this step on is hidden, for it is logged again.
+            # Hides what an interrupted run logged from this step on, because it is logged again.
             purge = step if where.is_dir() and any(where.iterdir()) else None
             self._writer = writer(log_dir=str(where), flush_secs=self.flush_secs, purge_step=purge)
             if purge is None:

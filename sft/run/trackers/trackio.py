@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
-from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
+from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, without_secrets
 
 
 class TrackioTracker(Tracker):
@@ -54,11 +54,11 @@ class TrackioTracker(Tracker):
                     group=self.group or group,
                     space_id=self.space_id,
                     private=self.private,
-                    config=start_clean(config),
+                    config=without_secrets(config),
                     resume="allow" if known else "never",
                     embed=False,
                 )
-        except Exception as error:  # its own, the hub's and the HTTP client's errors
+        except Exception as error:  # errors of Trackio, the hub and the HTTP client
             raise UserError(
                 f"trackio did not start: {error}",
                 where="tracker",
@@ -88,5 +88,5 @@ class TrackioTracker(Tracker):
 
 
 def _stdout_kept() -> contextlib.AbstractContextManager[Any]:
-    """Trackio prints; stdout belongs to the command's answer."""
+    """Keep Trackio's output from stdout, which is for the command's result."""
     return contextlib.redirect_stdout(sys.stderr)

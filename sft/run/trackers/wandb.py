@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sft.config.errors import UserError
 from sft.run.directory import RunDirectory
 from sft.run.log_lines import job_prefix
-from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, start_clean
+from sft.run.trackers.base import Tracker, library, log, panels, remember, remembered, without_secrets
 from sft.safety.secrets import redact_command
 
 
@@ -69,7 +69,7 @@ class WandbTracker(Tracker):
                 tags=self.tags or None,
                 mode=self.mode,
                 dir=str(directory),
-                config=start_clean(config),
+                config=without_secrets(config),
                 id=known,
                 resume="allow" if known and self.mode == "online" else None,
                 reinit="create_new" if job_prefix() else "finish_previous",  # jobs that train together have one each
@@ -86,17 +86,17 @@ class WandbTracker(Tracker):
         log.info("wandb: %s", self._run.url if self.mode == "online" else offline)
 
     def _settings(self, wandb: Any) -> Any:
-        """Quiet, and without what could carry a secret: the command line is in run.json, with secrets removed."""
+        """Quiet settings, without anything that could contain a secret; run.json has the redacted command line."""
         secret_in_command = redact_command(sys.argv) != sys.argv
         return wandb.Settings(
             silent=True,
-            console="off",  # train.log has the output; wandb's capture would fight with the live display
+            console="off",  # train.log has the output; wandb's capture would interfere with the live display
             disable_code=True,
             x_disable_meta=secret_in_command,
         )
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """See :meth:`Tracker.log`. Steps that wandb has already, after a resume, are left as they are."""
+        """See :meth:`Tracker.log`. After a resume, steps that wandb already has are not overwritten."""
         if self._run is not None:
             self._run.log(panels(metrics), step=step)
 
@@ -117,5 +117,5 @@ class WandbTracker(Tracker):
 
 
 def _artifact_name(name: str) -> str:
-    """Letters, digits, ``-``, ``_`` and ``.``, as wandb wants them."""
+    """The name with only letters, digits, ``-``, ``_`` and ``.``, as wandb requires."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)[:128] or "model"

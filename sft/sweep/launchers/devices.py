@@ -1,4 +1,4 @@
-"""What each of several worker processes on one machine gets of it: accelerators and threads."""
+"""The accelerators and threads of worker processes on one machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def deal(devices: Sequence[str], slot: int, each: int = 1) -> list[str]:
-    """The devices of one worker: its own while there are enough, else shared in turn.
+def assign_devices(devices: Sequence[str], slot: int, each: int = 1) -> list[str]:
+    """The devices of one worker: exclusive if there are enough, otherwise shared round-robin.
 
     Args:
-        devices: all that may be used.
+        devices: all available devices.
         slot: the worker's number, from 0.
-        each: how many a worker gets. A run trains on all it sees.
+        each: devices per worker. A run trains on all that are visible.
     """
     if not devices:
         return []
@@ -30,7 +30,7 @@ def deal(devices: Sequence[str], slot: int, each: int = 1) -> list[str]:
 
 
 def visible_devices(environment: Mapping[str, str] | None = None) -> list[str]:
-    """The accelerators this process may use, by the names that CUDA_VISIBLE_DEVICES takes; [] on a CPU."""
+    """The accelerators of this process, by their names in CUDA_VISIBLE_DEVICES; [] on a CPU."""
     given = (os.environ if environment is None else environment).get(VISIBLE)
     if given is not None:
         names = [name.strip() for name in given.split(",") if name.strip()]
@@ -41,29 +41,29 @@ def visible_devices(environment: Mapping[str, str] | None = None) -> list[str]:
 
 
 def threads_each(workers: int, environment: Mapping[str, str] | None = None) -> int:
-    """Threads of each of so many workers: the user's OMP_NUM_THREADS, else the cores shared out."""
+    """Threads per worker: the user's OMP_NUM_THREADS, else an equal share of the cores."""
     environment = os.environ if environment is None else environment
     given = environment.get(THREADS[0], "")
     return int(given) if given.isdigit() and int(given) > 0 else max(1, usable_cores() // workers)
 
 
-def take(devices: Sequence[str], threads: int, environment: MutableMapping[str, str] | None = None) -> None:
-    """Make this process see these devices alone and compute with so many threads; before torch is used."""
+def use_devices(devices: Sequence[str], threads: int, environment: MutableMapping[str, str] | None = None) -> None:
+    """Restrict this process to these devices and threads; must be called before torch is used."""
     import sys
 
     environment = os.environ if environment is None else environment
     environment[VISIBLE] = ",".join(devices)
     for name in THREADS:
         environment[name] = str(threads)
-    if "torch" in sys.modules:  # it read the variables when it was loaded
+    if "torch" in sys.modules:  # torch read the variables when it was imported
         sys.modules["torch"].set_num_threads(threads)
 
 
 def claim_slot(directory: Path, slots: int, patience: float = 30.0) -> int:
-    """The first free of so many slots, this process's until it ends: a worker that replaces another gets its slot.
+    """Claim the first free slot until this process ends: a worker that replaces another gets its slot.
 
     Args:
-        directory: of the pool's; one lock file a slot.
+        directory: of the pool; one lock file per slot.
         patience: how long to wait for the process that is being replaced to end, in seconds.
 
     Raises:

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sft.sweep.launchers.job import directory
-from sft.sweep.search.hydra import judged_by
+from sft.sweep.search.hydra import search_objective
 from sft.sweep.search.pruning import RungReporter, Rungs, reporting
 from sft.sweep.search.study import trial_reporter
 from sft.training.fused.refusal import why_config_alone
@@ -114,7 +114,7 @@ def train_together(
         BaseException: what the first job raised that was interrupted, or else any; the others have ended by then.
     """
     from sft.config.errors import Interrupted, PastHydra
-    from sft.training.fused.group import Group, Member, Work
+    from sft.training.fused.group import Group, Member, QueuedJob
     from sft.training.fused.passes import Passes
     from sft.training.fused.table import Table
 
@@ -131,7 +131,7 @@ def train_together(
 
     try:
         with _signals_to(group), table:
-            group.run([Work(number, run) for number, run in jobs.items()], ended)
+            group.run([QueuedJob(number, run) for number, run in jobs.items()], ended)
     finally:
         passes.close()
     if group.stopping and not errors:
@@ -147,7 +147,7 @@ def _rungs(config: DictConfig) -> Rungs | None:
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     if sweeper.get("pruner") not in ("halving", "hyperband"):
         return None
-    _, direction = judged_by(config)
+    _, direction = search_objective(config)
     return Rungs(int(sweeper["reduction_factor"]), direction)
 
 

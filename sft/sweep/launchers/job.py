@@ -16,11 +16,11 @@ from sft.config.paths import expanded
 
 @dataclass
 class Sweep:
-    """What all jobs of a sweep have in common; it is pickled to the workers.
+    """What all jobs of a sweep share; it is pickled for the workers.
 
     Attributes:
         context: Hydra's loader and callbacks.
-        task: the door's function.
+        task: the command's function.
         config: the sweep's config, Hydra's node included.
         state: Hydra's singletons.
     """
@@ -32,7 +32,7 @@ class Sweep:
 
     @classmethod
     def of(cls, context: HydraContext, task: TaskFunction, config: DictConfig) -> Sweep:
-        """In the process that launches."""
+        """Created in the launching process."""
         from hydra.core.singleton import Singleton
         from hydra.core.utils import setup_globals
 
@@ -40,13 +40,14 @@ class Sweep:
 
         setup_globals()
         directory(config).mkdir(parents=True, exist_ok=True)
-        for callback in context.callbacks.callbacks:  # on_job_start, which does so, comes in the workers alone
+        # on_job_start, which does this otherwise, is only called in the workers
+        for callback in context.callbacks.callbacks:
             if isinstance(callback, SweepCallback):
                 task.at_stop = callback.stopped  # type: ignore[attr-defined]
         return cls(context, task, config, Singleton.get_state())
 
     def run(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Compose and run one job, in a process of its own."""
+        """Compose and run one job, in a worker process."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.singleton import Singleton
         from hydra.core.utils import run_job, setup_globals
@@ -80,20 +81,20 @@ def directory(config: DictConfig) -> Path:
 
 
 @dataclass
-class Lost(JobReturn):
-    """What stands for a job whose process was killed (out of memory, by the queue); Hydra sees a job without a value."""
+class LostJob(JobReturn):
+    """The result of a job whose process was killed (out of memory, by the queue); Hydra sees a job without a value."""
 
     error: str = ""
 
 
-def lost(overrides: Sequence[str], error: BaseException) -> Lost:
-    """For a job whose process died with this error: the other jobs go on."""
+def lost_job(overrides: Sequence[str], error: BaseException) -> LostJob:
+    """The result of a job whose process died with this error; the other jobs continue."""
     what = str(error).strip().partition("\n")[0]
-    return Lost(overrides=list(overrides), status=JobStatus.COMPLETED, error=f"its process died: {what}")
+    return LostJob(overrides=list(overrides), status=JobStatus.COMPLETED, error=f"its process died: {what}")
 
 
-def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> None:
-    """Write into sweep.json and run.json what the jobs whose process died could not write themselves.
+def record_lost_jobs(config: DictConfig, returned: Sequence[JobReturn], first: int) -> None:
+    """Record in sweep.json and run.json the failure of jobs whose process died.
 
     Args:
         config: the sweep's.
@@ -101,7 +102,7 @@ def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> 
     """
     import sys
 
-    from sft.config.text import harmless
+    from sft.config.text import without_control_characters
     from sft.run.directory import RunDirectory
     from sft.run.record import RunRecord
     from sft.safety.secrets import redact
@@ -110,9 +111,9 @@ def note_lost(config: DictConfig, returned: Sequence[JobReturn], first: int) -> 
     record = SweepRecord(directory(config))
     jobs = {job["number"]: job for job in record.read().get("jobs", [])}
     for number, each in enumerate(returned, first):
-        if not isinstance(each, Lost):
+        if not isinstance(each, LostJob):
             continue
-        print(harmless(redact(f"job {number} failed: {each.error}")), file=sys.stderr)
+        print(without_control_characters(redact(f"job {number} failed: {each.error}")), file=sys.stderr)
         if number not in jobs:
             continue
         record.job(number, status="failed", error=each.error)

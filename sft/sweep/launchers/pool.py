@@ -1,4 +1,4 @@
-"""Parallel processes on one machine that outlive a job that kills its worker (joblib's loky underneath)."""
+"""A pool of processes on one machine that survives jobs which kill their worker (based on joblib's loky)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from sft.config.errors import not_installed
-from sft.sweep.launchers.devices import THREADS, claim_slot, deal, take, threads_each
-from sft.sweep.launchers.job import lost
+from sft.sweep.launchers.devices import THREADS, assign_devices, claim_slot, threads_each, use_devices
+from sft.sweep.launchers.job import lost_job
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,12 +26,12 @@ Run = Callable[[Sequence[str], int], JobReturn]
 
 
 class Pool:
-    """Worker processes that stay for the next jobs, each with its own devices and its share of the cores.
+    """Worker processes that are reused for further jobs, each with its own devices and its share of the cores.
 
     Args:
-        workers: how many jobs run at a time.
-        devices: the accelerators to deal out.
-        gpus_per_job: how many of them each worker gets.
+        workers: number of concurrent jobs.
+        devices: the accelerators to distribute.
+        gpus_per_job: accelerators per worker.
     """
 
     def __init__(self, workers: int, devices: Sequence[str] = (), gpus_per_job: int = 1) -> None:
@@ -39,12 +39,12 @@ class Pool:
         self.workers, self.devices, self.gpus_per_job = workers, tuple(devices), gpus_per_job
         self.executor: Any = None
         self.started = 0
-        self.directory: tempfile.TemporaryDirectory[str] | None = None  # removed with the pool
+        self.directory: tempfile.TemporaryDirectory[str] | None = None  # deleted with the pool
         self.place = Path()
         atexit.register(self.close)
 
     def run(self, run: Run, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """Run jobs, as many at a time as there are workers.
+        """Run jobs, as many concurrently as there are workers.
 
         Args:
             run: runs one job in a worker, given its overrides and its number.
@@ -52,11 +52,11 @@ class Pool:
             first: the first job's number.
 
         Returns:
-            one for each job, in order; a job whose process died has failed: those that ran while a worker died
-            are run once more, one by one, for the machine's memory may have been short.
+            one for each job, in order; a job whose process died has failed. Jobs that ran while a worker died are run
+            once more, one by one, because memory may have been short.
 
         Raises:
-            PastHydra: a job was interrupted; those that run by then end their step first.
+            PastHydra: a job was interrupted; running jobs finish their step first.
         """
         returned: dict[int, JobReturn] = {}
         while left := [index for index in range(len(jobs)) if index not in returned]:
@@ -64,13 +64,13 @@ class Pool:
             if error is None:
                 break
             suspects = [index for index in left if index not in returned and self._was_running(index)]
-            if not suspects:  # the workers cannot even start
-                returned.update({index: lost(jobs[index], error) for index in left if index not in returned})
+            if not suspects:  # the workers cannot start at all
+                returned.update({index: lost_job(jobs[index], error) for index in left if index not in returned})
             self.close()
-            for index in suspects:  # whoever dies alone, too, is the one
+            for index in suspects:  # a job whose process also dies alone has failed
                 error = self._session(run, jobs, first, [index], returned)
                 if error is not None:
-                    returned[index] = lost(jobs[index], error)
+                    returned[index] = lost_job(jobs[index], error)
                     self.close()
         return [returned[index] for index in range(len(jobs))]
 
@@ -78,7 +78,7 @@ class Pool:
         return (self.place / f"running-{index}").exists()
 
     def close(self) -> None:
-        """End the workers; the next jobs get new ones."""
+        """Stop the workers; further jobs get new ones."""
         if self.executor is not None:
             self.executor.shutdown(wait=True)
             self.executor = None
@@ -100,7 +100,7 @@ class Pool:
     def _session(
         self, run: Run, jobs: Sequence[Sequence[str]], first: int, left: Sequence[int], returned: dict[int, JobReturn]
     ) -> BaseException | None:
-        """Run what is left. Returns the error that broke the pool, None where every job came to its end."""
+        """Run the remaining jobs. Returns the error that broke the pool, None if every job finished."""
         self._start(min(self.workers, len(jobs)))
         futures: dict[int, Any] = {}
         try:
@@ -109,7 +109,7 @@ class Pool:
             for index, future in futures.items():
                 returned[index] = future.result()
         except self.loky.process_executor.BrokenProcessPool as error:
-            for index, future in futures.items():  # those that had come to their end are kept
+            for index, future in futures.items():  # results of finished jobs are kept
                 if future.done() and future.exception() is None:
                     returned[index] = future.result()
             return error
@@ -123,18 +123,18 @@ class Pool:
 
 
 def _begin(place: Path, workers: int, devices: Sequence[str], each: int, threads: int, parent: int) -> None:
-    """In a worker, before its first job."""
-    if sys.platform == "linux":  # a killed sweep's jobs write their checkpoints and end, too
+    """Initializer of a worker."""
+    if sys.platform == "linux":  # when the sweep is killed, its jobs write their checkpoints and exit too
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     global _parent
     _parent = parent
-    take(deal(devices, claim_slot(place, workers), each), threads)
+    use_devices(assign_devices(devices, claim_slot(place, workers), each), threads)
 
 
 def _work(run: Run, overrides: Sequence[str], number: int, place: Path, index: int) -> JobReturn:
     if os.getppid() != _parent:
-        os._exit(1)  # the sweep is gone; its next session runs this job
-    if (place / STOP).exists():  # handed to the worker before the sweep was broken off
+        os._exit(1)  # the sweep has ended; its next session runs this job
+    if (place / STOP).exists():  # given to the worker before the sweep was interrupted
         return JobReturn()
     running = place / f"running-{index}"
     running.touch()

@@ -1,4 +1,4 @@
-"""A sweep's jobs through submitit: on Slurm as one array, on this machine as processes, a few at a time."""
+"""A sweep's jobs through submitit: as one Slurm array, or as processes on this machine, a few at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from sft.config.errors import Interrupted, PastHydra, UserError, not_installed
-from sft.sweep.launchers.devices import deal, take, threads_each, visible_devices
-from sft.sweep.launchers.job import Sweep, lost
+from sft.sweep.launchers.devices import assign_devices, threads_each, use_devices, visible_devices
+from sft.sweep.launchers.job import Sweep, lost_job
 
-# What submitit knows for every cluster; the others get the cluster's name before them.
+# Parameters of submitit for every cluster; others get the cluster's name as a prefix.
 SHARED = {
     "timeout_min",
     "cpus_per_task",
@@ -31,9 +31,9 @@ class Submitted:
     """One job as submitit pickles it.
 
     Args:
-        sweep: what it is a job of.
-        devices: its share of this machine's accelerators; None where the cluster gives it some.
-        threads: how many it computes with.
+        sweep: the sweep of the job.
+        devices: its share of this machine's accelerators; None where the cluster assigns them.
+        threads: its number of threads.
     """
 
     def __init__(self, sweep: Sweep, devices: Sequence[str] | None, threads: int | None) -> None:
@@ -41,18 +41,19 @@ class Submitted:
 
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
         if self.devices is not None:
-            take(self.devices, self.threads or 1)
+            use_devices(self.devices, self.threads or 1)
         elif "SLURM_CPUS_PER_TASK" in os.environ:
             os.environ.setdefault("OMP_NUM_THREADS", os.environ["SLURM_CPUS_PER_TASK"])
         try:
             return self.sweep.run(overrides, number)
         except PastHydra as past:
             if isinstance(past.error, Interrupted) and past.error.code == 128 + signal.SIGUSR1:
-                signal.raise_signal(signal.SIGUSR1)  # the time limit: the checkpoint is written, submitit puts it back
+                # at the time limit the checkpoint is written, and submitit requeues the job
+                signal.raise_signal(signal.SIGUSR1)
             raise
 
     def checkpoint(self, overrides: Sequence[str], number: int) -> Any:
-        """What submitit puts into the queue again: the job goes on in its directory."""
+        """The job that submitit requeues: it resumes in its directory."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, overrides, number)
@@ -83,7 +84,7 @@ def submit_all(
     for start in range(0, len(jobs), at_once):
         group = numbered[start : start + at_once]
         running = [
-            executor.submit(Submitted(sweep, deal(devices, slot), threads), list(each), number)
+            executor.submit(Submitted(sweep, assign_devices(devices, slot), threads), list(each), number)
             for slot, (number, each) in enumerate(group)
         ]
         try:
@@ -117,8 +118,8 @@ def _executor(cluster: str, parameters: Mapping[str, Any]) -> Any:
 
 
 def _result(job: Any, overrides: Sequence[str]) -> JobReturn:
-    """Wait for one job; one that was killed does not keep the others from being waited for."""
+    """Wait for one job; if it was killed, return a lost job so that the others are still awaited."""
     try:
         return job.results()[0]
     except Exception as error:
-        return lost(overrides, error)
+        return lost_job(overrides, error)

@@ -1,1 +1,1 @@
-"""A search with Optuna: its space, its study, its pruning, and how Hydra starts it."""
+"""Searching with Optuna: space, study, pruning, and the start by Hydra."""

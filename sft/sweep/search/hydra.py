@@ -1,4 +1,4 @@
-"""A search as Hydra starts it: options, space and objective from its config, jobs through its launcher."""
+"""A search started by Hydra: options, space and objective from its config, jobs through its launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sft.sweep.search.space import parse_space
 from sft.sweep.search.study import SearchOptions
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-# Their workers open the study of the job that they run.
+# Launchers whose workers open the study of their job.
 REPORTING = (
     "hydra_plugins.sft_fused_launcher.FusedLauncher",
     "hydra_plugins.sft_joblib_launcher.JoblibLauncher",
@@ -29,19 +29,19 @@ REPORTING = (
 
 
 def search(config: DictConfig, loader: Any, launcher: Any, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the search of a multirun's config (Hydra's node included).
+    """Run the search of a multirun's config (including Hydra's node).
 
     Args:
         loader: Hydra's config loader.
-        launcher: Hydra's launcher, set up.
-        arguments: the command line's overrides but Hydra's own.
+        launcher: Hydra's launcher, already set up.
+        arguments: the command line's overrides without Hydra's own.
 
     Raises:
-        UserError: options, space or launcher that do not go together, or a directory that holds another search.
+        UserError: options, space and launcher are incompatible, or the directory has another search.
     """
     node: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     options = SearchOptions.of(node)
-    objective, direction = judged_by(config)
+    objective, direction = search_objective(config)
     _check_pruning(options, config)
     directory = expanded(str(config.hydra.sweep.dir)).absolute()
     space = parse_space(arguments, loader)
@@ -64,8 +64,8 @@ def search(config: DictConfig, loader: Any, launcher: Any, arguments: Sequence[s
     ).run()
 
 
-def judged_by(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Objective and direction of a search; a loss is better when smaller."""
+def search_objective(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Objective and direction of a search; losses are minimized."""
     objective = config.get("objective")
     if config.get("direction"):
         return str(objective or "eval_loss"), str(config["direction"])
@@ -82,7 +82,7 @@ def _check_pruning(options: SearchOptions, config: DictConfig) -> None:
     launcher = config.hydra.launcher["_target_"]
     if launcher not in (BASIC, *REPORTING):
         raise UserError(
-            f"jobs of {launcher} cannot report to the search",
+            f"jobs of the launcher {launcher} cannot report to the search",
             where="hydra.sweeper.pruner",
             remedy="hydra.sweeper.pruner=none, or hydra/launcher=basic, fused, joblib or submitit_local",
         )
@@ -94,19 +94,19 @@ def _check_pruning(options: SearchOptions, config: DictConfig) -> None:
         )
     if "trainer" in config and not evaluates(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
         raise UserError(
-            "a pruner looks at evaluations, and these jobs make none",
+            "a pruner needs evaluations, and these jobs make none",
             where="hydra.sweeper.pruner",
             remedy="trainer.eval_strategy=steps trainer.eval_steps=N, or hydra.sweeper.pruner=none",
         )
 
 
 def _repeat_seeds(options: SearchOptions, arguments: Sequence[str], directory: Path) -> None:
-    """Make `seed` one of the keys that name a job and that its record lists."""
+    """Add `seed` to the keys in a job's name and record."""
     if not options.seeds:
         return
     swept = swept_values(list(arguments))
     if any(argument.lstrip("+").startswith("seed=") for argument in arguments):
-        raise UserError("is set by hydra.sweeper.seeds already", where="seed", remedy="leave one of the two out")
+        raise UserError("is already set by hydra.sweeper.seeds", where="seed", remedy="leave one of the two out")
     set_swept({**swept, "seed": {}})
     record = SweepRecord(directory)
     if record.read():
@@ -114,7 +114,7 @@ def _repeat_seeds(options: SearchOptions, arguments: Sequence[str], directory: P
 
 
 def _value(returned: Any) -> float | None:
-    """What a job's task returned, where it is a figure; a job that failed has none."""
+    """A job's return value if it is a number; None for a failed job."""
     try:
         value = returned.return_value
     except Exception:

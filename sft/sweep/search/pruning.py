@@ -1,4 +1,4 @@
-"""Giving up hopeless jobs: where a running job tells the search its evaluations, and asks whether to go on."""
+"""Pruning: how a running job reports its evaluations to the search, and asks whether to stop."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """What a running job knows of the search that it is a part of."""
+    """A running job's connection to its search."""
 
     def report(self, step: int, value: float) -> None:
-        """Tell what the evaluation after a step gave."""
+        """Report the evaluation after a step."""
 
     def should_prune(self) -> bool:
-        """Whether the search gives this job up."""
+        """Whether the search prunes this job."""
 
 
 _current: ContextVar[Reporter | None] = ContextVar("sft_pruning", default=None)
 
 
 def current() -> Reporter | None:
-    """The search's reporter for the job that runs now; None where nothing is pruned."""
+    """The reporter of the current job; None without pruning."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def reporting(reporter: Reporter | None) -> Iterator[None]:
-    """For the time of the block, jobs of this process report here."""
+    """Within the block, jobs of this process use this reporter."""
     token = _current.set(reporter)
     try:
         yield
@@ -39,11 +39,11 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
 class TrialReporter:
     """Reports one job of an Optuna trial, through the study's storage: the job may run in another process.
 
-    Of a trial with several seeds the first seed's evaluations decide; the other seeds' jobs stop when it was given up.
+    For a trial with several seeds the first seed's evaluations decide; the other seeds' jobs stop when it is pruned.
 
     Args:
         trial: the trial.
-        decides: whether this job is the one that the pruner judges.
+        decides: whether the pruner judges this job.
     """
 
     def __init__(self, trial: Any, decides: bool) -> None:
@@ -51,13 +51,14 @@ class TrialReporter:
         self.step = 0
 
     def report(self, step: int, value: float) -> None:
-        """Store an evaluation. A job that goes on from a checkpoint may come by a step again; the first one stays."""
+        """Store an evaluation. A job that resumed from a checkpoint may report a step again; the first value is
+        kept."""
         self.step = step
         if self.decides and step not in self._stored().intermediate_values:
             self.trial.report(value, step)
 
     def should_prune(self) -> bool:
-        """Ask the pruner, and store its verdict."""
+        """Ask the pruner, and store its decision."""
         if not self.decides:
             return PRUNED_AT in self._stored().user_attrs
         if not self.trial.should_prune():

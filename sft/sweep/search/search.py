@@ -1,4 +1,4 @@
-"""A search: draw points, run their jobs, tell what came of them; go on where an earlier session stopped.
+"""A search: sample points, run their jobs, tell the results; resumes an earlier session.
 
 A trial is a point of the space, and its place (0, 1, ...) numbers its jobs: one a seed.
 """
@@ -19,7 +19,7 @@ from sft.sweep.search.space import Space, grid
 from sft.sweep.search.study import SearchOptions, import_optuna, open_study
 from sft.sweep.search.trials import Trials, consecutive, place_of, refuse_other
 
-# Runs jobs of consecutive numbers: (overrides of each, the first one's number) -> objective of each, None for none.
+# Runs jobs with consecutive numbers: (overrides of each, number of the first) -> objective of each or None.
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[float | None]]
 
 
@@ -29,13 +29,13 @@ class Search:
 
     Args:
         directory: the sweep's.
-        space: what is searched over.
+        space: the search space.
         options: the sweeper's keys.
         launch: runs jobs.
-        objective: the figure's name, for the messages.
+        objective: the metric's name, for messages.
         direction: minimize or maximize.
         parallel: whether `launch` runs its jobs in other processes, several at a time.
-        retry_failed: whether points that failed in an earlier session are tried again.
+        retry_failed: whether points that failed in an earlier session are retried.
     """
 
     directory: Path
@@ -48,10 +48,10 @@ class Search:
     retry_failed: bool = True
 
     def run(self) -> dict[str, Any]:
-        """Run the trials that are missing. Returns what is written to optimization_results.json.
+        """Run the missing trials. Returns the content of optimization_results.json.
 
         Raises:
-            UserError: the directory's study is of another search.
+            UserError: the directory has the study of another search.
         """
         self.optuna = import_optuna()
         points = grid(self.space) if self.options.sampler == "grid" else None
@@ -69,7 +69,7 @@ class Search:
         return self.write_results()
 
     def _run(self, batch: list[Any]) -> None:
-        """Run a batch's jobs and tell the study of each trial."""
+        """Run a batch's jobs and tell the study the results."""
         batch = [trial for trial in batch if not self._given_up(trial)]
         values: dict[tuple[int, int], float | None] = {}
         for group in consecutive(batch) if self.parallel else [[trial] for trial in batch]:
@@ -80,7 +80,7 @@ class Search:
             self.write_results()
 
     def _launched(self, group: list[Any]) -> dict[tuple[int, int], float | None]:
-        """{(place, index of the seed): objective} of trials with consecutive places."""
+        """Run trials with consecutive places. Returns {(place, index of the seed): objective}."""
         many = len(self.options.job_seeds)
         jobs = [(trial, index) for trial in group for index in range(many)]
         if self.parallel:
@@ -97,14 +97,14 @@ class Search:
         return values
 
     def _tell(self, trial: Any, values: list[float | None]) -> None:
-        """A point is worth the mean over its seeds; one that fails with any of them is not to be recommended."""
+        """The value of a point is the mean over its seeds; a point that fails with any of them counts as failed."""
         states = self.optuna.trial.TrialState
         pruned = PRUNED_AT in self.trials.stored(trial).user_attrs
         good = [value for value in values if value is not None and math.isfinite(value)]
         trial.set_user_attr("values", values)
         if pruned:
             self.study.tell(trial, state=states.PRUNED)
-            told = f"given up at step {self.trials.stored(trial).user_attrs[PRUNED_AT]}"
+            told = f"pruned at step {self.trials.stored(trial).user_attrs[PRUNED_AT]}"
         elif len(good) < len(values):
             self.study.tell(trial, state=states.FAIL)
             told = "failed" if len(values) == 1 else f"failed with {len(values) - len(good)} of {len(values)} seeds"
@@ -116,7 +116,7 @@ class Search:
         print(f"trial {place_of(trial)} of {self.total}: {told}  ({point})", file=sys.stderr)
 
     def _given_up(self, trial: Any) -> bool:
-        """A trial that was cut off between the pruner's verdict and the study's hearing of it."""
+        """Whether a trial was interrupted after the pruner's decision, before the study was told."""
         if PRUNED_AT not in self.trials.stored(trial).user_attrs:
             return False
         self._tell(trial, [])

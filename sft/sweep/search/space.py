@@ -1,4 +1,4 @@
-"""A search's space in Hydra's own grammar, as Optuna's distributions; and a point of it as a job's overrides."""
+"""A search space in Hydra's grammar as Optuna distributions, and a point of it as a job's overrides."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
     from optuna.distributions import BaseDistribution
 
-# A drawn number is rounded to so many digits before it is used, so that it can be read, typed again and named.
+# Sampled numbers are rounded to this many digits before use, for readable names that can be typed again.
 DIGITS = 4
 
 
 @dataclass
 class Space:
-    """What a command line searches over.
+    """The search space of a command line.
 
     Attributes:
         arguments: every override in the order given: (key as an override has it, None) for a searched one, else
@@ -33,7 +33,7 @@ class Space:
         """One job's overrides.
 
         Args:
-            point: {searched key: value}, as Optuna drew it.
+            point: {searched key: value}, as sampled by Optuna.
         """
         return [
             text if key is None else f"{text}={as_text(point[key], self.distributions[key])}"
@@ -54,7 +54,7 @@ def parse_space(arguments: Sequence[str], loader: Any = None) -> Space:
         loader: Hydra's config loader, which glob() asks for a group's options.
 
     Raises:
-        UserError: nothing is searched over, a key twice, or a space that cannot be drawn from.
+        UserError: there is nothing to search over, a key occurs twice, or the space cannot be sampled.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -78,7 +78,7 @@ def parse_space(arguments: Sequence[str], loader: Any = None) -> Space:
 
 
 def as_text(value: Any, distribution: BaseDistribution) -> str:
-    """A drawn value as an override has it: a float rounded to four digits, inside its interval."""
+    """A sampled value as in an override: a float rounded to four digits, within its interval."""
     from optuna.distributions import FloatDistribution
 
     if not isinstance(distribution, FloatDistribution):
@@ -91,7 +91,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
     """Every point of a space, the last key changing fastest.
 
     Raises:
-        UserError: an interval has no finite number of points.
+        UserError: an interval has infinitely many points.
     """
     import itertools
 
@@ -106,7 +106,7 @@ def _points(key: str, distribution: Any) -> list[Any]:
         return list(distribution.choices)
     if distribution.step is None or distribution.log:
         remedy = "choice(...) or range(...), or another hydra.sweeper.sampler"
-        raise UserError("a grid has no points in an interval", where=key, remedy=remedy)
+        raise UserError("a grid cannot sample an interval", where=key, remedy=remedy)
     many = round((distribution.high - distribution.low) / distribution.step) + 1
     return [min(distribution.low + i * distribution.step, distribution.high) for i in range(many)]
 
@@ -126,7 +126,7 @@ def _distribution(override: Override) -> BaseDistribution:
     if tags:
         raise UserError("only an interval has a log scale", where=where, remedy="tag(log, interval(1e-5,1e-3))")
     if getattr(value, "shuffle", False):
-        value.shuffle = False  # the sampler draws; a study's choices stay in one order
+        value.shuffle = False  # the sampler randomizes; a study's choices must keep their order
     if isinstance(value, RangeSweep):
         return _range(value, where)
     choices = list(dict.fromkeys(override.sweep_string_iterator()))

@@ -1,7 +1,7 @@
-"""A search's Optuna study: kept in the sweep's directory, and the same search after a kill as without one.
+"""A search's Optuna study: stored in the sweep's directory, with the same results after a kill as without one.
 
-Optuna keeps no sampler's state, so each point gets a sampler of its own, seeded by the search's seed and the point's
-place: what is drawn depends on these and on the trials before it, never on when the process was started.
+Optuna does not store a sampler's state, so each point gets its own sampler, seeded by the search's seed and the point's
+place: a sample depends only on these and on the earlier trials, not on restarts.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class SearchOptions:
     """The keys of `hydra.sweeper`.
 
     Attributes:
-        n_trials: points in all, those of earlier sessions counted.
+        n_trials: points in total, including earlier sessions.
         sampler: tpe, random or grid.
-        n_startup_trials: points that TPE draws at random before it begins to learn.
+        n_startup_trials: points that TPE samples at random before it uses results.
         seed: of the sampler.
-        seeds: each point is run once with each as its `seed`, and judged by the mean; none: once, with the config's.
-        n_jobs: points drawn together, for a launcher that runs jobs in parallel.
+        seeds: each point is run once with each as its `seed`, and scored by the mean; none: once, with the config's.
+        n_jobs: points sampled together, for a launcher that runs jobs in parallel.
         pruner: none, median, halving or hyperband.
-        pruner_startup_trials: finished points before the median pruner gives any up.
-        pruner_warmup_steps: training steps in which no point is given up by the median pruner.
-        reduction_factor: one in so many goes on, at each rung of halving and hyperband.
+        pruner_startup_trials: finished points before the median pruner prunes any.
+        pruner_warmup_steps: training steps before the median pruner prunes a point.
+        reduction_factor: at each rung of halving and hyperband, one in so many continues.
     """
 
     n_trials: int = 20
@@ -77,7 +77,7 @@ class SearchOptions:
 
 
 def open_study(directory: Path, options: SearchOptions, direction: str) -> optuna.Study:
-    """The study of a sweep's directory, begun if there is none.
+    """The study of a sweep's directory, created if there is none.
 
     Raises:
         UserError: the study there was begun with the other direction.
@@ -93,7 +93,7 @@ def open_study(directory: Path, options: SearchOptions, direction: str) -> optun
     )
     if study.direction.name.lower() != direction:
         raise UserError(
-            f"the search there was begun to {study.direction.name.lower()} its objective, not to {direction} it",
+            f"the search there was started to {study.direction.name.lower()} its objective, not to {direction} it",
             where=str(directory / STORAGE),
             remedy="another hydra.sweep.dir for a new search",
         )
@@ -101,7 +101,7 @@ def open_study(directory: Path, options: SearchOptions, direction: str) -> optun
 
 
 def trial_reporter(node: Mapping[str, Any], directory: Path, number: int) -> TrialReporter | None:
-    """In a launcher's worker process: the reporter of the job of this number; None where nothing is pruned.
+    """In a launcher's worker process: the reporter of the job with this number; None without pruning.
 
     Args:
         node: the `hydra.sweeper` node.
@@ -118,12 +118,12 @@ def trial_reporter(node: Mapping[str, Any], directory: Path, number: int) -> Tri
 
 
 def make_sampler(options: SearchOptions, place: int, attempt: int = 0) -> Any:
-    """The sampler that draws the point of a place; `attempt` counts draws that gave a point which was there already."""
+    """The sampler for the point of a place; `attempt` counts samples that repeated an existing point."""
     import numpy as np
 
     samplers = import_optuna().samplers
     seed = int(np.random.SeedSequence([options.seed, place, attempt]).generate_state(1)[0])
-    if options.sampler != "tpe":  # a grid's points are laid down beforehand
+    if options.sampler != "tpe":  # a grid's points are fixed beforehand
         return samplers.RandomSampler(seed=seed)
     return samplers.TPESampler(seed=seed, n_startup_trials=options.n_startup_trials, constant_liar=options.n_jobs > 1)
 

@@ -40,12 +40,12 @@ class Trials:
         return self.study._storage.get_trial(trial._trial_id)
 
     def to_run(self, total: int, points: Sequence[Mapping[str, Any]] | None, retry_failed: bool) -> Iterator[Any]:
-        """Cut off trials, then failed ones, then new ones.
+        """Interrupted trials, then failed ones, then new ones.
 
         Args:
             total: how many places there are.
             points: the point of each place, where they are laid down beforehand; None draws them.
-            retry_failed: whether points that failed in an earlier session are tried again.
+            retry_failed: whether points that failed in an earlier session are retried.
         """
         states = self.optuna.trial.TrialState
         known = self.by_place()
@@ -61,7 +61,7 @@ class Trials:
                 yield self._draw(place, points[place] if points is not None else None)
 
     def _clear_undrawn(self) -> None:
-        """What a session left that was killed while it drew a point: it has no place, and no job has run."""
+        """Remove what a session left that was killed while sampling a point: it has no place and no jobs."""
         states = self.optuna.trial.TrialState
         while self.study.get_trials(deepcopy=False, states=(states.WAITING,)):
             self.study.ask()
@@ -70,7 +70,7 @@ class Trials:
                 self.study.tell(each.number, state=states.FAIL)
 
     def _draw(self, place: int, point: Mapping[str, Any] | None) -> Any:
-        """Draw the point of a place. A run is deterministic, so a point that was run already is drawn anew."""
+        """Sample the point of a place. Runs are deterministic, so a point that was already run is sampled again."""
         states = self.optuna.trial.TrialState
         known = [self.space.texts(trial.params) for trial in self.by_place().values()]
         if point is not None:
@@ -102,7 +102,7 @@ def consecutive(batch: Sequence[Any]) -> list[list[Any]]:
 
 
 def refuse_other(study: Any, space: Space, options: SearchOptions, directory: Path) -> None:
-    """A study is of one space and one list of seeds, or its jobs' numbers and points would mean something else.
+    """Refuse a study of another space or list of seeds, with which its jobs' numbers and points would not match.
 
     Raises:
         UserError: this one is of others.
@@ -118,12 +118,12 @@ def refuse_other(study: Any, space: Space, options: SearchOptions, directory: Pa
         raise UserError(
             f"holds another search ({different})",
             where=str(directory),
-            remedy="the same overrides and seeds go on with it; for others choose another hydra.sweep.dir",
+            remedy="resume it with the same overrides and seeds, or choose another hydra.sweep.dir",
         )
 
 
 def _plain(distribution: Any) -> dict[str, Any]:
-    """A distribution as JSON, which is how the study keeps it."""
+    """A distribution as JSON, as the study stores it."""
     from optuna.distributions import distribution_to_json
 
     return json.loads(distribution_to_json(distribution))

@@ -1,1 +1,1 @@
-"""A conversation rendered to text, with which characters the model has to produce."""
+"""Conversations rendered to text, with the characters that the model has to produce."""

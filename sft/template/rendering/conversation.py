@@ -1,4 +1,4 @@
-"""A conversation with the template that renders it: its texts, its prompts, and where other roles' contents stand."""
+"""A conversation with the template that renders it: its texts, its prompts, and where other roles' contents are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Conversation:
 
     Args:
         bound: the chat template.
-        messages: of any length; the texts below are of the first ones.
+        messages: any number of them; the texts below are those of the first ones.
         tools: tool signatures, or None.
     """
 
@@ -29,7 +29,7 @@ class Conversation:
     ) -> None:
         self.bound, self.messages, self.tools = bound, messages, tools
         self.plain = bound.plain(messages)
-        self._lead = len(self.plain) - len(messages)  # a system message of the run's
+        self._lead = len(self.plain) - len(messages)  # the run's system message
 
     @cached_property
     def _with_marks(self) -> list[dict[str, Any]] | None:
@@ -44,7 +44,7 @@ class Conversation:
         return self.bound.draw(self._head(self.plain, turn), self.tools, True)
 
     def marked(self, upto: int | None = None, add_generation_prompt: bool = False) -> Marked | None:
-        """The text with the places of the other roles' contents; None where marks cannot tell."""
+        """The text with the positions of the other roles' contents; None if marks cannot tell them."""
         if self._with_marks is None:
             return None
         try:
@@ -53,7 +53,7 @@ class Conversation:
             return None
 
     def steps(self) -> Steps | None:
-        """The text with its messages told apart, where the template's source proves that it only grows."""
+        """The text with its message boundaries, if the template's source proves that it only grows."""
         stepped = self.bound.stepwise()
         if stepped is None or not self.messages or not stepped.covers(self.messages):
             return None

@@ -1,4 +1,4 @@
-"""The messages of a conversation as chat templates expect them, plain or with marks around what others said.
+"""The messages of a conversation as chat templates expect them, plain or with marks around the other roles' contents.
 
 Marks are private-use characters, one pair for each message, put at the stripped edges of user, system and tool
 contents, so that a template that trims does the same with and without them. After rendering they tell where each of
@@ -21,7 +21,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class Style:
-    """How a template wants its messages: found by trying, see `probe.find_style`.
+    """The form in which a template expects messages: found by rendering, see `probe.find_style`.
 
     Args:
         parts: contents as lists of `{"type": "text", "text": …}`, as templates of vision models do.
@@ -64,7 +64,7 @@ class Marked:
 
 
 class _OpenCall(NamedTuple):
-    """A call that no result has answered yet: its id in the data, the one it is given, its function's name."""
+    """A call without a result so far: its id in the data, the id it is rendered with, its function's name."""
 
     given: str | None
     id: str
@@ -74,10 +74,10 @@ class _OpenCall(NamedTuple):
 def plain_messages(
     messages: Sequence[Mapping[str, Any]], style: Style = Style(), system: str | None = None, marks: bool = False
 ) -> list[dict[str, Any]]:
-    """The messages for a template: our own flags and empty fields left out, what templates look for filled in.
+    """The messages for a template: our own flags and empty fields removed, fields that templates look for filled in.
 
-    A call without an id and a result without a name get them, in the order of the calls; reasoning is given under
-    each name that templates know it by. Contents of user, system and tool are marked with `marks`.
+    A call without an id and a result without a name get them, in the order of the calls; reasoning is stored under
+    each key that templates read. Contents of user, system and tool are marked with `marks`.
 
     Args:
         system: the system message for a conversation that does not begin with one.
@@ -118,7 +118,7 @@ def plain_messages(
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """The reasoning of an assistant message: its own field, else the think block at the head of its content."""
+    """The reasoning of an assistant message: its own field, or else the think block at the start of its content."""
     given = next((message[key] for key in REASONING if message.get(key)), None)
     if given is not None:
         return str(given)
@@ -127,7 +127,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 
 def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list[dict[str, Any]]:
-    """Tool calls with an id each and their arguments in the template's style."""
+    """Tool calls, each with an id and with arguments in the template's style."""
     out = []
     for place, call in enumerate(calls):
         function = dict(call.get("function") or {key: call[key] for key in ("name", "arguments") if key in call})
@@ -145,7 +145,7 @@ def _calls(calls: Sequence[Mapping[str, Any]], index: int, style: Style) -> list
 
 
 def parsed(arguments: str) -> Any:
-    """Arguments written as JSON text, as the mapping that they are; the text itself if they are none."""
+    """Arguments given as JSON text, parsed to a mapping; the text itself if it is not one."""
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -154,7 +154,7 @@ def parsed(arguments: str) -> Any:
 
 
 def _name_result(result: dict[str, Any], open_calls: list[_OpenCall]) -> None:
-    """Give a tool result the id and the name of its call: the one it names, else the first without a result."""
+    """Give a tool result the id and the name of its call: the call it names, or else the first without a result."""
     known = result.get("tool_call_id")
     match = next((call for call in open_calls if call.given == known), None) if known else None
     if match is None and open_calls and not known:
@@ -178,7 +178,7 @@ def _mark(content: str, index: int) -> str:
 
 
 def read_marks(text: str) -> Marked | None:
-    """Take the marks out of a rendered text; None where a pair is torn, so that they tell nothing."""
+    """Remove the marks from a rendered text; None if a pair is incomplete, so that the positions are unknown."""
     regions: list[tuple[int, int, int]] = []
     pieces: list[str] = []
     opened: dict[int, int] = {}
@@ -199,5 +199,5 @@ def read_marks(text: str) -> Marked | None:
 
 
 def holds_marks(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the data itself has characters that marks are made of."""
+    """Whether the data itself contains characters used as marks."""
     return any(MARKS.search(message.get("content") or "") is not None for message in messages)

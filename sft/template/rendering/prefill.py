@@ -1,4 +1,4 @@
-"""Answers of which the prompt holds the beginning: where the rest of one begins in a rendered text."""
+"""Prefilled answers, which begin in the prompt: where the rest of one begins in a rendered text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from unicodedata import category
 
 
 class Unlabelable(ValueError):
-    """A conversation whose trained text cannot be told; the message says why."""
+    """A conversation whose trained text cannot be determined; the message says why."""
 
 
 def trained_from(text: str, start: int, end: int, message: Mapping[str, Any], turn: int) -> int:
-    """Where the trained part of a turn begins: after the `prefill` that its content begins with, if it has one.
+    """Where the trained part of a turn begins: after its `prefill`, if it has one.
 
     Args:
         text: the rendered text.
-        start, end: where the turn stands in it, its stop token included.
+        start, end: the turn's position in it, its stop token included.
         message: the assistant's message.
-        turn: which of the conversation it is.
+        turn: the message's index in the conversation.
 
     Raises:
-        Unlabelable: the template rewrites the content, so that its beginning cannot be told.
+        Unlabelable: the template rewrites the content, so that its prefill cannot be found.
     """
     prefill = message.get("prefill")
     if not prefill:
@@ -34,13 +34,13 @@ def trained_from(text: str, start: int, end: int, message: Mapping[str, Any], tu
     words = content.strip()  # templates that trim
     place = text.find(words, start, end)
     if place < 0 or begun is None:
-        raise Unlabelable(f"the chat template rewrites an answer that the prompt begins: message {turn + 1}")
+        raise Unlabelable(f"the chat template rewrites a prefilled answer: message {turn + 1}")
     trimmed = len(content) - len(content.lstrip())
     return place + min(max(0, begun - trimmed), len(words))
 
 
 def _end_in(content: str, beginning: str) -> int | None:
-    """Where a beginning of a content ends in it; private-use signs that were put into the content do not count."""
+    """Where a prefill ends in a content, ignoring private-use characters that were put into the content."""
     if content.startswith(beginning):
         return len(beginning)
     at = 0

@@ -1,7 +1,7 @@
 """Render a chat template to text, in a sandbox, as transformers' `apply_chat_template` would.
 
-The environment has what chat templates count on: trimmed blocks, loop controls, `raise_exception`, `strftime_now`,
-a `tojson` that does not escape, and the `{% generation %}` block, whose edges can be asked for as marks.
+The environment has what chat templates rely on: trimmed blocks, loop controls, `raise_exception`, `strftime_now`, a
+`tojson` that does not escape, and the `{% generation %}` block, whose edges can be marked in the text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ASKS_FOR_GENERATION = "sft_generation_marks"
 
 
 class RenderError(ValueError):
-    """A chat template that refuses a conversation, or fails on it; the message is the template's own reason."""
+    """A chat template rejects a conversation, or fails on it; the message is the template's own reason."""
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`: the answer's text, between two marks when they are asked for."""
+    """`{% generation %} … {% endgeneration %}`: the answer's text, enclosed in two marks if requested."""
 
     tags = {"generation"}
 
@@ -107,7 +107,7 @@ def environment() -> Sandbox:
 
 @lru_cache(maxsize=256)
 def compiled(text: str) -> jinja2.Template:
-    """The template of this text, compiled once a process.
+    """The template of this text, compiled once per process.
 
     Raises:
         RenderError: the text is not a Jinja template.
@@ -115,7 +115,7 @@ def compiled(text: str) -> jinja2.Template:
     if len(text) > LONGEST:
         raise RenderError(f"the chat template has {len(text):,} characters, more than {LONGEST:,}")
     try:
-        with limited():  # constant expressions are worked out now
+        with limited():  # constant expressions are evaluated now
             return environment().from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from None
@@ -127,13 +127,13 @@ def compiled(text: str) -> jinja2.Template:
 
 @lru_cache(maxsize=256)
 def variables_of(text: str) -> frozenset[str]:
-    """The variables that a template reads and does not set itself. Raises RenderError where it is no template."""
+    """The variables that a template reads and does not set itself. Raises RenderError where it is not a template."""
     compiled(text)
     return frozenset(jinja2.meta.find_undeclared_variables(environment().parse(text)))
 
 
 def day(date: str | None) -> dict[str, Any]:
-    """The variable that makes `strftime_now` tell this day (YYYY-MM-DD); nothing for None, which is today."""
+    """The variable that makes `strftime_now` return this date (YYYY-MM-DD); {} for None, which is today."""
     return {} if date is None else {"strftime_now": Date.fromisoformat(date).strftime}
 
 
@@ -150,13 +150,13 @@ def render(
     Args:
         text: the chat template.
         messages: plain dicts, as the template expects them (see `messages.plain_messages`).
-        context: what else the template sees: special tokens, `tools`, `enable_thinking`.
+        context: the template's other variables: special tokens, `tools`, `enable_thinking`.
         add_generation_prompt: whether the header of the next answer follows.
         generation_marks: put GENERATION_OPEN and GENERATION_CLOSE around what `{% generation %}` blocks hold.
 
     Raises:
         RenderError: the template raised, or failed on these messages.
-        EndlessTemplate: it did not end, or made more text than there is memory for.
+        EndlessTemplate: it did not terminate, or produced more text than fits in memory.
     """
     variables = {**context, "messages": messages, "add_generation_prompt": add_generation_prompt}
     if generation_marks:
@@ -168,9 +168,10 @@ def render(
 
 @contextmanager
 def template_errors() -> Iterator[None]:
-    """Whatever a template raises becomes a RenderError: it is code from elsewhere, about this conversation.
+    """Turn anything that a template raises into a RenderError: it is third-party code, and the error is about its
+    input.
 
-    One that had to be stopped ends the command: the next conversation would take as long.
+    A template that had to be stopped ends the command: the next conversation would take as long.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The texts that a conversation is trained as, and which characters of them the model has to produce."""
+"""The texts as which a conversation is trained, and the characters in them that the model has to produce."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Rendered:
         text: the conversation as the model sees it.
         spans: (start, end) in characters, in order: what the model has to produce.
         turns: the message that each span is.
-        upto: how many of the messages the text holds.
-        spliced: whether the template does not write the generation prompt before the last turn itself.
-        masked: (start, end) inside the spans that are left out, for messages that are switched off.
-        others: (start, end) of what user, system and tools said; filled for `train_on=all` alone.
+        upto: how many of the messages the text contains.
+        spliced: whether we put the generation prompt before the last turn because the template does not.
+        masked: (start, end) inside the spans that are not trained, of messages that are switched off.
+        others: (start, end) of user, system and tool contents; filled only for `train_on=all`.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Rendered:
         self.turns.insert(at, turn)
 
     def revealed(self) -> Rendered:
-        """The row with what was hidden in its text (see sft.template.control) shown, and its spans moved."""
+        """The row with the hidden tokens in its text revealed (see sft.template.control), and its spans shifted."""
         if HIDE not in self.text:
             return self
         moved = shifts(self.text)
@@ -59,7 +59,7 @@ class Rendered:
 
 
 def is_on(message: Mapping[str, Any]) -> bool:
-    """Whether a message may be trained: `train: false` and `weight: 0` switch it off."""
+    """Whether a message may be trained: `train: false` or `weight: 0` switches it off."""
     return message.get("train") is not False and message.get("weight", 1) != 0
 
 
@@ -76,17 +76,17 @@ def trained_turns(messages: Sequence[Mapping[str, Any]], train_on: str = "assist
 def render_rows(
     bound: BoundTemplate, conversation: Mapping[str, Any], train_on: str = "assistant", history: str = "expand"
 ) -> list[Rendered]:
-    """The texts that a conversation is trained as, each with its spans; every trained turn is in exactly one.
+    """The texts as which a conversation is trained, each with its spans; every trained turn is in exactly one.
 
-    A turn is trained inside a longer text where that begins with exactly what generation sees and produces.
+    A turn is trained within a longer text if that text begins with exactly what generation sees and produces.
 
     Args:
         train_on: "assistant", "last" or "all", as `dataset.train_on`.
-        history: what becomes of a turn that the text of the whole conversation renders unlike generation: "expand"
-            gives it a text of its own, "allow" trains it as it stands, "refuse" refuses the conversation.
+        history: what to do with a turn that is rendered differently in the whole conversation than in generation:
+            "expand" gives it a text of its own, "allow" trains it as rendered, "refuse" refuses the conversation.
 
     Raises:
-        Unlabelable: the template refuses the conversation or drops a message, or a turn cannot be found.
+        Unlabelable: the template rejects the conversation or drops a message, or a turn cannot be found.
     """
     try:
         bound = bound.of_row(conversation)
@@ -112,7 +112,7 @@ def _rows(conversation: Conversation, train_on: str, history: str) -> list[Rende
     left = _place(row, turns, alone)
     if left and history == "refuse":
         remedy = "dataset.history=expand gives it a row of its own"
-        raise Unlabelable(f"a turn is rendered unlike what generation sees: message {left[0] + 1}; {remedy}")
+        raise Unlabelable(f"a turn is rendered differently than in generation: message {left[0] + 1}; {remedy}")
     if left and history == "allow":
         _place_as_history(conversation, row, left)
         left = []
@@ -127,9 +127,9 @@ def _rows(conversation: Conversation, train_on: str, history: str) -> list[Rende
 
 
 def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | None:
-    """The row of a conversation whose template proves that no turn looks other than when it is generated.
+    """The row of a conversation whose template provably renders every turn as in generation.
 
-    None where that is not proven, or where anything is unusual: rendering turn by turn then decides.
+    None if that is not proven, or if anything is unusual: the conversation is then rendered turn by turn.
     """
     steps = conversation.steps()
     if steps is None:
@@ -157,13 +157,13 @@ def _at_once(conversation: Conversation, turns: Sequence[int]) -> Rendered | Non
 
 
 def _alone(conversation: Conversation, turn: int, whole: str, history: str) -> Turn | None:
-    """The turn as generation sees it; None where the template cannot show it so."""
+    """The turn as generation sees it; None if the template cannot render it so."""
     full = whole if turn + 1 == len(conversation.messages) else conversation.text(turn + 1)
     return as_generated(conversation, turn, full, splice=history == "expand")
 
 
 def _place(row: Rendered, turns: Sequence[int], alone: Mapping[int, Turn | None]) -> list[int]:
-    """Train each turn in this row whose beginning is what generation saw and produced; return the other turns."""
+    """Train each turn that this row renders as in generation; return the other turns."""
     left = []
     for turn in turns:
         seen = alone[turn]
@@ -175,7 +175,7 @@ def _place(row: Rendered, turns: Sequence[int], alone: Mapping[int, Turn | None]
 
 
 def _place_as_history(conversation: Conversation, row: Rendered, turns: Sequence[int]) -> None:
-    """Train turns where a text renders them as history."""
+    """Train turns as a text renders them in its history."""
     marked = conversation.marked()
     if marked is None or not row.text.startswith(marked.text):
         raise Unlabelable("a turn that is rendered as history cannot be found: the contents cannot be marked")
@@ -187,7 +187,7 @@ def _place_as_history(conversation: Conversation, row: Rendered, turns: Sequence
 
 
 def _everything(conversation: Conversation, whole: str) -> Rendered:
-    """The whole text as one span, without the messages that are switched off."""
+    """The whole text as one span, except the messages that are switched off."""
     row = Rendered(whole, [(0, len(whole))], [len(conversation.messages) - 1], upto=len(conversation.messages))
     off = [index for index, message in enumerate(conversation.messages) if not is_on(message)]
     marked = conversation.marked()
@@ -210,7 +210,7 @@ def _everything(conversation: Conversation, whole: str) -> Rendered:
 
 
 def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked | None) -> tuple[int, int]:
-    """Where an assistant turn that is switched off stands in the whole text."""
+    """The position of a switched-off assistant turn in the whole text."""
     seen = _alone(conversation, turn, whole, "allow")
     if seen is not None and whole.startswith(seen.seen):
         return seen.start, seen.end
@@ -220,7 +220,7 @@ def _off_turn(conversation: Conversation, turn: int, whole: str, marked: Marked 
 
 
 def _check_nothing_dropped(conversation: Conversation, whole: str) -> None:
-    """Refuse a conversation of which a message left no trace in the text."""
+    """Refuse a conversation if one of its messages is missing from the text."""
     marked = conversation.marked()
     seen = marked.seen() if marked is not None and marked.text == whole else None
     for index, message in enumerate(conversation.messages):

@@ -1,9 +1,9 @@
-"""Templates whose source proves that a text only grows with each message: they are rendered once a conversation.
+"""Templates whose source proves that the text only grows with each message: they are rendered once per conversation.
 
-Most chat templates are one loop over the messages, in which a message sees nothing of those after it, and then the
-generation prompt. The text of the first messages is then the beginning of the text of all, and the prompt of a turn is
-that beginning and the generation prompt. With a mark at the start of each pass of the loop one rendering tells what
-otherwise takes two for every turn. What the source does not prove is rendered turn by turn (see `turns`).
+Most chat templates are one loop over the messages, in which no message depends on later ones, followed by the
+generation prompt. The text of the first messages is then a prefix of the whole text, and the prompt of a turn is that
+prefix plus the generation prompt. With a mark at the start of each iteration, one rendering gives what otherwise takes
+two for every turn. Templates without this proof are rendered turn by turn (see `turns`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from sft.safety.limits import limited
 from sft.template.rendering.render import environment
 
 STEP = "\U0010fff2"
-_PAST = frozenset({"first", "index", "index0", "previtem", "depth", "depth0"})  # what a pass knows without the future
+# what an iteration knows without later messages
+_PAST = frozenset({"first", "index", "index0", "previtem", "depth", "depth0"})
 _NO_LOOP, _OWN_LOOP, _OTHER_LOOP = range(3)
 _FUTURE = frozenset({"messages", "loop", "add_generation_prompt"})
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A rendered conversation with its messages told apart.
+    """A rendered conversation with its message boundaries.
 
     Args:
         text: the whole text.
         starts: where each message's text begins.
-        end: where the last message's text ends; what follows is the template's closing.
+        end: where the last message's text ends; what follows is the template's closing text.
     """
 
     text: str
@@ -41,7 +42,7 @@ class Steps:
     end: int
 
     def end_of(self, message: int) -> int:
-        """Where a message's text ends."""
+        """The end of a message's text."""
         return self.starts[message + 1] if message + 1 < len(self.starts) else self.end
 
 
@@ -51,7 +52,7 @@ class Stepwise:
 
     Args:
         template: renders as the original does, with the marks.
-        without_tools: whether the proof holds for conversations without tool results alone.
+        without_tools: whether the proof holds only for conversations without tool results.
     """
 
     template: jinja2.Template
@@ -62,13 +63,13 @@ class Stepwise:
         return not self.without_tools or not any(message["role"] == "tool" for message in messages)
 
     def render(self, plain: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> Steps | None:
-        """The text and its messages; None where the marks do not pair up with them.
+        """The text and its message boundaries; None if the marks do not match the messages.
 
         Args:
-            plain: at least one message, as the template wants them.
+            plain: at least one message, as the template expects them.
 
         Raises:
-            Exception: whatever the template raises.
+            Exception: anything that the template raises.
         """
         with limited():
             text = self.template.render({**context, "messages": plain, "add_generation_prompt": False})
@@ -76,7 +77,7 @@ class Stepwise:
         starts = list(accumulate(map(len, pieces[:-1])))
         end = starts.pop() if starts else 0
         if len(starts) == len(plain) - 1 and plain[0]["role"] == "system":
-            starts.insert(0, 0)  # the loop leaves out the first message, which is written before it
+            starts.insert(0, 0)  # the loop skips the first message, which is written before it
         return Steps("".join(pieces), starts, end) if len(starts) == len(plain) else None
 
     def generation_prompt(self, context: Mapping[str, Any]) -> str:
@@ -92,9 +93,9 @@ class Stepwise:
 def stepwise(text: str) -> Stepwise | None:
     """The template with marks, if its source proves that its text only grows; None otherwise.
 
-    Proven is: outside of its one loop over the messages the template looks at the first message alone; inside, at the
-    message, the first one and earlier ones; after it there is nothing but the generation prompt, which does not depend
-    on any message.
+    The proof: outside its one loop over the messages the template reads only the first message; inside, the current
+    message, the first one and earlier ones; after it there is only the generation prompt, which does not depend on any
+    message.
     """
     tree = environment().parse(text)
     proof = _Proof(tree)
@@ -110,7 +111,7 @@ def stepwise(text: str) -> Stepwise | None:
 
 
 class _Proof:
-    """Looks through a template's source."""
+    """Checks a template's source."""
 
     def __init__(self, tree: nodes.Template) -> None:
         self.tree = tree
@@ -125,7 +126,7 @@ class _Proof:
         self.macros = {macro.name for macro in tree.find_all(nodes.Macro)}
 
     def loop_at(self) -> int | None:
-        """Which top node is the loop over the messages, if the proof succeeds."""
+        """The index of the top-level node that is the loop over the messages, if the proof succeeds."""
         body = self.tree.body
         loops = [i for i, node in enumerate(body) if isinstance(node, nodes.For) and self._is_messages(node.iter)]
         if len(loops) != 1 or self.assigned & _FUTURE:
@@ -146,10 +147,10 @@ class _Proof:
         return isinstance(node, nodes.Name) and (node.name == "messages" or node.name in self.aliases)
 
     def _sees_the_past(self, node: nodes.Node, loop: int) -> bool:
-        """Whether a part of the template looks at no message but the first, its own and earlier ones.
+        """Whether a part of the template reads no message but the first, the current and earlier ones.
 
         Args:
-            loop: what `loop` means in this part: nothing, the loop over the messages, or one over something else.
+            loop: what `loop` refers to in this part: nothing, the loop over the messages, or another loop.
         """
         if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name) and node.target.name in self.aliases:
             return loop == _NO_LOOP and _is_messages_or_rest(node.node)
@@ -174,13 +175,13 @@ class _Proof:
         return all(self._sees_the_past(child, loop) for child in children)
 
     def _tests_the_past(self, test: nodes.Node, loop: int) -> bool:
-        """The same for a condition, which may ask whether there are messages: there always are."""
+        """The same for a condition, which may test whether there are messages: there always are."""
         if isinstance(test, nodes.And | nodes.Or | nodes.Not):
             return all(self._tests_the_past(child, loop) for child in test.iter_child_nodes())
         return _is(test, "messages") or self._sees_the_past(test, loop)
 
     def _is_for_tools(self, test: nodes.Node) -> bool:
-        """Whether a test asks whether the message is a tool result."""
+        """Whether a condition tests for a tool result."""
         if not isinstance(test, nodes.Compare) or len(test.ops) != 1 or test.ops[0].op != "eq":
             return False
         role, other = test.expr, test.ops[0].expr
@@ -191,7 +192,7 @@ class _Proof:
         return isinstance(role, nodes.Getitem) and _is(role.node, self.message) and _is_const(role.arg, "role")
 
     def _is_generation_prompt(self, node: nodes.Node) -> bool:
-        """Whether a part after the loop writes nothing but a closing, the same for every conversation."""
+        """Whether a part after the loop writes only a closing text that is the same for every conversation."""
         if isinstance(node, nodes.Output):
             return all(isinstance(child, nodes.TemplateData) and not child.data for child in node.nodes)
         if not isinstance(node, nodes.If) or not _is(node.test, "add_generation_prompt") or node.elif_:
@@ -223,7 +224,7 @@ def _is_messages_or_rest(node: nodes.Node) -> bool:
 
 
 def _is_past_index(index: nodes.Node, inside: bool) -> bool:
-    """Whether an index into the messages is 0, or counts back from the loop's own message."""
+    """Whether an index into the messages is 0, or counts back from the loop's current message."""
     if isinstance(index, nodes.Const):
         return index.value == 0
     if isinstance(index, nodes.Sub):

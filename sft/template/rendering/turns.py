@@ -1,7 +1,7 @@
-"""One assistant turn in a rendered text: where it begins, where it ends, and what generation sees of it.
+"""One assistant turn in a rendered text: where it begins, where it ends, and how generation sees it.
 
-The prompt of a turn is the text of the messages before it with the generation prompt. What the model has to produce
-is what the text of the messages up to the turn adds, to the stop token.
+The prompt of a turn is the text of the messages before it with the generation prompt. The model has to produce what
+the text of the messages up to and including the turn adds to it, up to the stop token.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Turn:
 
     Args:
         text: the prompt, the turn, and what the template writes after it.
-        start: where the prompt ends, with the beginning of the answer that it may hold.
+        start: where the prompt ends, including the beginning of the answer that it may contain.
         end: where the stop token ends.
-        spliced: whether the template itself does not render the turn after its own generation prompt.
+        spliced: whether we put the prompt before the turn because the template does not render it so.
     """
 
     text: str
@@ -42,19 +42,19 @@ class Turn:
 
     @property
     def seen(self) -> str:
-        """The prompt and the turn, to the stop token."""
+        """The prompt and the turn, up to the stop token."""
         return self.text[: self.end]
 
 
 def as_generated(conversation: Conversation, turn: int, full: str, splice: bool = True) -> Turn | None:
-    """A turn as generation sees it; None where only splicing could show it and `splice` is False.
+    """A turn as generation sees it; None if that takes splicing and `splice` is False.
 
     Args:
         full: the text of the messages up to this turn.
-        splice: whether to put the prompt before the turn's text where the template does not.
+        splice: whether to put the prompt before the turn's text if the template does not.
 
     Raises:
-        Unlabelable: the turn is empty, or not all of it reaches the text.
+        Unlabelable: the turn is empty, or a part of it is missing from the text.
         RenderError: the template cannot render the messages before it.
     """
     message = conversation.messages[turn]
@@ -73,11 +73,11 @@ def as_generated(conversation: Conversation, turn: int, full: str, splice: bool 
 
 
 def as_history(conversation: Conversation, turn: int, text: str, marked: Marked) -> tuple[int, int]:
-    """Where a turn stands in a text that renders it unlike generation: between the contents before and after it.
+    """The position of a turn that is rendered differently than in generation: between the contents before and after it.
 
     Args:
-        text: the text of the whole conversation, with a stop token added where the template leaves the end open.
-        marked: the same text with the other roles' contents.
+        text: the text of the whole conversation, with a stop token added if the template leaves the end open.
+        marked: the same text with the positions of the other roles' contents.
 
     Raises:
         Unlabelable: the turn cannot be found there.
@@ -103,22 +103,22 @@ def end_of(
     limit: int | None = None,
     with_reasoning: bool = True,
 ) -> int | None:
-    """Where a turn ends: after the first stop token that has all of its words before it.
+    """Where a turn ends: after the first stop token that follows all of its words.
 
     Args:
         start: where the turn begins.
-        limit: where the text after it begins; the end of the text if None.
-        with_reasoning: whether the turn's reasoning belongs to its words (history may leave it out).
+        limit: where the text after it begins; None is the end of the text.
+        with_reasoning: whether the turn's reasoning belongs to its words (history may omit it).
 
     Returns:
-        The place after the stop token; None where the template leaves the turn open.
+        The position after the stop token; None if the template leaves the turn open.
 
     Raises:
         Unlabelable: the turn is empty, a word is missing, or a stop token is part of the words, so that the model
             would learn to stop inside them.
     """
     limit = len(text) if limit is None else limit
-    orders = said(message, with_reasoning)
+    orders = expected_words(message, with_reasoning)
     if not orders:
         raise Unlabelable(f"an assistant turn is empty: message {turn + 1}")
     if token := next((token for token in bound.stop_tokens if holds(message, token)), None):
@@ -141,12 +141,12 @@ def end_of(
 
 @lru_cache(maxsize=64)
 def _either(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern of any of the tokens, the longest first; one that never matches where there are none."""
+    """A pattern for any of the tokens, the longest first; one that never matches if there are none."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _find(words: list[str], text: str, start: int, limit: int) -> tuple[int, str | None]:
-    """The place after words that follow each other in a text, and the first of them that does not."""
+    """The position after words that follow each other in a text, and the first word that does not."""
     for piece in words:
         found = text.find(piece, start, limit)
         if found < 0:
@@ -155,10 +155,10 @@ def _find(words: list[str], text: str, start: int, limit: int) -> tuple[int, str
     return start, None
 
 
-def said(message: Mapping[str, Any], with_reasoning: bool = True) -> list[list[str]]:
-    """What must be found of an assistant message: its words in each order in which templates write them.
+def expected_words(message: Mapping[str, Any], with_reasoning: bool = True) -> list[list[str]]:
+    """The words of an assistant message that its text must contain, in each order in which templates write them.
 
-    Empty where it neither says nor calls anything.
+    Empty if it has neither content nor calls.
     """
     content = (message.get("content") or "").strip().rpartition(THINK_CLOSE)[2].strip()
     calls = [str((call.get("function") or call).get("name") or "") for call in message.get("tool_calls") or []]
@@ -173,7 +173,7 @@ def said(message: Mapping[str, Any], with_reasoning: bool = True) -> list[list[s
 
 
 def holds(message: Mapping[str, Any], token: str) -> bool:
-    """Whether an assistant message has this token anywhere in its words."""
+    """Whether an assistant message contains this token anywhere."""
     if token in (message.get("content") or "") or token in reasoning_of(message):
         return True
     calls = message.get("tool_calls")
@@ -181,7 +181,7 @@ def holds(message: Mapping[str, Any], token: str) -> bool:
 
 
 def stop_of(bound: BoundTemplate, message: Mapping[str, Any]) -> str:
-    """The token that has to end a turn which the template leaves open."""
+    """The token that ends a turn which the template leaves open."""
     if message.get("tool_calls") and bound.tool_stop:
         return bound.tool_stop
     if not bound.stop_tokens:
@@ -190,11 +190,11 @@ def stop_of(bound: BoundTemplate, message: Mapping[str, Any]) -> str:
 
 
 def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> str:
-    """The prompt followed by the turn, for a template whose text of the turn does not begin with its own prompt.
+    """The prompt followed by the turn, for a template that does not render the turn after its own prompt.
 
     What the prompt and the turn share is not repeated. A think block that the prompt opens and the turn does not
-    close is closed here, after the turn's own reasoning or empty: that is what the model has to produce before its
-    answer, where the template drops reasoning (DeepSeek R1).
+    close is closed here, after the turn's own reasoning or empty: the model has to produce that before its answer
+    where the template drops reasoning (DeepSeek R1).
     """
     rest = _after_shared(prompt, full)
     if rest is None:
@@ -214,7 +214,7 @@ def _splice(conversation: Conversation, turn: int, prompt: str, full: str) -> st
 
 
 def _after_shared(prompt: str, full: str) -> str | None:
-    """The turn's text without what it shares with the prompt, where they part in the prompt's last tags alone."""
+    """The turn's text without what it shares with the prompt, if they differ only in the prompt's last tags."""
     shared = next((at for at, (one, other) in enumerate(zip(prompt, full, strict=False)) if one != other), 0)
     tail = max(0, shared - 60)
     shared = tail + common_header(prompt[tail:], full[tail:])
@@ -228,7 +228,8 @@ def opens_thinking(prompt: str) -> bool:
 
 
 def _header(conversation: Conversation, turn: int, region: str) -> int:
-    """How many characters of a region, which begins after the content before the turn, the prompt writes."""
+    """How many characters at the start of a region, which begins after the content before the turn, the prompt
+    writes."""
     prompt = conversation.marked(turn, add_generation_prompt=True)
     if prompt is None:
         raise Unlabelable(f"a turn cannot be found in the text: message {turn + 1}")
@@ -236,7 +237,7 @@ def _header(conversation: Conversation, turn: int, region: str) -> int:
 
 
 def common_header(prompt: str, region: str) -> int:
-    """How many characters two texts share at their start, back to the end of a whole word or tag of the first."""
+    """The length of the common prefix of two texts, cut back to the end of a whole word or tag of the first."""
     shared = 0
     for piece in _PIECES.findall(prompt):
         if not region.startswith(piece, shared):

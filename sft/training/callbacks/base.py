@@ -1,4 +1,4 @@
-"""What our callbacks have beyond transformers': the run directory, arguments they ask for, and an end that always comes."""
+"""What our callbacks add to transformers': the run directory, required training arguments, and guaranteed cleanup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import TrainerCallback
 
-from sft.config.checks.schedules import together
+from sft.config.checks.schedules import merged_arguments
 from sft.run import log as run_log
 from sft.run.directory import RunDirectory
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class RunCallback(TrainerCallback):
-    """A callback that may use the run directory. It stays a TrainerCallback: unbound it works where that makes sense.
+    """A callback that may use the run directory. As a TrainerCallback it also works unbound, where that makes sense.
 
     Attributes:
         run: the run directory, None until bound.
@@ -26,7 +26,7 @@ class RunCallback(TrainerCallback):
         examples: a few conversations of the evaluation data, where a callback of the config `wants_examples`.
         objective: the metric that decides which model is better, such as "eval_loss".
         direction: "minimize" or "maximize".
-        rows_of_step: gives the rows of the step being made, as text.
+        rows_of_step: returns the rows of the current step as text.
 
     What the checks of a config want to know of a class is read from its source, so these are literals:
 
@@ -51,27 +51,28 @@ class RunCallback(TrainerCallback):
     rows_of_step: Callable[[], str] | None = None
 
     def bind(self, run: RunDirectory | None, **context: Any) -> None:
-        """Give the callback its run directory and what else it may want; called once before training.
+        """Give the callback its run directory and other context; called once before training.
 
         Args:
             run: the run directory.
-            context: tokenizer, template, examples, objective, direction, rows_of_step. Others are kept as attributes too.
+            context: tokenizer, template, examples, objective, direction, rows_of_step. Any others become attributes
+                too.
         """
         self.run = run
         for name, value in context.items():
             setattr(self, name, value)
 
     def arguments(self) -> dict[str, Any]:
-        """The TrainingArguments this callback needs set, by their own names; asked before they are built."""
+        """TrainingArguments required by this callback, by name; read before the arguments are built."""
         return {}
 
     def close(self) -> None:
-        """Let go of what is open (a display); called when training ends, well or not. May be called twice."""
+        """Close open resources (a display); called when training ends, successfully or not. May be called twice."""
 
 
 def bind_all(callbacks: Iterable[TrainerCallback], run: RunDirectory | None, **context: Any) -> None:
-    """Bind those callbacks that can be bound; transformers' own and a user's plain ones are left alone."""
-    run_log.adopt()  # all libraries are imported by now: their messages belong in train.log
+    """Bind the callbacks that can be bound; transformers' own and a user's plain ones are skipped."""
+    run_log.adopt()  # all libraries are imported by now: send their messages to train.log
     for callback in callbacks:
         if isinstance(callback, RunCallback):
             callback.bind(run, **context)
@@ -79,7 +80,7 @@ def bind_all(callbacks: Iterable[TrainerCallback], run: RunDirectory | None, **c
 
 @contextmanager
 def closing(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
-    """Close the callbacks when the block ends, also by an error or an interrupt."""
+    """Close the callbacks when the block ends, also after an error or an interrupt."""
     callbacks = list(callbacks)
     try:
         yield
@@ -92,9 +93,9 @@ def closing(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
 def trainer_arguments(
     callbacks: Mapping[str, TrainerCallback], trainer: Mapping[str, Any], explicit: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """What the callbacks ask of TrainingArguments, to be laid over the config's `trainer` node.
+    """TrainingArguments required by the callbacks, to be merged over the config's `trainer` node.
 
-    See `sft.config.checks.schedules.together`.
+    See `sft.config.checks.schedules.merged_arguments`.
     """
     asked = {name: each.arguments() for name, each in callbacks.items() if isinstance(each, RunCallback)}
-    return together(asked, trainer, explicit)
+    return merged_arguments(asked, trainer, explicit)

@@ -9,12 +9,12 @@ from sft.training.callbacks.base import RunCallback
 
 
 class Checkpoint(RunCallback):
-    """Sets when checkpoints are saved. They are complete or absent, and the last good one is never deleted.
+    """Sets when checkpoints are saved. They are written atomically, and the last good one is never deleted.
 
     Args:
-        every: a number of steps, a share of all steps below 1, or "epoch"; None leaves it to trainer.save_strategy.
-        limit: how many to keep, the best and the newest always among them; None leaves it to trainer.save_total_limit.
-        best_only: save only when an evaluation is the best so far. A killed run then resumes from the best one.
+        every: a number of steps, a fraction of all steps below 1, or "epoch"; None leaves it to trainer.save_strategy.
+        limit: how many to keep, always including the best and the newest; None leaves it to trainer.save_total_limit.
+        best_only: save only after the best evaluation so far. A killed run then resumes from the best checkpoint.
     """
 
     role = "saves"
@@ -23,7 +23,7 @@ class Checkpoint(RunCallback):
         self.every, self.limit, self.best_only = every, limit, best_only
 
     def arguments(self) -> dict[str, Any]:
-        """save_strategy, save_steps and save_total_limit, as far as they are set here."""
+        """save_strategy, save_steps and save_total_limit, if set here."""
         return checkpoint(self.every, self.limit, self.best_only, self.objective, self.direction)
 
 
@@ -31,8 +31,8 @@ class BestModel(RunCallback):
     """Loads the best checkpoint when training ends, so that the saved adapter is the best one and not the last.
 
     Args:
-        metric_for_best_model: an evaluation's figure; None takes the run's objective.
-        greater_is_better: None follows the run's direction, or the metric's name: a loss is better when smaller.
+        metric_for_best_model: an evaluation metric; None is the run's objective.
+        greater_is_better: None follows the run's direction, or the metric's name: a lower loss is better.
     """
 
     role = "loads_best"

@@ -1,4 +1,4 @@
-"""Progress for whoever watches: a live bar on a terminal, plain lines anywhere else. Always on stderr."""
+"""Progress display: a live bar on a terminal, plain lines anywhere else. Always on stderr."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Display(RunCallback):
-    """Shows step, loss, tokens per second, time left and memory, in place of transformers' bars and printed dicts.
+    """Shows step, loss, tokens per second, time left and memory, instead of transformers' bars and printed dicts.
 
     Args:
-        seconds: the least time between two plain lines; evaluations, the first and the last step are always shown.
-        live: draw a live bar; None does so if stderr is a terminal.
+        seconds: minimum time between two plain lines; evaluations, the first and the last step are always shown.
+        live: draw a live bar; None draws one if stderr is a terminal.
     """
 
     weight_neutral = ("*",)
@@ -47,7 +47,7 @@ class Display(RunCallback):
             self._bar = _Bar(state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.update(state.global_step, self._clock.left(state))
 
@@ -59,7 +59,7 @@ class Display(RunCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the figures: beside the bar, or as a line."""
+        """Show the metrics, beside the bar or as a line."""
         if not logs or not state.is_world_process_zero:
             return
         if "loss" in logs:
@@ -83,25 +83,25 @@ class Display(RunCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Say beside the bar how far an evaluation is."""
+        """Show the progress of an evaluation beside the bar."""
         self._evaluated += 1
         if self._bar is not None:
             self._bar.describe([f"evaluating, batch {self._evaluated}"])
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The evaluation is over."""
+        """Reset the evaluation's progress."""
         self._evaluated = 0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the finished bar standing."""
+        """Leave the finished bar on the terminal."""
         if self._bar is not None:
             self._bar.update(state.global_step, "")
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
@@ -123,14 +123,14 @@ class Display(RunCallback):
 
 
 class _Clock:
-    """Speed since training began or went on."""
+    """Speed since training began or was resumed."""
 
     def __init__(self, step: int = 0, tokens: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self.step, self.seen, self.now = step, tokens, now
         self.began = now()
 
     def left(self, state: TrainerState) -> str:
-        """The time to the last step at the speed so far, "" before the first step and after the last."""
+        """The estimated time to the last step, "" before the first step and after the last."""
         made = state.global_step - self.step
         ahead = state.max_steps - state.global_step
         if made <= 0 or ahead <= 0:
@@ -139,13 +139,13 @@ class _Clock:
         return f"{duration(seconds)} left"
 
     def tokens(self, state: TrainerState) -> float:
-        """Tokens per second, 0 where the trainer does not count them."""
+        """Tokens per second, 0 if the trainer does not count them."""
         passed = self.now() - self.began
         return (state.num_input_tokens_seen - self.seen) / passed if passed > 0 else 0.0
 
 
 class _Bar:
-    """A rich progress bar on stderr. Log lines are drawn above it, for it stands in for sys.stderr meanwhile."""
+    """A rich progress bar on stderr. It replaces sys.stderr while it is shown, so that log lines are drawn above it."""
 
     def __init__(self, step: int, total: int) -> None:
         from rich.console import Console
@@ -158,7 +158,7 @@ class _Bar:
             TextColumn("{task.fields[figures]}", markup=False),
             TextColumn("{task.fields[left]}", markup=False),
             console=Console(file=sys.stderr, stderr=True),
-            redirect_stdout=False,  # stdout is the command's answer
+            redirect_stdout=False,  # stdout is for the command's output
             refresh_per_second=4,
             expand=True,
         )
@@ -176,7 +176,7 @@ class _Bar:
 
 
 def quiet_trainer(trainer: Trainer) -> None:
-    """Remove transformers' own progress callbacks: one prints dicts to stdout, the other draws a second bar."""
+    """Remove transformers' progress callbacks: one prints dicts to stdout, the other draws a second bar."""
     for kind in (PrinterCallback, ProgressCallback):
         while trainer.pop_callback(kind) is not None:
             pass
@@ -191,7 +191,7 @@ def duration(seconds: float) -> str:
 
 
 def _evaluation(logs: dict[str, float]) -> str:
-    """The figures of an evaluation but for those of its speed."""
+    """The metrics of an evaluation without those of its speed."""
     dull = ("runtime", "per_second", "model_preparation_time")
     shown = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
     return "  ".join(

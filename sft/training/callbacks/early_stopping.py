@@ -1,4 +1,4 @@
-"""Stop when the evaluations no longer get better."""
+"""Stop when the evaluation metric no longer improves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 class EarlyStopping(RunCallback, ExportableState):
     """Stops training after some evaluations without an improvement.
 
-    Unlike transformers' callback it does not need load_best_model_at_end, and with several evaluation sets, whose
-    figures arrive one set at a time, it waits for the one it watches.
+    Unlike transformers' callback it does not need load_best_model_at_end, and with several evaluation sets, which
+    are logged one at a time, it waits for the metric it monitors.
 
     Args:
-        early_stopping_patience: how many evaluations in a row may bring nothing.
-        early_stopping_threshold: by how much an evaluation must be better to count.
-        metric: the figure to watch; None takes the run's objective, or eval_loss.
+        early_stopping_patience: how many evaluations in a row may pass without an improvement.
+        early_stopping_threshold: the minimum improvement that counts.
+        metric: the metric to monitor; None is the run's objective, or eval_loss.
     """
 
     role = "stops_early"
@@ -53,10 +53,10 @@ class EarlyStopping(RunCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse a run that never evaluates; end one that had stopped at the checkpoint that is resumed."""
+        """Refuse a run without evaluations; end one that had already stopped at the checkpoint being resumed."""
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
             raise UserError(
-                "early stopping looks at evaluations, and this run makes none",
+                "early stopping needs evaluations, and this run makes none",
                 where="callbacks.early_stopping",
                 remedy="trainer.eval_strategy=epoch with dataset.eval_fraction=0.1, or leave the callback out",
             )
@@ -77,7 +77,7 @@ class EarlyStopping(RunCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Count evaluations without an improvement; the figure counts once a step however often it is logged."""
+        """Count evaluations without an improvement; the metric counts once per step however often it is logged."""
         name = self._watched(args)
         if logs is None or name not in logs or state.global_step == self.last_step:
             return
@@ -94,9 +94,9 @@ class EarlyStopping(RunCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say so when the figure never came: a misspelt metric would never stop anything."""
+        """Warn if the metric was never reported: a misspelt metric would never stop the run."""
         if self.last_step < 0:
-            log.warning("early stopping watched %s, which no evaluation reported", self._watched(args))
+            log.warning("early stopping monitored %s, which no evaluation reported", self._watched(args))
 
     def _watched(self, args: TrainingArguments) -> str:
         objective = self.objective if self.objective != "train_loss" else None
@@ -117,7 +117,7 @@ class EarlyStopping(RunCallback, ExportableState):
         return gain > self.early_stopping_threshold
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to stop where an uninterrupted one would."""
+        """The state that a resumed run needs to stop where an uninterrupted one would."""
         return {
             "args": {
                 "early_stopping_patience": self.early_stopping_patience,

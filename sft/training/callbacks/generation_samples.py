@@ -1,4 +1,4 @@
-"""What the model answers while it learns: a few generations at each evaluation."""
+"""A few generated answers at each evaluation, to see how the model develops."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 class GenerationSamples(RunCallback):
     """Generates answers to a few prompts at each evaluation, into generations.jsonl and train.log.
 
-    Decoding is greedy. Training goes on as if it had not happened: the random generators, the modules' train modes and
-    the settings of generation are as they were.
+    Decoding is greedy. Training is not affected: the random generators, the modules' train modes and the generation
+    settings are restored.
 
     Args:
-        prompts: user messages to answer; None takes the first examples of the evaluation data.
-        count: how many examples that are.
-        max_new_tokens: the longest answer.
+        prompts: user messages to answer; None uses the first examples of the evaluation data.
+        count: the number of examples.
+        max_new_tokens: the maximum length of an answer.
     """
 
     wants_examples = True
@@ -35,7 +35,7 @@ class GenerationSamples(RunCallback):
     def __init__(self, prompts: list[str] | None = None, count: int = 3, max_new_tokens: int = 64) -> None:
         if max_new_tokens < 1 or count < 0:
             raise UserError(
-                "an answer has at least one token, and there are no fewer than 0 of them",
+                "max_new_tokens must be at least 1, and count at least 0",
                 where="callbacks.generation_samples",
                 remedy="max_new_tokens=64 count=3",
             )
@@ -45,11 +45,12 @@ class GenerationSamples(RunCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop samples that an interrupted session made after the checkpoint this one goes on from."""
+        """Drop samples that an interrupted session wrote after the checkpoint being resumed."""
         self._last_step = -1
         if self.run is not None:
             step = state.global_step
-            had = step if evaluated_at(state, step) else step - 1  # the checkpoint's own evaluation may come behind it
+            # the evaluation at the checkpoint's step may follow it
+            had = step if evaluated_at(state, step) else step - 1
             self.run.keep_jsonl(self.run.generations_jsonl, lambda line: step > 0 and had >= line.get("step", 0))
 
     def on_evaluate(
@@ -61,7 +62,7 @@ class GenerationSamples(RunCallback):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Generate, once a step however many evaluation sets there are."""
+        """Generate, once per step however many evaluation sets there are."""
         tokenizer = self.tokenizer or processing_class
         if (
             not state.is_world_process_zero
@@ -72,7 +73,7 @@ class GenerationSamples(RunCallback):
             return
         self._last_step = state.global_step
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
-            log.warning("generation samples are left out: the model is spread over several processes")
+            log.warning("no generation samples: the model is sharded over several processes")
             return
         questions = list(self._questions())
         with _autocast(model, args):
@@ -87,7 +88,7 @@ class GenerationSamples(RunCallback):
             self._keep(state.global_step, messages, answer, reference)
 
     def _questions(self) -> Iterator[tuple[list[dict[str, Any]], str | None]]:
-        """Conversations up to an answer, and the answer they had in the data."""
+        """Conversations up to an answer, and the answer in the data."""
         if self.prompts is not None:
             for prompt in self.prompts:
                 yield [{"role": "user", "content": prompt}], None
@@ -111,7 +112,7 @@ class GenerationSamples(RunCallback):
 
 
 def _autocast(model: Any, args: TrainingArguments) -> Any:
-    """The precision that training computes in."""
+    """The precision in which training computes."""
     import torch
 
     dtype = torch.bfloat16 if args.bf16 else torch.float16

@@ -1,4 +1,4 @@
-"""The losses in train.log, and a word when one jumps."""
+"""Log the losses to train.log, and warn about spikes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class LossLogger(RunCallback, ExportableState):
-    """Writes each log line into train.log and warns of loss spikes.
+    """Writes each log line into train.log and warns about loss spikes.
 
     Args:
-        spike_factor: a loss above this many times the median of the last ones is a spike; None looks for none.
-        window: how many logged losses the median is taken of; there is no spike before half of them are there.
-        spike_least: a spike is at least so much above the median, in nats per token: small losses vary more.
+        spike_factor: a loss above this many times the median of recent losses is a spike; None disables the check.
+        window: number of logged losses for the median; no spike is reported before half of them are known.
+        spike_least: a spike is at least this much above the median, in nats per token: small losses vary more.
     """
 
     weight_neutral = ("*",)
@@ -40,7 +40,7 @@ class LossLogger(RunCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the line; look at its loss."""
+        """Write the line; check its loss for a spike."""
         if not logs or not state.is_world_process_zero:
             return
         figures = ", ".join(f"{key} {_short(value)}" for key, value in logs.items())

@@ -11,10 +11,10 @@ from sft.training.callbacks.base import RunCallback
 
 
 class MetricsJsonl(RunCallback):
-    """Writes what the trainer logs into the run directory, a line a step, flushed.
+    """Writes what the trainer logs into the run directory, one flushed line per step.
 
-    A resumed run drops the lines after its checkpoint, so that no step is there twice; one that resumes the checkpoint
-    of another directory begins with the lines of the steps before.
+    A resumed run drops the lines after its checkpoint, so that no step appears twice; one that resumes a checkpoint of
+    another directory begins with that run's lines up to the checkpoint.
     """
 
     weight_neutral = ("*",)
@@ -22,7 +22,7 @@ class MetricsJsonl(RunCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop what an interrupted session wrote after the checkpoint, and its summary of itself."""
+        """Drop what an interrupted session wrote after the checkpoint, and that session's summary line."""
         if self.run is not None:
             step = state.global_step
             if step and not self.run.metrics_jsonl.exists():
@@ -31,7 +31,7 @@ class MetricsJsonl(RunCallback):
             known = {(_step(line), _is_evaluation(line)) for line in state.log_history}
 
             def stays(line: dict[str, Any]) -> bool:
-                at = _step(line)  # of the checkpoint's own step it has what was logged before it was written
+                at = _step(line)  # of the checkpoint's own step, keep what was logged before the checkpoint was written
                 made = at < step or (at == step and (at, _is_evaluation(line)) in known)
                 return made and "train_runtime" not in line
 

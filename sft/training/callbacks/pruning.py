@@ -1,4 +1,4 @@
-"""Tell a search what the evaluations give, and end the run where the search gives it up."""
+"""Report the evaluations to a hyperparameter search, and end the run if the search prunes it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sft.training.fused.place import current
 
 
 class Pruning(RunCallback):
-    """Reports the objective after each evaluation, or the evaluation loss where the objective is known at the end only.
+    """Reports the objective after each evaluation, or the evaluation loss if the objective is known only at the end.
 
     Args:
-        reporter: the search's end of the line.
+        reporter: passes values to the search.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -33,7 +33,7 @@ class Pruning(RunCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take the figure; with several evaluation sets the figures arrive one set at a time."""
+        """Read the metric; with several evaluation sets the metrics arrive one set at a time."""
         logs = logs or {}
         if self.objective in logs and self.objective.startswith("eval_"):
             self.value = float(logs[self.objective])
@@ -42,10 +42,10 @@ class Pruning(RunCallback):
             self.value = -loss if self.direction == "maximize" else loss
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Report once a step, after everything else has noted the figures; a run at its last step is not given up.
+        """Report once per step, after all other callbacks have seen the metrics; a run at its last step is not pruned.
 
         Raises:
-            Pruned: the search gives this run up.
+            Pruned: the search prunes this run.
         """
         value, self.value = self.value, None
         if value is None or not math.isfinite(value) or state.global_step == self.last_step:

@@ -1,7 +1,7 @@
-"""What callbacks keep in a checkpoint, and how it comes back into the same objects.
+"""The state that callbacks keep in a checkpoint, and its restoration into the same objects.
 
-transformers restores a callback by building a new one, which has lost its run directory and its place among the
-others; and of two callbacks of one class it restores the state of the first save. Here the objects stay and only their
+transformers restores a callback by building a new one, which has lost its run directory and its position among the
+others; and of two callbacks of one class it restores only the first one's state. Here the objects stay and only their
 attributes are set.
 """
 
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def collect(callbacks: Iterable[object]) -> dict[str, Any]:
-    """The present states as TrainerState.stateful_callbacks holds them: by class name, a list where there are several."""
+    """The current states as in TrainerState.stateful_callbacks: by class name, a list if there are several of a
+    class."""
     found: dict[str, list[dict[str, Any]]] = {}
     for callback in callbacks:
         if isinstance(callback, ExportableState):
@@ -26,9 +27,9 @@ def collect(callbacks: Iterable[object]) -> dict[str, Any]:
 
 
 def restore(callbacks: Iterable[object], stored: Mapping[str, Any]) -> None:
-    """Set the attributes that :func:`collect` kept, in place and in the callbacks' order.
+    """Set the attributes that :func:`collect` stored, in place and in the callbacks' order.
 
-    Settings (a state's "args") stay as the config gives them. What has no counterpart is named in the log.
+    Settings (a state's "args") stay as configured. States without a counterpart are named in the log.
     """
     present: dict[str, list[object]] = {}
     for callback in callbacks:
@@ -47,5 +48,5 @@ def restore(callbacks: Iterable[object], stored: Mapping[str, Any]) -> None:
 
 
 def evaluated_at(state: Any, step: int) -> bool:
-    """Whether a trainer's state has the evaluation of a step."""
+    """Whether a trainer's state contains the evaluation of a step."""
     return any(line.get("step") == step and any(key.startswith("eval_") for key in line) for line in state.log_history)

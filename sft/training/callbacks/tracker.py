@@ -1,4 +1,4 @@
-"""Pass what the trainer logs on to a tracker."""
+"""Forward the trainer's logs to a tracker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sft.training.callbacks.base import RunCallback
 
 
 class TrackerCallback(RunCallback):
-    """Forwards logs to a started tracker; who started it also finishes it.
+    """Forwards logs to a started tracker; the caller that started it also finishes it.
 
     Args:
-        tracker: a started tracker, as :func:`sft.run.trackers.base.tracking` gives it.
+        tracker: a started tracker, as yielded by :func:`sft.run.trackers.base.tracking`.
     """
 
     def __init__(self, tracker: Tracker) -> None:

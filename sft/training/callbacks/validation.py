@@ -9,12 +9,12 @@ from sft.training.callbacks.base import RunCallback
 
 
 class Validation(RunCallback):
-    """Sets when the evaluation data is looked at.
+    """Sets when the model is evaluated.
 
     Args:
-        every: a number of steps, a share of all steps below 1, or "epoch"; None leaves it to trainer.eval_strategy.
-        at_start: evaluate before the first step too, to have something to compare with.
-        delay: steps or epochs to let pass before the first evaluation.
+        every: a number of steps, a fraction of all steps below 1, or "epoch"; None leaves it to trainer.eval_strategy.
+        at_start: evaluate before the first step too, as a baseline.
+        delay: steps or epochs before the first evaluation.
     """
 
     role = "evaluates"
@@ -23,5 +23,5 @@ class Validation(RunCallback):
         self.every, self.at_start, self.delay = every, at_start, delay
 
     def arguments(self) -> dict[str, Any]:
-        """eval_strategy, eval_steps, eval_on_start and eval_delay, as far as they are set here."""
+        """eval_strategy, eval_steps, eval_on_start and eval_delay, if set here."""
         return validation(self.every, self.at_start, self.delay)

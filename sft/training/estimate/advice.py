@@ -1,4 +1,4 @@
-"""Which overrides would make a run fit: those that `sft.training.memory` names, each estimated."""
+"""Overrides that would make a run fit: those that `sft.training.memory` suggests, each estimated."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from omegaconf import OmegaConf
 
 from sft.config.paths import conf_dir
 from sft.run.directory import RunDirectory
-from sft.run.memory import Place
+from sft.run.memory import DeviceMemory
 from sft.training.estimate.estimate import Estimate, Estimator, fits
 from sft.training.estimate.step import Batch
-from sft.training.memory import helps_in_training
+from sft.training.memory import training_remedies
 
 
 @dataclass(frozen=True)
 class Advice:
-    """An override, or several, and what the run would take with them.
+    """One or more overrides, and the memory the run would need with them.
 
     Attributes:
         overrides: as on the command line.
         needs: bytes.
-        fits: whether that is there.
+        fits: whether that much is available.
     """
 
     overrides: str
@@ -36,21 +36,21 @@ class Advice:
 def advise(
     config: Mapping[str, Any],
     run: RunDirectory,
-    place: Place,
+    place: DeviceMemory,
     batch: Batch,
     evaluation: Batch | None,
     model_config: Any,
 ) -> list[Advice]:
-    """What helps alone, most first; and where nothing alone is enough, what is enough together, last.
+    """Single overrides that help, most effective first; if none is sufficient, a sufficient combination comes last.
 
     Args:
         config: resolved, plain.
-        run: for what is known of its rows.
-        place: where it has to fit.
-        batch, evaluation: what was estimated.
+        run: tells what is known of its rows.
+        place: the device memory that it has to fit into.
+        batch, evaluation: the batches that were estimated.
         model_config: the model's own config.
     """
-    overrides = [override for override, _ in helps_in_training(config, run) if "auto_find" not in override]
+    overrides = [override for override, _ in training_remedies(config, run) if "auto_find" not in override]
     drawn, found = Estimator(config, place.device, model_config), []
     for override in overrides:
         estimate = _with(config, [override], place, (batch, None), model_config, drawn)
@@ -71,7 +71,7 @@ def advise(
 def _with(
     config: Mapping[str, Any],
     overrides: list[str],
-    place: Place,
+    place: DeviceMemory,
     batches: tuple[Batch, Batch | None],
     model_config: Any,
     estimator: Estimator,
@@ -89,8 +89,8 @@ def _with(
     return _estimator(changed, place, model_config, estimator).estimate(batch, evaluation)
 
 
-def _estimator(config: dict[str, Any], place: Place, model_config: Any, drawn: Estimator) -> Estimator:
-    """The one that is drawn where the model stays what it is; drawing is most of an estimate."""
+def _estimator(config: dict[str, Any], place: DeviceMemory, model_config: Any, drawn: Estimator) -> Estimator:
+    """The existing estimator if the model is unchanged: building the model takes most of an estimate's time."""
     if all(config.get(key) == drawn.config.get(key) for key in ("model", "quant", "lora")):
         same = copy.copy(drawn)
         same.config = config

@@ -1,4 +1,4 @@
-"""The model that a config will train, on the meta device: every module and shape, no weights, no memory."""
+"""The model that a config will train, on the meta device: all modules and shapes, no weights, no memory."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Blueprint:
     """A model with one of each kind of layer.
 
     Attributes:
-        model: to be trained, on the meta device; the first layer, one of each kind, and the last.
-        layers: the list of layers in it.
-        order: for every layer of the whole model, in order, the index in `layers` of the one that stands for it.
+        model: the model to train, on the meta device, with the first layer, one of each kind, and the last.
+        layers: its list of layers.
+        order: for every layer of the whole model, in order, the index in `layers` of the layer that represents it.
     """
 
     model: Any
@@ -37,15 +37,15 @@ class Blueprint:
     order: list[int]
 
     def footprint(self) -> Footprint:
-        """What the whole model holds."""
+        """The parameters of the whole model."""
         counts = Counter(self.order)
         return footprint(self.model, {id(layer): counts[index] for index, layer in enumerate(self.layers)})
 
 
 def layer_list(model: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module that holds the decoder's layers and its attribute; None for a model that is not made so.
+    """The module that contains the decoder's layers, and its attribute; None for a model without such a list.
 
-    The longest list of modules of one class, which is the text part's.
+    It is the longest list of modules of one class, which belongs to the text model.
     """
     found: tuple[nn.Module, str] | None = None
     longest = 0
@@ -57,13 +57,13 @@ def layer_list(model: nn.Module) -> tuple[nn.Module, str] | None:
 
 
 def shorten(model: nn.Module, uniform: bool = True) -> tuple[nn.ModuleList, list[int]]:
-    """Leave the first layer, the first of each kind and the last in a model, in place.
+    """Remove all layers but the first, the first of each kind and the last from a model, in place.
 
     Args:
-        uniform: whether layers of one kind are adapted alike; all are left otherwise.
+        uniform: whether layers of one kind are adapted in the same way; otherwise all layers are kept.
 
     Returns:
-        The list that is left, and for every layer there was the index of the one that stands for it.
+        The remaining layers, and for every original layer the index of the one that represents it.
     """
     place = layer_list(model)
     if place is None:
@@ -87,7 +87,7 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def draw(
+def build_blueprint(
     model: Model,
     config: Any,
     quant: Any = None,
@@ -96,21 +96,21 @@ def draw(
     targets: Any = "all-linear",
     rows: Sequence[int] = (),
 ) -> Blueprint:
-    """The model that would be trained, as `load_model` and `attach` make it of the weights.
+    """The model that would be trained, as `load_model` and `attach` build it from the weights.
 
     Args:
         model: the spec.
         config: the model's own config.
         quant: a transformers.BitsAndBytesConfig, or None.
         lora: a peft.LoraConfig, or None for full fine-tuning.
-        targets: what to adapt where `lora` does not say.
+        targets: modules to adapt if `lora` names none.
         rows: embedding rows that are trained.
 
     Raises:
-        UserError: the adapter would cover nothing, or cannot be built over this base.
+        UserError: the adapter would cover nothing, or cannot be built on this base.
     """
     options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype, trained=lora is None)}
-    if model.attn_implementation == "eager":  # all others are fused kernels, which keep the same
+    if model.attn_implementation == "eager":  # all others are fused kernels, which keep the same tensors
         options["attn_implementation"] = "eager"
     if model.adapter:
         lora = LoraConfig(**_plain(read_adapter_config(check_adapter(model.adapter))))
@@ -121,7 +121,7 @@ def draw(
         layers, order = shorten(empty, uniform=_uniform(lora))
         if lora is not None:
             lora = copy.deepcopy(lora)
-            lora.init_lora_weights = True  # the others look at the weights
+            lora.init_lora_weights = True  # the others need the weights
         adapted, _ = attach(empty, lora, replace(model, adapter=None), target_modules=targets, new_rows=rows)
     lowrank.install(adapted)
     elementwise.install(adapted)
@@ -130,7 +130,7 @@ def draw(
 
 
 def _uniform(lora: Any) -> bool:
-    """Whether an adapter treats layers of one kind alike: none of its settings goes by a layer's number."""
+    """Whether an adapter treats all layers of one kind the same: none of its settings depends on a layer's index."""
     if lora is None:
         return True
     single = (
@@ -149,7 +149,7 @@ def _uniform(lora: Any) -> bool:
 
 
 def _quantize(model: Any, quant: Any) -> None:
-    """Put quantized layers in place of those that transformers would replace."""
+    """Replace the layers that transformers would replace with quantized ones."""
     from transformers.quantizers import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(quant, pre_quantized=False)
@@ -158,7 +158,7 @@ def _quantize(model: Any, quant: Any) -> None:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """An adapter's stored settings that LoraConfig takes."""
+    """An adapter's stored settings that LoraConfig accepts."""
     known = {field.name for field in fields(LoraConfig)}
     return {
         name: value for name, value in settings.items() if name in known and name not in ("peft_type", "loftq_config")
@@ -167,7 +167,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _norms_of_nothing() -> Iterator[None]:
-    """DoRA starts from the norms of the weights, which quantized ones on the meta device do not have."""
+    """DoRA starts from the norms of the weights, which quantized weights on the meta device do not have."""
     from peft.tuners.lora import dora
 
     before = dora.dequantize_module_weight

@@ -1,4 +1,4 @@
-"""What a run will take: weights, adapter, gradients, optimizer, activations and logits, and their peak."""
+"""The memory a run needs: weights, adapter, gradients, optimizer, activations and logits, and their peak."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from sft.model.dtype import autocast_dtype, resolve_dtype
 from sft.model.facts import family_of
 from sft.model.load import load_config
 from sft.model.spec import Model
-from sft.run.memory import Place
-from sft.training.estimate.blueprint import Blueprint, draw
+from sft.run.memory import DeviceMemory
+from sft.training.estimate.blueprint import Blueprint, build_blueprint
 from sft.training.estimate.optimizer import state_bytes, step_bytes
 from sft.training.estimate.step import Batch, Machine, simulate, simulate_evaluation
-from sft.training.layout.microbatches import parts_for
+from sft.training.layout.microbatches import number_of_parts
 
 LIBRARIES = 650 << 20  # Python, torch and the rest of what a run imports, resident; of the process's memory alone
-# What the C library's heap cannot use again of the tensors that the forward pass lets go of: torch asks for aligned
-# memory, and the hole of a freed tensor is too small for the next of its size. Layers that are computed again make the
-# same tensors twice, into the same holes. Measured, see docs/estimate.md.
+# The part of the tensors freed in the forward pass that the C library's heap cannot reuse: torch requests aligned
+# memory, and the hole of a freed tensor is too small for the next of its size. Recomputed layers allocate the same
+# tensors twice, in the same holes. Measured, see docs/estimate.md.
 HOLES, HOLES_AGAIN = 0.2, 0.1
-CONTEXT = 600 << 20  # CUDA's own, beside what torch's allocator hands out
+CONTEXT = 600 << 20  # CUDA's own memory, besides what torch's allocator hands out
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of each part, and at the peak; of one process on one device.
+    """Bytes of each part and at the peak, for one process on one device.
 
     Attributes:
-        parameters: of the base, how many.
-        trained_parameters: how many are trained.
-        weights: the base's, as far as they are not quantized.
-        quantized: the base's in 4 or 8 bits.
-        adapter: trained weights beside the base.
-        gradients: of all that is trained.
+        parameters: number of parameters of the base.
+        trained_parameters: number of trained parameters.
+        weights: the base's weights that are not quantized.
+        quantized: the base's weights in 4 or 8 bits.
+        adapter: trained weights besides the base.
+        gradients: of all trained parameters.
         optimizer: its states.
-        activations: what the forward pass keeps for the backward pass.
-        logits: what output layer and loss add at most.
+        activations: kept by the forward pass for the backward pass.
+        logits: the most that output layer and loss add.
         process: the interpreter and libraries; 0 on a GPU.
-        holes: what the process's heap holds beside the tensors; 0 on a GPU.
-        mapped: the weights' file, which a quantized model on the CPU keeps in sight; gives way where memory is short.
+        holes: unusable holes in the process's heap; 0 on a GPU.
+        mapped: the weights file, which a quantized model on the CPU keeps mapped; reclaimed when memory is short.
         step: the peak of a training step.
-        evaluation: the peak of an evaluation batch, without `process`; 0 where there is none.
-        peak: the most at any time: the process's memory, or what the GPU's allocator hands out.
+        evaluation: the peak of an evaluation batch, without `process`; 0 if there is none.
+        peak: the overall peak: of the process's memory, or of the GPU's allocator.
         batch: rows, length, trained tokens of the longest batch.
-        checkpointing: whether activations are computed again.
+        checkpointing: whether activations are recomputed.
         device: "cpu" or "cuda".
     """
 
@@ -75,22 +75,23 @@ class Estimate:
 
     @property
     def needs(self) -> int:
-        """What has to be free on the device: the peak without what gives way, and on a GPU CUDA's own memory."""
+        """Memory that must be free on the device: the peak without reclaimable pages, plus CUDA's own memory on a
+        GPU."""
         return self.peak - self.mapped + (CONTEXT if self.device == "cuda" else 0)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, plain."""
+        """All figures as plain data."""
         return {**asdict(self), "needs": self.needs}
 
 
 class Estimator:
-    """Estimates of one config, whose model is drawn once.
+    """Estimates for one config, whose model is built once.
 
     Args:
         config: resolved, plain.
         device: "cpu" or "cuda".
-        model_config: the model's own config where it has been loaded already.
-        rows: embedding rows that are trained beside the adapter.
+        model_config: the model's own config, if it is already loaded.
+        rows: embedding rows that are trained besides the adapter.
 
     Raises:
         UserError: the model's config cannot be found, or the adapter cannot be built over it.
@@ -104,24 +105,24 @@ class Estimator:
         quant = build(config.get("quant"), where="quant", allowed=allowed)
         lora = build(config.get("lora"), where="lora", allowed=allowed)
         targets = family_of(self.model, own).target_modules
-        stored = getattr(own, "dtype", None) or torch.float32  # drawing the model writes its own precision there
-        self.blueprint: Blueprint = draw(self.model, own, quant, lora, targets=targets, rows=rows)
+        stored = getattr(own, "dtype", None) or torch.float32  # building the model writes its own precision there
+        self.blueprint: Blueprint = build_blueprint(self.model, own, quant, lora, targets=targets, rows=rows)
         self.held = self.blueprint.footprint()
         self.mapped = self._mapped(stored) if quant is not None and device == "cpu" else 0
 
     def _mapped(self, stored: torch.dtype) -> int:
-        """The part of the file that only quantized weights were read from, where the others still lie in it."""
+        """The part of the file from which only quantized weights were read, if the others are still mapped from it."""
         if stored is not resolve_dtype(self.model.dtype):
-            return 0  # the others were converted, and the file let go of
+            return 0  # the others were converted, and the file released
         return max(0, self.held.parameters * stored.itemsize - self.held.weights)
 
     def estimate(self, batch: Batch, evaluation: Batch | None = None, checkpointing: bool | None = None) -> Estimate:
-        """For batches of this shape.
+        """Estimate for batches of this shape.
 
         Args:
             batch: the longest batch of training.
             evaluation: the longest of evaluation; None for no evaluation.
-            checkpointing: None takes it from the config, where `auto` is off.
+            checkpointing: None takes it from the config, where `auto` counts as off.
         """
         trainer, held = self.config["trainer"], self.held
         on = checkpointing if checkpointing is not None else trainer.get("gradient_checkpointing") is True
@@ -161,23 +162,24 @@ class Estimator:
         )
 
     def _parts(self, batch: Batch, checkpointing: bool) -> int:
-        """Parts of a batch that are computed at the same time, as far as the config tells (see `side_by_side`)."""
+        """The number of concurrent parts of a batch, as far as the config tells (see
+        `sft.training.layout.microbatches`)."""
         trainer, lora = self.config["trainer"], self.config.get("lora") or {}
         drawn = lora.get("lora_dropout") or trainer.get("neftune_noise_alpha")
         if self.device != "cpu" or checkpointing or drawn or trainer.get("torch_compile"):
             return 1
         cast = autocast_dtype(trainer, self.model.dtype)
         with torch.autocast("cpu", cast or torch.bfloat16, enabled=cast is not None):
-            parts = parts_for(trainer.get("cpu_parts") or "auto", self.blueprint.model)
+            parts = number_of_parts(trainer.get("cpu_parts") or "auto", self.blueprint.model)
         return parts if batch.rows >= parts else 1
 
 
 def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Batch:
-    """The largest batch a config allows: every row as long as `dataset.max_length`, and trained whole.
+    """The largest batch a config allows: every row as long as `dataset.max_length`, and fully trained.
 
     Args:
-        config: as `with_lengths` gives it.
-        evaluation: of evaluation instead of training.
+        config: as returned by `with_lengths`.
+        evaluation: for evaluation instead of training.
     """
     key = f"per_device_{'eval' if evaluation else 'train'}_batch_size"
     count = int(config["trainer"].get(key) or 8)
@@ -189,7 +191,7 @@ def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Bat
 
 
 def with_lengths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with `dataset.max_length` and `dataset.packing` written out where the dataset's defaults hold."""
+    """The config with `dataset.max_length` and `dataset.packing` filled in with the dataset's defaults."""
     dataset: Dataset = build(
         config["dataset"], where="dataset", allowed=config.get("allow_targets") or [], _recursive_=False
     )
@@ -204,7 +206,7 @@ def evaluates(config: Mapping[str, Any]) -> bool:
 
 
 def longest_batch(rows: Sequence[Rows], count: int) -> Batch | None:
-    """The largest batch of `count` of these rows that could come together; None without rows."""
+    """The largest batch of `count` rows that could occur; None without rows."""
     rows = [part for part in rows if len(part)]
     if not rows:
         return None
@@ -216,6 +218,6 @@ def longest_batch(rows: Sequence[Rows], count: int) -> Batch | None:
     return Batch(min(count, len(lengths)), int(lengths.max()), int(trained.sum()), masked)
 
 
-def fits(estimate: Estimate, place: Place, share: float = 1.0) -> bool:
-    """Whether this share of what an estimate needs is free; where nothing is known of the place it fits."""
+def fits(estimate: Estimate, place: DeviceMemory, share: float = 1.0) -> bool:
+    """Whether this fraction of an estimate's memory is available; True if nothing is known about the device."""
     return not place.total or share * estimate.needs <= place.free

@@ -1,4 +1,4 @@
-"""The real thing: two steps on a batch of the estimate's shape, and the most memory there was."""
+"""Measure real memory: two steps on a batch of the estimate's shape, and the peak."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sft.run.directory import RunDirectory
 from sft.run.trackers.base import Tracker
 from sft.training.build import build_model, build_trainer
 from sft.training.estimate.step import Batch
-from sft.training.inputs import Inputs, prepare_reading
-from sft.training.layout.layout import lay_out
+from sft.training.inputs import Inputs, build_preprocessing
+from sft.training.layout.layout import choose_layout
 from sft.training.resume.start import seed_everything
 
 STEPS = 2  # the second has the optimizer's states
 
 
 def measure(config: Mapping[str, Any], batch: Batch, checkpointing: bool) -> int:
-    """Train on random tokens, each row `batch.length` long, and keep nothing.
+    """Train on random tokens, each row `batch.length` long, without keeping anything.
 
     Returns:
         The peak in bytes: of the GPU's allocator, or of the process where there is none.
@@ -38,24 +38,24 @@ def measure(config: Mapping[str, Any], batch: Batch, checkpointing: bool) -> int
     }
     config = {**config, "trainer": trainer_node, "callbacks": None}
     seed_everything(config["seed"])
-    reading = prepare_reading(config)
+    preprocessing = build_preprocessing(config)
     accumulation = trainer_node.get("gradient_accumulation_steps") or 1
-    rows = _rows(batch, batch.rows * accumulation * STEPS, reading.model_config.get_text_config().vocab_size)
+    rows = _rows(batch, batch.rows * accumulation * STEPS, preprocessing.model_config.get_text_config().vocab_size)
     data: Any = SimpleNamespace(train=rows, eval={})
-    inputs = Inputs(**vars(reading), data=data)
+    inputs = Inputs(**vars(preprocessing), data=data)
     model = build_model(config, inputs)
     with tempfile.TemporaryDirectory(prefix="sft-measure-") as directory:
         run = RunDirectory(Path(directory))
         trainer = build_trainer(config, run, model, inputs, {}, [], Tracker())
-        attention = reading.model.attn_implementation
-        trainer.lay_out(lay_out(model, [rows], attention, trainer.accelerator.autocast))
+        attention = preprocessing.model.attn_implementation
+        trainer.apply_layout(choose_layout(model, [rows], attention, trainer.accelerator.autocast))
         memory.reset_peak()
         trainer.train()
         return memory.peak_bytes()
 
 
 def _rows(batch: Batch, count: int, vocabulary: int) -> Rows:
-    """Rows of one length whose last tokens are trained, as many in all as the batch says."""
+    """Rows of one length with trained tokens at their ends, as many in total as the batch has."""
     import numpy
 
     generator = numpy.random.default_rng(0)

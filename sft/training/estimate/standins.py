@@ -1,7 +1,7 @@
-"""Stand-ins for what cannot run on the meta device, which allocate and keep exactly what the real thing does.
+"""Substitutes for operations that cannot run on the meta device; they allocate and keep exactly what the originals do.
 
-Attention kernels choose by device, positions are chosen by value, autocast goes by device, and quantized weights have
-no meta form. Everything else of a model runs as it is.
+Attention kernels and autocast depend on the device, indexing depends on values, and quantized weights have no meta
+form. Everything else of a model runs unchanged.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class OnMeta(TorchFunctionMode):
 
     Args:
         device: "cpu" or "cuda", which decides the kernels.
-        chosen: positions that a boolean mask of whole batches chooses.
-        autocast: the dtype that products are cast to; None for no autocast.
+        chosen: number of positions selected by a boolean mask of a whole batch.
+        autocast: the dtype of matrix products; None for no autocast.
     """
 
     def __init__(self, device: str, chosen: int, autocast: torch.dtype | None = None) -> None:
@@ -49,7 +49,7 @@ class OnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.__bool__ and args[0].is_meta:
-            return True  # models ask whether a mask is all ones
+            return True  # models test whether a mask is all ones
         if func is torch.Tensor.__getitem__ and _is_mask(args[1]):
             return func(
                 args[0], tuple(torch.empty(self.chosen, dtype=torch.long, device="meta") for _ in args[1].shape)
@@ -66,7 +66,7 @@ class OnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As autocast does it: a trained weight is cast once a step, and the copy kept."""
+        """As autocast does: a trained weight is cast once per step, and the copy is cached."""
         if tensor.dtype is not torch.float32:
             return tensor
         if not (tensor.is_leaf and tensor.requires_grad):
@@ -92,7 +92,7 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """CUDA's dropout keeps a mask of one byte an element; the CPU's one of the input's dtype."""
+    """CUDA's dropout keeps a mask of one byte per element; the CPU's has the input's dtype."""
     return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
 
 
@@ -108,8 +108,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Scaled dot product attention as the kernels of training do it: no scores are kept but those of `causal`."""
-    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the fused kernels add their mask
+    """Scaled dot product attention as the training kernels do it: only `causal` keeps scores."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the fused kernels add the mask
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
     return _Attention.apply(device, query, key, value, attn_mask)
 
@@ -117,7 +117,7 @@ def attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, device: str, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
-        """What comes out; kept is what the kernels keep."""
+        """The output; saves what the kernels save."""
         batch, heads, length, _ = query.shape
         out = torch.empty((batch, length, heads, value.shape[-1]), dtype=query.dtype, device="meta").transpose(1, 2)
         if device == "cpu" and query.dtype.itemsize == 2:  # see `sft.kernels.causal`
@@ -136,11 +136,11 @@ class _Attention(torch.autograd.Function):
 
 # -- quantized layers --------------------------------------------------------------------------------------------------
 class _Quantized(torch.autograd.Function):
-    """A product with weights that are made anew from their few bits, forward and backward, and kept in neither."""
+    """A product with weights that are dequantized in forward and backward, and kept in neither."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, shape: tuple[int, int], keeps: bool, bias: Any) -> torch.Tensor:
-        """The product; `x` is kept where the layer keeps it."""
+        """The product; `x` is saved if the layer saves it."""
         ctx.shape, ctx.kept = shape, x if keeps else None
         weight = torch.empty(shape, dtype=x.dtype, device="meta")
         return functional.linear(x, weight, bias)
@@ -153,7 +153,7 @@ class _Quantized(torch.autograd.Function):
 
 
 def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `Linear4bit` and `Linear8bitLt` of bitsandbytes allocate; the 8-bit one keeps its input."""
+    """Allocate what bitsandbytes' `Linear4bit` and `Linear8bitLt` do; the 8-bit one keeps its input."""
     eight = type(module).__name__ == "Linear8bitLt"
     dtype = x.dtype
     wanted = None if eight else module.compute_dtype
@@ -163,7 +163,7 @@ def quantized_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def computing_on(device: str, autocast: torch.dtype | None) -> Iterator[None]:
-    """For the time of the block, what asks for the device or for autocast hears of these, not of the meta device."""
+    """Within the block, queries for the device or for autocast return these instead of the meta device's."""
     before = lowrank.autocast_dtype, loss.chunk_elements, elementwise.runs_on
     lowrank.autocast_dtype = lambda _: autocast  # type: ignore[assignment]
     loss.chunk_elements = lambda _: before[1](device)  # type: ignore[assignment]
@@ -176,7 +176,7 @@ def computing_on(device: str, autocast: torch.dtype | None) -> Iterator[None]:
 
 @contextmanager
 def quantized_layers() -> Iterator[None]:
-    """For the time of the block, quantized layers of all models compute by their stand-in."""
+    """Within the block, quantized layers of all models use their substitute."""
     try:
         from bitsandbytes.nn import Linear4bit, Linear8bitLt
     except ImportError:

@@ -1,4 +1,5 @@
-"""The estimate at the start of a run: told, held against what there is, and asked whether to keep activations."""
+"""The memory estimate at the start of a run: logged, compared with what is available, used for gradient
+checkpointing."""
 
 from __future__ import annotations
 
@@ -6,46 +7,46 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sft.config.checks.conflicts import spreads
+from sft.config.checks.conflicts import shards_weights
 from sft.config.errors import UserError
 from sft.model.tokens import added_rows
 from sft.run.directory import RunDirectory
-from sft.run.memory import Place, places
+from sft.run.memory import DeviceMemory, device_memories
 from sft.training.estimate.advice import advise
-from sft.training.estimate.answer import gib
 from sft.training.estimate.estimate import Estimate, Estimator, fits, longest_batch, with_lengths
+from sft.training.estimate.report import gib
 from sft.training.estimate.step import Batch
 from sft.training.fused.place import current
 from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
-SURE = 0.85  # the share of an estimate that is needed for certain: only what exceeds the memory by this is refused
+CERTAIN_SHARE = 0.85  # a run is refused only where this share of its estimate does not fit
 
 
-def with_memory(
+def check_memory(
     config: Mapping[str, Any], inputs: Inputs, record: Mapping[str, Any], run: RunDirectory
 ) -> dict[str, Any]:
-    """Tell what a run will take, and settle `trainer.gradient_checkpointing=auto`.
+    """Log the memory a run needs, and resolve `trainer.gradient_checkpointing=auto`.
 
     Args:
         config: resolved, plain.
         inputs: the prepared rows.
-        record: run.json's content; a run that goes on keeps what was settled when it was begun.
+        record: run.json's content; a resumed run keeps what was resolved when it was started.
         run: its directory.
 
     Returns:
-        The config with gradient_checkpointing true or false: true where only so the run fits.
+        The config with gradient_checkpointing true or false: true if the run fits only that way.
 
     Raises:
-        UserError: it cannot fit, with what would help (`estimate.enforce=false` lets it try).
+        UserError: it cannot fit; the message says what would help (`estimate.enforce=false` starts it anyway).
     """
-    if spreads(config):
-        log.info("memory: not estimated: each process has a share of the weights, and gathers a layer at a time")
+    if shards_weights(config):
+        log.info("memory: not estimated: the weights are sharded, and each process gathers one layer at a time")
         asked, settled = config["trainer"].get("gradient_checkpointing"), record.get("gradient_checkpointing")
-        return _settled(config, bool(settled) if asked == "auto" else asked)
+        return _with_checkpointing(config, bool(settled) if asked == "auto" else asked)
     given, config = config, with_lengths(config)
-    trainer, place = config["trainer"], places()[0]
+    trainer, place = config["trainer"], device_memories()[0]
     shrinks = bool(trainer.get("auto_find_batch_size"))
     batch = longest_batch([inputs.data.train], 1 if shrinks else int(trainer.get("per_device_train_batch_size") or 8))
     evaluation = longest_batch(list(inputs.data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))
@@ -58,16 +59,16 @@ def with_memory(
             estimate = _checkpointed(estimator, batch, evaluation, estimate)
     except UserError:
         raise
-    except Exception as error:  # a model that does not run on the meta device is no reason not to train it
+    except Exception as error:  # a model that does not run on the meta device may still be trained
         log.warning("memory: not estimated (%s: %s)", type(error).__name__, error)
-        return _settled(given, bool(settled) if asked == "auto" else asked)
-    log.info("%s", line(estimate, place))
+        return _with_checkpointing(given, bool(settled) if asked == "auto" else asked)
+    log.info("%s", summary_line(estimate, place))
     if (among := current.get()) is not None:
         among.takes(estimate.needs, own_bytes(estimate), place.free)
-    if not fits(estimate, place, SURE) and (config.get("estimate") or {}).get("enforce", True):
+    if not fits(estimate, place, CERTAIN_SHARE) and (config.get("estimate") or {}).get("enforce", True):
         found = advise(config, run, place, batch, evaluation, inputs.model_config)
-        raise refusal(estimate, place, [(each.overrides, each.needs, each.fits) for each in found])
-    return _settled(given, estimate.checkpointing if asked == "auto" else asked)
+        raise does_not_fit(estimate, place, [(each.overrides, each.needs, each.fits) for each in found])
+    return _with_checkpointing(given, estimate.checkpointing if asked == "auto" else asked)
 
 
 def own_bytes(estimate: Estimate) -> int:
@@ -76,8 +77,8 @@ def own_bytes(estimate: Estimate) -> int:
     return trained + estimate.activations + estimate.logits
 
 
-def line(estimate: Estimate, place: Place) -> str:
-    """One line on what a run takes."""
+def summary_line(estimate: Estimate, place: DeviceMemory) -> str:
+    """One line on the memory a run needs."""
     parts = {
         "weights": estimate.weights + estimate.quantized,
         "adapter": estimate.adapter,
@@ -90,12 +91,12 @@ def line(estimate: Estimate, place: Place) -> str:
     return f"memory: about {gib(estimate.peak)} of {gib(place.free)}" + f" ({listed})" * bool(listed)
 
 
-def refusal(estimate: Estimate, place: Place, advice: list[tuple[str, int, bool]]) -> UserError:
-    """The error of a run that cannot fit."""
+def does_not_fit(estimate: Estimate, place: DeviceMemory, advice: list[tuple[str, int, bool]]) -> UserError:
+    """The error for a run that cannot fit."""
     helps = [f"{overrides}  ({gib(needs)}{'' if enough else ', not enough'})" for overrides, needs, enough in advice]
-    lines = [*helps, "estimate.enforce=false to try all the same"]
+    lines = [*helps, "estimate.enforce=false to try anyway"]
     return UserError(
-        f"the run needs about {gib(estimate.needs)}, and {gib(place.free)} can be had ({place.name}: {place.limit})",
+        f"the run needs about {gib(estimate.needs)}, and {gib(place.free)} is available ({place.name}: {place.limit})",
         where="memory",
         remedy="\n     ".join(lines),
     )
@@ -106,12 +107,12 @@ def _checkpointed(estimator: Estimator, batch: Batch, evaluation: Batch | None, 
     if found.needs >= before.needs:
         return before
     log.info(
-        "gradient checkpointing is on: the run takes about %s without it, %s with it",
+        "gradient checkpointing is on: the run needs about %s without it, %s with it",
         gib(before.needs),
         gib(found.needs),
     )
     return found
 
 
-def _settled(config: Mapping[str, Any], checkpointing: Any) -> dict[str, Any]:
+def _with_checkpointing(config: Mapping[str, Any], checkpointing: Any) -> dict[str, Any]:
     return {**config, "trainer": {**config["trainer"], "gradient_checkpointing": checkpointing}}

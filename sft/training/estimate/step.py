@@ -1,4 +1,4 @@
-"""One training step on the meta device: which tensors live when, layer by layer."""
+"""One training step on the meta device: tensor lifetimes, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sft.kernels.cross_entropy import IGNORE, summed_loss
-from sft.model.head import chooses_positions, left_out, output_layer
+from sft.model.head import output_layer, output_layer_skipped, supports_logits_to_keep
 from sft.training.estimate.blueprint import Blueprint
 from sft.training.estimate.standins import OnMeta, computing_on, quantized_layers
 from sft.training.estimate.tracker import Region, Tracker
@@ -24,8 +24,8 @@ class Batch:
     """The shape of a batch.
 
     Attributes:
-        rows: side by side.
-        length: tokens of each, padding included.
+        rows: number of rows.
+        length: tokens of each row, padding included.
         trained: tokens with a loss, in all rows together.
         masked: whether attention gets a mask of [rows, 1, length, length]: rows of different lengths, or packs.
     """
@@ -36,11 +36,11 @@ class Batch:
     masked: bool = False
 
     def with_rows(self, rows: int) -> Batch:
-        """Of so many rows, as much of them trained."""
+        """A batch of this many rows, with the same fraction of trained tokens."""
         return Batch(rows, self.length, -(-self.trained * rows // self.rows), self.masked)
 
     def with_length(self, length: int) -> Batch:
-        """Of rows of at most so many tokens, as much of them trained."""
+        """A batch of rows of at most this many tokens, with the same fraction of trained tokens."""
         length = min(length, self.length)
         return Batch(self.rows, length, -(-self.trained * length // self.length), self.masked)
 
@@ -52,8 +52,8 @@ class Machine:
     Attributes:
         device: "cpu" or "cuda".
         autocast: the dtype of products; None for that of the weights.
-        checkpointing: whether layers are computed again in the backward pass.
-        accumulation: batches to a step; with more than one, gradients live through the forward pass.
+        checkpointing: whether layers are recomputed in the backward pass.
+        accumulation: batches per step; with more than one, gradients stay alive during the forward pass.
     """
 
     device: str
@@ -64,13 +64,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """Bytes of tensors beside weights and optimizer states.
+    """Bytes of tensors besides weights and optimizer states.
 
     Attributes:
-        activations: alive when the forward pass has reached the output layer.
-        logits: what output layer, loss and their gradients add to them at most.
-        peak: the most alive in forward and backward pass, gradients among them.
-        freed: what the layers' forward passes make in all and let go of again.
+        activations: alive when the forward pass reaches the output layer.
+        logits: the most that output layer, loss and their gradients add to them.
+        peak: the peak of the forward and backward pass, gradients included.
+        freed: total allocated and freed by the layers' forward passes.
     """
 
     activations: int
@@ -80,7 +80,7 @@ class Step:
 
 
 class _Marked(nn.Module):
-    """A layer that says when its forward and its backward pass begin and end."""
+    """A layer that marks the beginning and end of its forward and backward pass."""
 
     def __init__(self, inner: nn.Module, index: int, tracker: Tracker) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Marked(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's forward pass, its beginning and end noted, and those of its backward pass."""
+        """Run the layer, marking the beginning and end of its forward and backward pass."""
         tracker, index = self.__dict__["tracker"], self.index
         tracker.mark(f"before {index}")
         if hidden.requires_grad and index == 0:
@@ -108,7 +108,7 @@ class _Marked(nn.Module):
 
 
 def simulate(blueprint: Blueprint, batch: Batch, machine: Machine) -> Step:
-    """Run a step of a blueprint and tell what it takes for the whole model; draws no random number."""
+    """Run a step of a blueprint and return what it takes for the whole model; uses no random numbers."""
     tracker = Tracker()
     model = blueprint.model
     parameters = [*model.parameters(), *model.buffers()]
@@ -140,7 +140,7 @@ def simulate(blueprint: Blueprint, batch: Batch, machine: Machine) -> Step:
 
 
 def simulate_evaluation(blueprint: Blueprint, batch: Batch, machine: Machine) -> int:
-    """Bytes of tensors that an evaluation batch takes at most beside weights and optimizer states."""
+    """Peak bytes of tensors in an evaluation batch, besides weights and optimizer states."""
     tracker, model = Tracker(), blueprint.model
     inputs = _inputs(batch)
     functions = OnMeta(machine.device, batch.trained, machine.autocast)
@@ -149,9 +149,9 @@ def simulate_evaluation(blueprint: Blueprint, batch: Batch, machine: Machine) ->
         tracker.ignore(*model.parameters(), *model.buffers(), *inputs.values())
         tracker.mark("begin")
         wanted = inputs.pop("shift_labels") != IGNORE
-        chosen = {"logits_to_keep": wanted} if chooses_positions(model) else {}
+        chosen = {"logits_to_keep": wanted} if supports_logits_to_keep(model) else {}
         head = output_layer(model)
-        with left_out(head):
+        with output_layer_skipped(head):
             logits = model(**inputs, **chosen, use_cache=False).logits
         rows = logits.reshape(-1, logits.shape[-1]) if chosen else logits[wanted]
         part = (rows[:EVALUATION_CHUNK] if head is None else head(rows[:EVALUATION_CHUNK])).float()
@@ -161,12 +161,13 @@ def simulate_evaluation(blueprint: Blueprint, batch: Batch, machine: Machine) ->
 
 
 def assemble(regions: list[Region], order: list[int], held: int = 0) -> Step:
-    """Lay out the regions of the whole model, each layer's as often as it stands for one, and follow what is alive."""
+    """Sequence the regions of the whole model, repeating each layer's for the layers it represents, and track live
+    bytes."""
     by_name = {region.name: region for region in regions}
     count = max(order, default=-1) + 1
     forward = [by_name[name] for i in order for name in (f"before {i}", f"forward {i}") if name in by_name]
     backward = []
-    for i in reversed(order):  # what ends where the layer before takes over
+    for i in reversed(order):  # ends where the previous layer's backward begins
         name = f"back {i}" if f"back {i}" in by_name else "end"
         backward.append(by_name[name])
     head = [by_name["loss"], *([by_name[f"back {count}"]] if f"back {count}" in by_name else [])]
@@ -198,16 +199,16 @@ def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
 def _loss(model: Any, inputs: dict[str, torch.Tensor], autocast: torch.dtype | None) -> torch.Tensor:
     def called(**given: Any) -> Any:
         outputs = model(**given)
-        if autocast is not None:  # accelerate widens what an autocast model gives
+        if autocast is not None:  # accelerate upcasts the outputs of an autocast model
             outputs.logits = outputs.logits.float()
         return outputs
 
-    return summed_loss(called, inputs, chooses_positions(model), output_layer(model))[0]  # type: ignore[arg-type]
+    return summed_loss(called, inputs, supports_logits_to_keep(model), output_layer(model))[0]  # type: ignore[arg-type]
 
 
 @contextmanager
 def _checkpointing(model: Any, functions: OnMeta, on: bool) -> Iterator[None]:
-    """As the Trainer switches it on; the pass in which layers are computed again takes stand-ins too."""
+    """Gradient checkpointing as the Trainer enables it; recomputation uses the substitutes too."""
     if not on:
         yield
         return
@@ -221,11 +222,11 @@ def _checkpointing(model: Any, functions: OnMeta, on: bool) -> Iterator[None]:
 
 @contextmanager
 def _again(functions: OnMeta) -> Iterator[None]:
-    """A layer is computed again; autocast forgets its copies of the weights behind it."""
+    """Recompute a layer; autocast drops its cached weight copies afterwards."""
     try:
         with functions:
             yield
-    finally:  # torch ends it by an exception where it has all that it wants
+    finally:  # torch stops the recomputation by an exception once it has all it needs
         functions.casts.clear()
 
 

@@ -1,7 +1,7 @@
-"""Bytes of the tensors that are alive, and the most there were, between marks: the allocator's view of a step.
+"""Bytes of live tensors, and their peak, between marks: the allocator's view of a step.
 
-Works on any device, and on the meta device costs no memory. A storage counts from the operator that made it until the
-last tensor over it is gone, as `torch.distributed._tools.mem_tracker` does it.
+Works on any device, and on the meta device needs no memory. A storage counts from the operator that created it until
+its last tensor is freed, as in `torch.distributed._tools.mem_tracker`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-GRAIN = 512  # bytes an allocation is rounded up to by torch's CUDA allocator; the CPU's takes 64
+GRAIN = 512  # torch's CUDA allocator rounds allocations up to this many bytes; the CPU's uses 64
 
 APART = 32 << 20  # bytes
 
@@ -24,9 +24,9 @@ class Region:
 
     Attributes:
         name: the mark at its end.
-        net: alive at its end, less what was alive at its start.
-        peak: the most that was alive, less what was alive at its start; at least 0.
-        taken: of all that was made, tensors over 32 MiB left out, which the C library maps apart.
+        net: alive at its end, minus what was alive at its start.
+        peak: the most alive, minus what was alive at its start; at least 0.
+        taken: total allocated, without tensors over 32 MiB, which the C library maps separately.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Region:
 
 
 class Tracker(TorchDispatchMode):
-    """Follows every storage that operators make while it is on; those from before do not count."""
+    """Tracks every storage created by operators while it is active; earlier ones do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class Tracker(TorchDispatchMode):
         self._taken = 0
 
     def mark(self, name: str) -> None:
-        """End a region, and begin the next."""
+        """End the current region and begin the next."""
         self.regions.append(Region(name, self.alive - self._start, self._most - self._start, self._taken))
         self._taken = 0
         self._start = self._most = self.alive
 
     def ignore(self, *tensors: torch.Tensor) -> None:
-        """Do not count these storages: they were there before."""
+        """Do not count these storages: they existed before."""
         for tensor in tensors:
             self._follow(tensor, counted=False)
 

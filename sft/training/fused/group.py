@@ -1,8 +1,9 @@
 """Jobs that train together in one process: each a whole run in a thread of its own, of which one runs at a time.
 
-A job has its turn until it asks for something that the others can have computed with it (`Place.ask`). When all that train
-have asked, their requests are computed in as few passes as `max_tokens` allows, and each goes on with its answer. Whatever
-is the process's own changes hands with the turn (`ProcessState`). A job that ends makes room for the next one.
+A job has its turn until it asks for something that the others can have computed with it (`Place.ask`). When all
+that train have asked, their requests are computed in as few passes as `max_tokens` allows, and each goes on with its
+answer. Whatever is the process's own changes hands with the turn (`ProcessState`). A job that ends makes room for the
+next one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sft.training.fused.place import Request, current
 from sft.training.fused.refusal import why_alone
 from sft.training.fused.switch import ProcessState
 from sft.training.fused.table import Table
-from sft.training.memory import free, is_out_of_memory
+from sft.training.memory import free_memory, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ MARGIN = 0.85  # of the memory that there is
 
 
 @dataclass(frozen=True)
-class Work:
+class QueuedJob:
     """A job that waits.
 
     Attributes:
@@ -45,7 +46,7 @@ class Work:
 class Member:
     """A job that has begun, in its thread."""
 
-    def __init__(self, group: Group, work: Work) -> None:
+    def __init__(self, group: Group, work: QueuedJob) -> None:
         self.group, self.number = group, work.number
         self.turn, self.done = threading.Semaphore(0), False
         self.state: ProcessState | None = None
@@ -135,7 +136,7 @@ class Group:
         self.stopping = False
         self.shared, self.free = 0, 0  # bytes that all jobs take together but for their own, and that there are
 
-    def run(self, jobs: Sequence[Work], ended: Callable[[Member], None]) -> None:
+    def run(self, jobs: Sequence[QueuedJob], ended: Callable[[Member], None]) -> None:
         """Run all jobs to their end.
 
         Args:
@@ -212,7 +213,7 @@ class Group:
                     assert member.state is not None
                     member.state.draws = draws
                 if is_out_of_memory(error):
-                    free()
+                    free_memory()
                 if len(members) > 1:
                     if is_out_of_memory(error):
                         self.passes.shrink([member.request for member in members if member.request])

@@ -19,7 +19,7 @@ from sft.kernels import adapted, elementwise
 from sft.kernels.cross_entropy import chunked_cross_entropy_sum, cross_entropy_sum
 from sft.kernels.joint import JOINT, JointLinear, Stretch, computing, noisy_embeddings, register
 from sft.model.base import base_of
-from sft.model.head import chooses_positions, left_out, output_layer
+from sft.model.head import output_layer, output_layer_skipped, supports_logits_to_keep
 from sft.model.view import view_of
 
 Computing = Callable[[], AbstractContextManager[Any]]
@@ -31,7 +31,7 @@ class Share:
 
     Attributes:
         job: its number.
-        batch: padding-free, as `FlatCollator` and `SharingCollator` make it.
+        batch: padding-free, as `FlatCollator` and `SharedPrefixCollator` make it.
         draws: gives the job's own random state for the time of a block.
         noise: adds to its embeddings; None for nothing.
     """
@@ -59,7 +59,7 @@ class JointModel:
         register()
         self.model = view_of(base)
         self.model.set_attn_implementation(JOINT)
-        self.positions, self.head = chooses_positions(self.model), output_layer(self.model)
+        self.positions, self.head = supports_logits_to_keep(self.model), output_layer(self.model)
         self.applied = copy(self.head)  # stays a layer while the model's own is left out
         self.model.get_input_embeddings().register_forward_hook(noisy_embeddings)
         elementwise.install(self.model)
@@ -108,11 +108,12 @@ class JointModel:
 
     def outputs(self, shares: Sequence[Share], context: Computing) -> list[torch.Tensor]:
         """Without gradients: of each share the logits [predicted tokens, vocabulary], or hidden states with a `head`."""
-        with torch.no_grad(), computing(_stretches(shares)), context(), left_out(self.head):
+        with torch.no_grad(), computing(_stretches(shares)), context(), output_layer_skipped(self.head):
             return self._at_predicted(shares)
 
     def _losses(self, shares: Sequence[Share]) -> list[torch.Tensor]:
-        """Summed over each share's predicted tokens; `left_out` is the caller's, for threads share the head."""
+        """Summed over each share's predicted tokens; `output_layer_skipped` is the caller's, for threads share the
+        head."""
         losses = []
         for share, found in zip(shares, self._at_predicted(shares), strict=True):
             targets = share.batch["shift_labels"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from sft.data.batches.parts import UNEVEN, balanced
+from sft.data.batches.parts import MAX_IMBALANCE, balanced
 from sft.model.base import base_of
-from sft.model.head import left_out
+from sft.model.head import output_layer_skipped
 from sft.model.view import original_of
 from sft.training.fused.model import JointModel, Share
 from sft.training.fused.place import Request
 from sft.training.fused.switch import ProcessState
-from sft.training.layout.microbatches import SideBySide
+from sft.training.layout.microbatches import ParallelParts
 
 Asked = tuple[int, Request, ProcessState | None]
 
@@ -32,7 +32,7 @@ class Passes:
         self.joint: JointModel | None = None
         self.base: Any = None
         self.trainers: dict[int, Any] = {}
-        self.threads: SideBySide | None = None
+        self.threads: ParallelParts | None = None
 
     def join(self, job: int, trainer: Any) -> None:
         """Compute a job's requests from now on; the first one's base is that of all."""
@@ -77,10 +77,12 @@ class Passes:
         """Answers to requests of one kind, in their order: (loss, gradients) for "train", predictions for "outputs"."""
         assert self.joint is not None
         first = self.trainers[asked[0][0]]
-        shares = [Share(job, request.batch, self._draws(job, state), request.noise) for job, request, state in asked]
+        shares = [
+            Share(job, request.batch, self._rng_state(job, state), request.noise) for job, request, state in asked
+        ]
         groups = self._groups(shares, splits=asked[0][1].kind == "train")
         context = first.accelerator.autocast
-        with left_out(self.joint.head):
+        with output_layer_skipped(self.joint.head):
             if asked[0][1].kind == "outputs":
                 outputs = {
                     share.job: found
@@ -107,15 +109,17 @@ class Passes:
     def _sums(self, asked: Sequence[Asked], groups: list[list[Share]], found: list[Any]) -> list[Any]:
         """Of each job the loss and the gradients of all its shares, added in the order of the groups."""
         losses: dict[int, list[torch.Tensor]] = {}
-        slopes: dict[int, list[torch.Tensor | None]] = {}
-        for group, (sums, gradients) in zip(groups, found, strict=True):
+        gradients: dict[int, list[torch.Tensor | None]] = {}
+        for group, (sums, own) in zip(groups, found, strict=True):
             for share, loss in zip(group, sums, strict=True):
                 losses.setdefault(share.job, []).append(loss)
-            for job, some in gradients.items():
-                slopes[job] = [_sum(*both) for both in zip(slopes[job], some, strict=True)] if job in slopes else some
-        return [(torch.stack(losses[job]).sum(), slopes[job]) for job, *_ in asked]
+            for job, some in own.items():
+                gradients[job] = (
+                    [_sum(*both) for both in zip(gradients[job], some, strict=True)] if job in gradients else some
+                )
+        return [(torch.stack(losses[job]).sum(), gradients[job]) for job, *_ in asked]
 
-    def _draws(self, job: int, state: ProcessState | None) -> Any:
+    def _rng_state(self, job: int, state: ProcessState | None) -> Any:
         """The job's random state, where its adapter or its embeddings draw."""
         trainer = self.trainers[job]
         dropout = any(isinstance(each, torch.nn.Dropout) and each.p > 0 for each in trainer.model.modules())
@@ -128,11 +132,11 @@ class Passes:
             return [shares]
         if self.threads is None or self.threads.count != count:
             self.close()
-            self.threads = SideBySide(count, self.trainers[shares[0].job].work)
+            self.threads = ParallelParts(count, self.trainers[shares[0].job].flops)
         for pieces in (shares, self._pieces(shares)) if splits else (shares,):
             groups = [[pieces[at] for at in group] for group in balanced([piece.tokens for piece in pieces], count)]
             loads = [sum(piece.tokens for piece in group) for group in groups]
-            if all(groups) and max(loads) * count <= UNEVEN * sum(loads):
+            if all(groups) and max(loads) * count <= MAX_IMBALANCE * sum(loads):
                 return groups
         return [shares]
 

@@ -55,14 +55,14 @@ def why_alone(trainer: Any) -> str | None:
     from sft.kernels.lowrank import is_linear, only_adapter
     from sft.model.base import base_of
     from sft.model.view import original_of
-    from sft.training.layout.reentrant import rotations_change
+    from sft.training.layout.reentrant import has_dynamic_rope
 
     base = base_of(trainer.model)
     if original_of(base) is base:
         return "its base model is its own"
     if not isinstance(trainer.data_collator, FlatCollator):
         return "its batches are padded"
-    if rotations_change(base):
+    if has_dynamic_rope(base):
         return "the longest document of a batch decides how positions are rotated"
     config = base.config.get_text_config()
     if any(getattr(config, name, None) for name in ("attention_dropout", "dropout", "activation_dropout")):

@@ -12,7 +12,7 @@ from accelerate.state import GradientState
 from hydra.core.hydra_config import HydraConfig
 
 from sft.run import log as run_log
-from sft.training.memory import Draws
+from sft.training.memory import RngState
 
 Handlers = dict[str, tuple[list[logging.Handler], int, bool, bool]]
 
@@ -24,7 +24,7 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
-        self.draws = Draws()
+        self.draws = RngState()
         self.streams = sys.stdout, sys.stderr
         self.hydra = HydraConfig.instance().cfg
         self.warnings = list(warnings.filters), warnings.showwarning, getattr(logging, "_warnings_showwarning", None)
@@ -34,7 +34,7 @@ class ProcessState:
 
     def restore(self) -> None:
         """Make it the process's again."""
-        self.draws.again()
+        self.draws.restore()
         sys.stdout, sys.stderr = self.streams
         HydraConfig.instance().cfg = self.hydra
         filters, warnings.showwarning, logging._warnings_showwarning = self.warnings  # type: ignore[attr-defined]
@@ -48,13 +48,13 @@ class ProcessState:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """For the time of a block torch draws from this state's random numbers, which go on from there."""
-        home = Draws()
-        self.draws.again()
+        home = RngState()
+        self.draws.restore()
         try:
             yield
         finally:
-            self.draws = Draws()
-            home.again()
+            self.draws = RngState()
+            home.restore()
 
 
 def _loggers() -> dict[str, logging.Logger]:

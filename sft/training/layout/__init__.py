@@ -1,1 +1,1 @@
-"""How rows lie in a batch: the cheapest way that gives the model's own losses, found out before the first step."""
+"""The batch layout: the cheapest one that reproduces the model's own losses, determined before the first step."""

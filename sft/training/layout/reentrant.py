@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-# transformers' rotary embeddings that set their frequencies anew by the longest document of a call
-CHANGING_ROTATIONS = {"dynamic", "longrope"}
+# transformers' rotary embeddings that recompute their frequencies by the longest document of a call
+DYNAMIC_ROPE_TYPES = {"dynamic", "longrope"}
 
-Notes = dict[tuple[str, str], tuple[Any, int]]
+ModuleState = dict[tuple[str, str], tuple[Any, int]]
 
 
-def notes_of(model: Any) -> Notes:
-    """What each module holds beside its weights: {(module, attribute): (the object, writes to it)}.
+def module_state(model: Any) -> ModuleState:
+    """The attributes of each module besides its weights: {(module, attribute): (the object, writes to it)}.
 
-    The objects themselves are held, so that none can be freed and another take its address.
+    References to the objects are kept, so that none can be freed and its address reused.
     """
-    found: Notes = {}
+    found: ModuleState = {}
     for name, module in model.named_modules():
         for attribute, value in [*module.__dict__.items(), *module._buffers.items()]:
             found[name, attribute] = (value, getattr(value, "_version", 0))
     return found
 
 
-def wrote_notes(before: Notes, after: Notes) -> str | None:
-    """The first attribute that is not what it was, for messages; None where all are."""
+def changed_attribute(before: ModuleState, after: ModuleState) -> str | None:
+    """The first attribute that has changed, for messages; None if none has."""
     for place, (value, writes) in after.items():
         if place not in before or before[place][0] is not value or before[place][1] != writes:
             return ".".join(place)
     return None
 
 
-def rotations_change(model: Any) -> bool:
-    """Whether positions are rotated by frequencies that depend on the call."""
+def has_dynamic_rope(model: Any) -> bool:
+    """Whether the rotary frequencies depend on the call."""
     kinds = (getattr(module, "rope_type", None) for module in model.modules())
     used = {kind for each in kinds for kind in (each.values() if isinstance(each, dict) else [each])}
-    return bool(used & CHANGING_ROTATIONS)
+    return bool(used & DYNAMIC_ROPE_TYPES)

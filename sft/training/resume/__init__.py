@@ -1,1 +1,1 @@
-"""Whether a start is a new run, goes on from a checkpoint, is finished, or is refused."""
+"""Whether a run is new, resumed from a checkpoint, already finished, or refused."""

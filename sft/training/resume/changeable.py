@@ -1,8 +1,8 @@
-"""What may change when a run is resumed, and what the change then does.
+"""Settings that may change when a run is resumed, and the effect of the change.
 
-A key that is not here is fixed for the life of a run: the state in its checkpoints (weights, optimizer, random numbers,
-place in the data) has no meaning under another value of it. `sft.training.resume.config_changes` refuses those, and those that are here
-unless `allow_changes` names them.
+A key that is not listed is fixed for the life of a run: the state in its checkpoints (weights, optimizer, random
+numbers, position in the data) is meaningless with a different value. `sft.training.resume.config_changes` refuses
+changes of those, and changes of the listed ones unless `allow_changes` names them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SCHEDULE = "each later step has the rate that the new schedule gives at that step"
-_END = "training ends there; the schedule as trainer.resume_schedule says"
-_OPTIMIZER = "each later optimizer step uses it, with the moments of before"
-_SPLIT = "a step is made of other batches of the same rows; the product with the number of processes must stay"
-_EVALUATION = "later evaluations are made at the new steps"
-_ROWS = "later steps take their rows from the data as it is now, in its order, at the same step number"
+_SCHEDULE = "each later step uses the learning rate of the new schedule at that step"
+_END = "training ends there; the schedule follows trainer.resume_schedule"
+_OPTIMIZER = "each later optimizer step uses it, with the existing moments"
+_SPLIT = "a step splits the same rows into other batches; the product with the number of processes must stay the same"
+_EVALUATION = "later evaluations happen at the new steps"
+_ROWS = "later steps take their rows from the current data, in its order, from the same step number on"
 
 # A key stands for all keys below it.
 EFFECTS: dict[str, str] = {
@@ -32,34 +32,34 @@ EFFECTS: dict[str, str] = {
     "trainer.max_grad_norm": "later gradients are clipped to it",
     "trainer.per_device_train_batch_size": _SPLIT,
     "trainer.gradient_accumulation_steps": _SPLIT,
-    "trainer.gradient_checkpointing": "later steps keep their activations, or compute them again",
+    "trainer.gradient_checkpointing": "later steps keep their activations, or recompute them",
     "trainer.bf16": "later steps are computed in that precision",
-    "trainer.cpu_parts": "later batches are computed in so many parts",
-    "trainer.neftune_noise_alpha": "later steps have that noise on their embeddings",
+    "trainer.cpu_parts": "later batches are computed in that many parts",
+    "trainer.neftune_noise_alpha": "later steps add that noise to the embeddings",
     "trainer.eval_strategy": _EVALUATION,
     "trainer.eval_steps": _EVALUATION,
     "trainer.eval_delay": _EVALUATION,
-    "lora.lora_dropout": "later steps drop that share",
+    "lora.lora_dropout": "later steps drop that fraction",
     "model.attn_implementation": "later steps are computed with it",
-    "callbacks": "they act as they are set now; what they have counted so far is kept",
+    "callbacks": "they use the new settings; what they have counted so far is kept",
     "dataset": _ROWS,
     "template": _ROWS,
 }
-# What is not in the config, and is compared with run.json.
+# Not in the config, compared with run.json.
 FACTS: dict[str, str] = {
     "data": _ROWS,
     "template": _ROWS,
-    "versions": "later steps are computed by the libraries that are installed",
-    "world_size": "the rows of a step are shared out anew; each process draws random numbers of its own",
+    "versions": "later steps are computed by the installed libraries",
+    "world_size": "the rows of a step are redistributed; each process draws its own random numbers",
 }
-# Below a key of the table, and fixed nevertheless.
+# Fixed although a parent key is in the table.
 FIXED: dict[str, str] = {
-    "callbacks.best_model": "the best evaluation so far was chosen without it, or by another figure",
+    "callbacks.best_model": "the best evaluation so far was chosen without it, or by another metric",
 }
 
 
 def effect_of(key: str) -> str | None:
-    """What a change of a key does on resume; None where it is fixed."""
+    """The effect of changing a key on resume; None if it is fixed."""
     if _covering(key, FIXED):
         return None
     covering = _covering(key, EFFECTS) or _covering(key, FACTS)
@@ -67,16 +67,16 @@ def effect_of(key: str) -> str | None:
 
 
 def why_fixed(key: str) -> str:
-    """Why a key that is not in the table cannot change."""
+    """The reason why a key outside the table cannot change."""
     covering = _covering(key, FIXED)
     if covering:
         return FIXED[covering]
     group = key.partition(".")[0]
-    return _WHY.get(key) or _WHY.get(group) or "its checkpoints mean nothing under another value"
+    return _WHY.get(key) or _WHY.get(group) or "its checkpoints are meaningless with another value"
 
 
 def batch_of_a_step(trainer: Mapping[str, Any], processes: int) -> tuple[int, Any]:
-    """Rows of one optimizer step over all processes, and the limit of tokens that a batch has instead (or None)."""
+    """Rows per optimizer step over all processes, and the token limit per batch used instead (or None)."""
     rows = int(trainer.get("per_device_train_batch_size") or 8)
     accumulation = int(trainer.get("gradient_accumulation_steps") or 1)
     tokens = trainer.get("max_tokens_per_batch")
@@ -88,11 +88,11 @@ def _covering(key: str, table: Mapping[str, str]) -> str | None:
 
 
 _WHY = {
-    "trainer.optim": "another optimizer has no use for the state of this one",
-    "seed": "the order of the rows is drawn from it",
-    "trainer.data_seed": "the order of the rows is drawn from it",
-    "tokenizer": "the weights were trained on the token ids of the other one",
-    "model": "the weights were trained on the other base",
-    "quant": "the weights were trained on a base that is stored otherwise",
-    "lora": "the adapter in its checkpoints has the other shape or scale",
+    "trainer.optim": "another optimizer cannot use the state of this one",
+    "seed": "it determines the order of the rows",
+    "trainer.data_seed": "it determines the order of the rows",
+    "tokenizer": "the weights were trained on the token ids of the original one",
+    "model": "the weights were trained on the original base",
+    "quant": "the weights were trained on a base in a different format",
+    "lora": "the adapter in its checkpoints has the original shape or scale",
 }

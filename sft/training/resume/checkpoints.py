@@ -1,4 +1,4 @@
-"""Which checkpoint a start resumes: of its own run directory, or of the one that `resume` names."""
+"""Choose the checkpoint to resume: of the run's own directory, or of the one that `resume` names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.config.checks.conflicts import spreads
+from sft.config.checks.conflicts import shards_weights
 from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 from sft.run.manifest import problem
 
-HANDED_ON = ("template_date", "data", "tokenizer", "template", "gradient_checkpointing")  # of run.json
+INHERITED_FACTS = ("template_date", "data", "tokenizer", "template", "gradient_checkpointing")  # of run.json
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
         run: its directory.
-        chosen: the checkpoint that `resume` names; None for the newest whole one.
+        chosen: the checkpoint that `resume` names; None for the newest complete one.
     """
 
     run: RunDirectory
@@ -35,7 +35,7 @@ def source_of(resume: str) -> Source | None:
     """What `resume` names: a run directory, its checkpoints/, or one of its checkpoints. None for auto and never.
 
     Raises:
-        UserError: it is none of these, or not known what it was trained with.
+        UserError: it is not one of these, or not known what it was trained with.
     """
     if resume in ("auto", "never"):
         return None
@@ -48,23 +48,25 @@ def source_of(resume: str) -> Source | None:
     root = path.parent if chosen else path if checkpoint.listed(path) else path / "checkpoints"
     run = RunDirectory(root.parent)
     if not run.config.is_file():
-        what = "is not in a run directory: it is not known what it was trained with (no config.resolved.yaml)"
+        what = "is not in a run directory: its training config is unknown (no config.resolved.yaml)"
         raise UserError(what, where=where, remedy="resume=RUN or resume=RUN/checkpoints/checkpoint-<step>")
     if chosen and (reason := problem(chosen)):
-        raise UserError(f"is not whole: {reason}", where=where, remedy=f"resume={run.path} takes the newest whole one")
+        raise UserError(
+            f"is incomplete: {reason}", where=where, remedy=f"resume={run.path} takes the newest complete one"
+        )
     return Source(run, chosen)
 
 
 def checkpoint_to_resume(run: RunDirectory, source: Source | None, begun: bool) -> Path | None:
-    """The checkpoint that a start resumes; None to begin at the first step.
+    """The checkpoint to resume; None to begin at the first step.
 
     Args:
-        run: the directory that is written.
+        run: the directory to write to.
         source: what `resume` names.
-        begun: whether the directory's own run made steps before; then its own checkpoints come first.
+        begun: whether the directory's own run has already made steps; then its own checkpoints take precedence.
 
     Raises:
-        UserError: the source has no whole checkpoint, or an older one of this very run is asked for.
+        UserError: the source has no complete checkpoint, or `resume` names an older one of this same run.
     """
     found = None
     if begun:
@@ -78,24 +80,24 @@ def checkpoint_to_resume(run: RunDirectory, source: Source | None, begun: bool) 
             what = f"{run.path.name} has newer checkpoints than {source.chosen.name} (the newest is {newest})"
             raise UserError(what, where="resume", remedy=f"hydra.run.dir=ANOTHER, with resume={source.chosen}")
         return found
-    if found is not None:  # this run was resumed from the source before, and has come further
+    if found is not None:  # this run was resumed from the source earlier, and has progressed since
         return found
     found = source.chosen or checkpoint.latest_good(source.run.checkpoints)
     if found is None:
-        what = f"{source.run.path} has no whole checkpoint"
+        what = f"{source.run.path} has no complete checkpoint"
         raise UserError(what, where="resume", remedy="resume=auto to begin at the first step")
     return found
 
 
 def refuse_unusable(found: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what the checkpoint's state tells is not to be resumed under this config.
+    """Refuse a checkpoint that cannot be resumed with this config.
 
     Raises:
-        UserError: it holds the weights alone, lies behind the end of training, or the schedule that is kept is at 0.
+        UserError: it has only weights, is past the end of training, or the kept schedule has reached 0.
     """
-    if not (found / "scheduler.pt").is_file() and not spreads(config):
+    if not (found / "scheduler.pt").is_file() and not shards_weights(config):
         raise UserError(
-            f"{found.name} holds weights alone (trainer.save_only_model=true): no optimizer to resume",
+            f"{found.name} has only weights (trainer.save_only_model=true): no optimizer to resume",
             where=str(found),
             remedy="resume=never to train again from the first step, or a new run from the weights: "
             f"hydra.run.dir=ANOTHER model.adapter={found}",
@@ -107,16 +109,16 @@ def refuse_unusable(found: Path, config: Mapping[str, Any]) -> None:
     if behind:
         key, end, at = ("max_steps", limit, step) if limit > 0 else ("num_train_epochs", epochs, round(epoch, 2))
         raise UserError(
-            f"{found.name} is at {at}, behind the end of training at {end}",
+            f"{found.name} is at {at}, past the end of training at {end}",
             where=f"trainer.{key}",
             remedy=f"a larger trainer.{key}, or an earlier checkpoint: hydra.run.dir=ANOTHER "
             f"resume={found.parent}/checkpoint-<step>",
         )
-    _refuse_a_rate_of_0(state, trainer, limit, epochs)
+    _refuse_zero_rate(state, trainer, limit, epochs)
 
 
-def _refuse_a_rate_of_0(state: Mapping[str, Any], trainer: Mapping[str, Any], limit: int, epochs: float) -> None:
-    """A schedule that is kept has its last rate from its end on; where that is 0 nothing more would be trained."""
+def _refuse_zero_rate(state: Mapping[str, Any], trainer: Mapping[str, Any], limit: int, epochs: float) -> None:
+    """Refuse a kept schedule that has reached a rate of 0: it stays at its last rate, and nothing would be trained."""
     if trainer.get("resume_schedule", "stretched") != "kept":
         return
     progress = (state.get("stateful_callbacks") or {}).get("Progress") or {}
@@ -130,7 +132,7 @@ def _refuse_a_rate_of_0(state: Mapping[str, Any], trainer: Mapping[str, Any], li
     if last_rate(trainer, int(steps)) > 0:
         return
     raise UserError(
-        f"the schedule that is kept ends at step {steps} with a rate of 0: nothing more would be trained",
+        f"the kept schedule ends at step {steps} with a rate of 0: nothing more would be trained",
         where="trainer.resume_schedule",
         remedy="trainer.resume_schedule=stretched, or a schedule that does not end at 0: "
         "trainer.lr_scheduler_type=constant 'allow_changes=[trainer.lr_scheduler_type]'",

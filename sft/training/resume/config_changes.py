@@ -1,4 +1,4 @@
-"""Whether a run directory may be gone on in: what changed in the config since it was begun."""
+"""Whether a run directory may be resumed: what changed in the config since the run started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sft.training.resume.changeable import batch_of_a_step, effect_of, why_fixed
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, each with (before, now); a key one side lacks counts as None there."""
+    """Dotted keys whose values differ, each with (before, now); a missing key counts as None."""
     first, second = flat(before), flat(now)
     keys = [*first, *(key for key in second if key not in first)]
     pairs = {key: (first.get(key), second.get(key)) for key in keys}
@@ -23,9 +23,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Those differences that reach the weights and that no name in `allowed` covers.
+    """The differences that affect the weights and that no name in `allowed` covers.
 
-    A callback, an adapter or a quantization that only one side has is one difference: {"quant": ("none", "...Config")}.
+    A callback, adapter or quantization present on only one side is one difference: {"quant": ("none", "...Config")}.
     """
     allowed, found = tuple(allowed), differences(before, now)
     for key in ("quant", "lora", *(f"callbacks.{name}" for name in {**_callbacks(before), **_callbacks(now)})):
@@ -45,19 +45,19 @@ def changes(
 def refuse_changes(
     run: RunDirectory, config: Mapping[str, Any], allowed: Iterable[str] = (), processes: tuple[int, int] = (1, 1)
 ) -> dict[str, tuple[Any, Any]]:
-    """Refuse to resume a run under a config that differs in what reaches the weights.
+    """Refuse to resume a run with a config that differs in what affects the weights.
 
     Args:
         run: the run that is resumed.
         config: the resolved config of this start.
-        allowed: keys that the user lets differ.
-        processes: how many trained together then, and do now.
+        allowed: keys that the user allows to differ.
+        processes: the number of processes then and now.
 
     Returns:
-        What differs and is allowed, by key: (then, now).
+        The allowed differences, by key: (then, now).
 
     Raises:
-        UserError: naming every key that is fixed, or changeable and not allowed, with its old and its new value.
+        UserError: naming every key that is fixed, or changeable but not allowed, with its old and new value.
     """
     before = read_snapshot(run)
     if before is None:
@@ -71,7 +71,7 @@ def refuse_changes(
 
 def _refusal(key: str, old: Any, new: Any) -> UserError:
     again = "the same callbacks" if key.startswith("callbacks.") else f"{key}={_typed(old)}"
-    what, effect = f"this run was begun with {old}, not {new}", effect_of(key)
+    what, effect = f"this run was started with {old}, not {new}", effect_of(key)
     if effect is None:
         remedy = f"{again} to resume it, or another hydra.run.dir for a new run"
         return UserError(f"{what}, and it cannot change: {why_fixed(key)}", where=key, remedy=remedy)
@@ -82,7 +82,7 @@ def _refusal(key: str, old: Any, new: Any) -> UserError:
 
 
 def _other_batch(before: Mapping[str, Any], now: Mapping[str, Any], processes: tuple[int, int]) -> list[UserError]:
-    """A step must be of as many rows as before: the place in the data is counted in steps."""
+    """Require as many rows per step as before: the position in the data is counted in steps."""
     first = batch_of_a_step(before.get("trainer") or {}, processes[0])
     second = batch_of_a_step(now.get("trainer") or {}, processes[1])
     if first == second:
@@ -98,14 +98,14 @@ def _other_batch(before: Mapping[str, Any], now: Mapping[str, Any], processes: t
 
 
 def _other_kind_of_schedule(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[UserError]:
-    """A schedule that follows the evaluations so far has no rate for a step that it was not asked about."""
+    """Refuse changes of a schedule that depends on past evaluations: it has no rate for steps it has not seen."""
     first, second = before.get("trainer") or {}, now.get("trainer") or {}
     kinds = [str(each.get("lr_scheduler_type")) for each in (first, second)]
     changed = [key for key in _RATE if first.get(key) != second.get(key)]
     if not changed or not any(kind in _FOLLOWING for kind in kinds):
         return []
     kind = next(kind for kind in kinds if kind in _FOLLOWING)
-    what = f"{kind} computes the rate from the evaluations so far, which {changed[0]} cannot change"
+    what = f"{kind} computes the rate from past evaluations, which {changed[0]} cannot change"
     old = _typed(first.get(changed[0]))
     return [UserError(what, where=f"trainer.{changed[0]}", remedy=f"trainer.{changed[0]}={old}, or a new run")]
 
@@ -123,7 +123,7 @@ def read_snapshot(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay values."""
+    """Nested mappings flattened to dotted keys; lists stay values."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

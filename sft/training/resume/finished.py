@@ -1,4 +1,4 @@
-"""A run that is finished already: its result, its weights to the hub. Nothing heavy is imported for it."""
+"""An already finished run: its result, and the upload of its weights. Nothing heavy is imported for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def earlier_result(job: Job) -> Result | None:
-    """The result of a run that is finished already; None for any other."""
+    """The result of an already finished run; None for any other."""
     if read_record(job.run).get("status") != "finished":
         return None
     metrics = Metrics.read(job.run)
@@ -32,7 +32,7 @@ def push_weights(run: RunDirectory, push: Push) -> str:
     """Push a finished run's weights to the hub.
 
     Raises:
-        UserError: they cannot be pushed; the run stays finished, and the same command tries again.
+        UserError: the push failed; the run stays finished, and the same command tries again.
     """
     if push.what == "merged":
         return push.send(run.merged)

@@ -1,4 +1,4 @@
-"""The fingerprints of a run's inputs, kept in run.json: a start that would go on with others is refused."""
+"""Fingerprints of a run's inputs, stored in run.json: resuming with different inputs is refused."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sft.data.cache import Cache
 from sft.data.cache.keys import key_of
 from sft.data.content import content_of
 from sft.data.spec import Dataset
-from sft.training.resume.sameness import changed_inputs, changed_versions, refuse
+from sft.training.resume.fingerprints import changed_inputs, changed_versions, refuse
 
 if TYPE_CHECKING:
     from sft.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
-_OTHERWISE = "give it what the run had, or take another hydra.run.dir for a new run"
+_OTHERWISE = "restore the original inputs, or use another hydra.run.dir for a new run"
 
 
 def input_facts(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Digests of the rows (all together, in their order, and by source), of the tokenizer and of the chat template.
+    """Digests of the rows (all of them in order, and by source), of the tokenizer and of the chat template.
 
     Returns:
-        What run.json keeps: `data`, `tokenizer`, `template`, and `template_date`, the day that a chat template which
-        prints one was rendered with.
+        What run.json stores: `data`, `tokenizer`, `template`, and `template_date`, the date with which a chat template
+        that prints one was rendered.
     """
     report = inputs.data.report
     parts = {kind: {name: part["fingerprint"] for name, part in report[kind].items()} for kind in _KINDS}
@@ -41,7 +41,7 @@ def input_facts(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 
 def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that the local sources read, by "<kind>.<source>": they cost a read and no tokenizer.
+    """Digests of the local sources' files, by "<kind>.<source>": they need reading but no tokenizer.
 
     Raises:
         UserError: a path that does not exist.
@@ -58,7 +58,7 @@ def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def with_recorded_day(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the day that the run's chat template printed when it was begun, unless the config says one."""
+    """The config with the date that the run's chat template printed when it was started, unless the config sets one."""
     day, template = record.get("template_date"), config.get("template")
     if not day or not isinstance(template, Mapping) or template.get("date"):
         return dict(config)
@@ -66,39 +66,39 @@ def with_recorded_day(config: Mapping[str, Any], record: Mapping[str, Any]) -> d
 
 
 def refuse_other_versions(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse to go on with other libraries than run.json names.
+    """Refuse to resume with different library versions than run.json records.
 
     Raises:
-        UserError: naming each, unless `allow_changes` does.
+        UserError: naming each one that `allow_changes` does not name.
     """
     _refuse(changed_versions(record, config), config)
 
 
 def refuse_other_inputs(config: Mapping[str, Any], record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with other rows, another tokenizer or chat template than run.json names.
+    """Refuse to resume with different rows, tokenizer or chat template than run.json records.
 
     Raises:
-        UserError: naming each, unless `allow_changes` does; another tokenizer is never allowed.
+        UserError: naming each one that `allow_changes` does not name; a different tokenizer is never allowed.
     """
     _refuse(changed_inputs(record, facts), config)
 
 
 def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """The quick form for a run that is finished: only where local files are others are their rows made and compared.
+    """The quick check for a finished run: rows are prepared and compared only if local files have changed.
 
     Raises:
-        UserError: naming each source whose rows are others, unless `allow_changes` does.
+        UserError: naming each source whose rows differ and that `allow_changes` does not name.
     """
     kept = (record.get("data") or {}).get("files")
     if kept and kept != file_digests(config):
-        from sft.training.inputs import prepare_inputs  # heavy, and needed only here
+        from sft.training.inputs import prepare_inputs  # heavy, and only needed here
 
         config = with_recorded_day(config, record)
         refuse_other_inputs(config, record, input_facts(config, prepare_inputs(config)))
 
 
 def _refuse(changed: Mapping[str, tuple[Any, Any]], config: Mapping[str, Any]) -> None:
-    """Whoever lets a key of dataset or template change lets the rows differ that it makes."""
+    """Allowing a key of dataset or template to change also allows the resulting rows to differ."""
     allowed = [str(name) for name in config.get("allow_changes") or []]
     groups = {name.partition(".")[0] for name in allowed}
     allowed += ["data"] * bool(groups & {"dataset", "template"}) + ["template"] * ("template" in groups)

@@ -1,6 +1,6 @@
-"""What kind of start this is: a new run, one that is resumed from a checkpoint, a finished one, or one that is refused.
+"""Decide what a command does in a run directory: start a new run, resume one, return a finished one, or refuse.
 
-`decide` is the one entry of this folder; `finished`, `checkpoints`, `config_changes` and `identity` answer its questions.
+`decide` is the entry point of this package; it uses `finished`, `checkpoints`, `config_changes` and `identity`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from sft.config.errors import RunFailed, UserError, raise_all
 from sft.config.rank import world_size
 from sft.run.directory import RunDirectory
 from sft.run.metrics import Metrics
-from sft.run.record import RunRecord, begun, read_record
+from sft.run.record import RunRecord, has_made_steps, read_record
 from sft.run.snapshot import write_snapshot
 from sft.training.job import Job
 from sft.training.result import Result
 from sft.training.resume.changeable import batch_of_a_step, effect_of
-from sft.training.resume.checkpoints import HANDED_ON, checkpoint_to_resume, refuse_unusable, source_of
+from sft.training.resume.checkpoints import INHERITED_FACTS, checkpoint_to_resume, refuse_unusable, source_of
 from sft.training.resume.config_changes import refuse_changes
 from sft.training.resume.finished import earlier_result
 from sft.training.resume.identity import refuse_other_files, refuse_other_versions, with_recorded_day
 
 log = logging.getLogger(__name__)
 
-# Trainer keys of which the second does nothing where the first is set, as in transformers.
+# Pairs of trainer keys: the second has no effect if the first is set, as in transformers.
 _OVERRULED = (("max_steps", "num_train_epochs"), ("max_tokens_per_batch", "per_device_train_batch_size"))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a start is.
+    """The decision on how to start.
 
     Attributes:
-        config: the job's, with what a resumed or replayed run takes from its origin.
+        config: the job's config, with what a resumed or replayed run takes from its origin.
         resume_from: the checkpoint's directory; None to begin at the first step.
-        result: of a run that is finished already; None where there is something to train.
+        result: the result of an already finished run; None if there is something to train.
     """
 
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class Decision:
 
 
 def decide(job: Job, record: RunRecord) -> Decision:
-    """Whether a job begins, is resumed, is finished, or is refused; its snapshot and record are written.
+    """Decide whether a job starts, is resumed, is finished, or is refused; write its config snapshot and record.
 
     Raises:
         UserError, RunFailed: as `_begin`.
@@ -62,20 +62,20 @@ def decide(job: Job, record: RunRecord) -> Decision:
 
 
 def _begin(job: Job, record: RunRecord) -> str | None:
-    """Check that the directory may be written by this config, and begin.
+    """Check that this config may write to the directory, and begin.
 
     Returns:
-        The checkpoint to resume; None to start at the first step. A finished run is left as it is.
+        The checkpoint to resume; None to start at the first step. A finished run is not touched.
 
     Raises:
-        UserError: the run to resume has another config, other library versions or (a finished one) other files, has
-            nothing left to train, or `resume` names no run.
-        RunFailed: it failed before, in a sweep that leaves such jobs.
+        UserError: the run to resume has a different config, library versions or (if finished) files, has nothing left
+            to train, or `resume` does not name a run.
+        RunFailed: it failed earlier, in a sweep that does not retry failed jobs.
     """
     run, config = job.run, job.config
     if record.content.get("status") == "failed" and not job.retries:
-        raise RunFailed(f"{record.content.get('error')}\n  left as it failed before (sweep.retry_failed=false)")
-    source, own = source_of(str(config["resume"])), config["resume"] != "never" and begun(run)
+        raise RunFailed(f"{record.content.get('error')}\n  failed earlier and not retried (sweep.retry_failed=false)")
+    source, own = source_of(str(config["resume"])), config["resume"] != "never" and has_made_steps(run)
     if not own:
         _start_over(job)
         record.content.clear()
@@ -83,17 +83,18 @@ def _begin(job: Job, record: RunRecord) -> str | None:
     if own or source is not None:
         resumed = run if own or source is None else source.run
         before = read_record(resumed)
-        _refuse_other_ranks(config, before)  # first: with other processes the rows of a step differ as well
+        # first, because another number of processes changes the rows per step as well
+        _refuse_other_ranks(config, before)
         processes = int(before.get("world_size") or 1), world_size()
         changed = refuse_changes(resumed, config, config.get("allow_changes") or [], processes)
         refuse_other_versions(config, before)
         if own and before.get("status") == "finished" and not _is_extended(run, config, changed):
             if source is not None and source.chosen is not None:
-                checkpoint_to_resume(run, source, own)  # refuses an older one of this run
+                checkpoint_to_resume(run, source, own)  # refuses an older checkpoint of this run
             _refuse_without_effect(run, changed)
             refuse_other_files(config, before)
             return None
-        for key in HANDED_ON:
+        for key in INHERITED_FACTS:
             if before.get(key) is not None:
                 record.content.setdefault(key, before[key])
     found = checkpoint_to_resume(run, source, own) if own or source is not None else None
@@ -102,22 +103,22 @@ def _begin(job: Job, record: RunRecord) -> str | None:
     elif own and before.get("status") == "finished":
         _refuse_without_checkpoint(run)
     write_snapshot(run, config, job.unresolved, job.hydra, anew=bool(changed))
-    _tell(found, changed)
-    _tell_overruled(config["trainer"], explicit_keys(job))
+    _log_resume(found, changed)
+    _log_overruled(config["trainer"], explicit_keys(job))
     resumed_from = None if found is None else found.name if found.parent == run.checkpoints else str(found)
     record.start(seed=config["seed"], resumed_from=resumed_from, changed=changed, name=config["name"])
     return str(found) if found else None
 
 
-def refuse_unmeasured(config: Mapping[str, Any], predicts: bool, sources: list[str] | None = None) -> None:
-    """Refuse what this machine cannot do, and figures that no evaluation gives.
+def refuse_unavailable_metrics(config: Mapping[str, Any], predicts: bool, sources: list[str] | None = None) -> None:
+    """Refuse settings that this machine does not support, and metrics that no evaluation produces.
 
     Args:
-        predicts: whether there is a `compute_metrics`, which gives figures of its own.
-        sources: those with evaluation rows, once the data is read; None before.
+        predicts: whether there is a `compute_metrics`, which produces metrics of its own.
+        sources: the sources with evaluation rows, once the data is read; None before.
 
     Raises:
-        UserError: all such faults.
+        UserError: naming all such problems.
     """
     found = missing(config) if sources is None else []
     if not predicts:
@@ -126,7 +127,7 @@ def refuse_unmeasured(config: Mapping[str, Any], predicts: bool, sources: list[s
 
 
 def _is_extended(run: RunDirectory, config: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
-    """Whether a finished run is to train further: its end has changed, and lies behind what it has made."""
+    """Whether a finished run is to train further: its last step has changed, and is past the steps it has made."""
     metrics, trainer = Metrics.read(run), config["trainer"]
     if metrics is None or not {"trainer.max_steps", "trainer.num_train_epochs"} & set(changed):
         return False
@@ -137,18 +138,18 @@ def _is_extended(run: RunDirectory, config: Mapping[str, Any], changed: Mapping[
 
 
 def _refuse_without_effect(run: RunDirectory, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    """A change of a finished run that trains no further would do nothing.
+    """Refuse changes of a finished run that does not train further: they would have no effect.
 
     Raises:
-        UserError: naming what has changed.
+        UserError: naming the changes.
     """
     metrics = Metrics.read(run)
     raise_all(
         [
             UserError(
-                f"the run is finished after {metrics.steps if metrics else '?'} steps: none is left that this would change",
+                f"the run is finished after {metrics.steps if metrics else '?'} steps: no step is left that this could change",
                 where=key,
-                remedy=f"{key}={old} to have its result, a larger trainer.max_steps to train it further "
+                remedy=f"{key}={old} to get its result, a larger trainer.max_steps to train it further "
                 f"('allow_changes=[trainer.max_steps,{key}]'), or another hydra.run.dir for a new run",
             )
             for key, (old, _) in changed.items()
@@ -160,45 +161,45 @@ def _refuse_without_checkpoint(run: RunDirectory) -> None:
     weights = run.adapter if run.adapter.is_dir() else run.model
     key = "model.adapter" if weights == run.adapter else "model.name"
     raise UserError(
-        "the run is finished and has no whole checkpoint to train it further from",
+        "the run is finished and has no complete checkpoint to continue from",
         where=str(run.checkpoints),
         remedy=f"a new run from its weights: hydra.run.dir=ANOTHER {key}={weights}",
     )
 
 
-def _tell(found: Path | None, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def _log_resume(found: Path | None, changed: Mapping[str, tuple[Any, Any]]) -> None:
     if found is None:
         return
     log.info("resuming from %s", found)
     for key, (old, new) in changed.items():
         log.warning("%s: %s until now, %s from here on (allowed): %s", key, old, new, effect_of(key))
     if (merged := found.parent.parent / "merged").is_dir():
-        log.warning("%s is of the weights of before: python -m sft.merge run=%s overwrite=true", merged, merged.parent)
+        log.warning("%s is outdated: python -m sft.merge run=%s overwrite=true", merged, merged.parent)
 
 
-def _tell_overruled(trainer: Mapping[str, Any], explicit: list[str]) -> None:
-    """Say which settings of the command line another one overrules."""
+def _log_overruled(trainer: Mapping[str, Any], explicit: list[str]) -> None:
+    """Log which settings of the command line are overridden by another one."""
     for first, second in _OVERRULED:
         if second in explicit and (trainer.get(first) or 0) > 0:
-            log.warning("trainer.%s is not used: trainer.%s=%s decides", second, first, trainer[first])
+            log.warning("trainer.%s is ignored: trainer.%s=%s takes precedence", second, first, trainer[first])
 
 
 def explicit_keys(job: Job) -> list[str]:
-    """The trainer keys that the command line gave itself."""
+    """The trainer keys set on the command line."""
     overrides = (job.hydra.get("overrides") or {}).get("task") or []
     keys = [str(o).lstrip("+").partition("=")[0] for o in overrides]
     return [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch; the hub's libraries draw from these."""
+    """Seed Python, numpy and torch; other libraries draw from these."""
     from transformers import set_seed
 
     set_seed(seed)
 
 
 def _start_over(job: Job) -> None:
-    """With resume=never what an earlier run left in the directory is removed, but for the user's own files."""
+    """With resume=never remove what an earlier run left in the directory, except the user's own files."""
     run = job.run
     for path in (run.checkpoints, run.adapter, run.model, run.merged, run.path / ".hydra"):
         shutil.rmtree(path, ignore_errors=True)
@@ -207,10 +208,10 @@ def _start_over(job: Job) -> None:
 
 
 def _refuse_other_ranks(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """A run is resumed by as many processes as it was begun with: each has its rows and its random numbers.
+    """Require as many processes as the run was started with: each has its rows and its random numbers.
 
     Raises:
-        UserError: it would not, and `allow_changes` does not name world_size.
+        UserError: the number differs, and `allow_changes` does not name world_size.
     """
     then, now = int(record.get("world_size") or 1), world_size()
     if then == now or record.get("status") == "finished" or "world_size" in (config.get("allow_changes") or []):
@@ -221,11 +222,11 @@ def _refuse_other_ranks(config: Mapping[str, Any], record: Mapping[str, Any]) ->
     same = f" trainer.per_device_train_batch_size={size}" if not left and not tokens else ""
     keys = "world_size,trainer.per_device_train_batch_size"
     raise UserError(
-        f"this run was begun by {_processes(then)}, not {now}",
+        f"this run was started with {_processes(then)}, not {now}",
         where="world_size",
-        remedy=processes + (f", or{same} 'allow_changes=[{keys}]', with other random numbers" if same else ""),
+        remedy=processes + (f", or{same} 'allow_changes=[{keys}]', with different random numbers" if same else ""),
     )
 
 
 def _processes(count: int) -> str:
-    return f"{count} processes together" if count > 1 else "one process"
+    return f"{count} processes" if count > 1 else "one process"

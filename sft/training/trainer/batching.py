@@ -1,4 +1,4 @@
-"""The batches of a trainer: of so many rows or of so many tokens, shared out where there are several processes."""
+"""A trainer's batches: by number of rows or by number of tokens, distributed over several processes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from transformers.trainer_utils import seed_worker
 
 from sft.data.batches.by_tokens import TokenBatches
 from sft.data.batches.collate import FlatCollator
-from sft.data.batches.rank_shards import Shares, WithStandIn
+from sft.data.batches.rank_shards import RankBatchSampler, RowsWithPlaceholder
 from sft.distributed.ranks import Ranks
 
 
 class BatchingTrainer(Trainer):
-    """A Trainer whose loader is made here.
+    """A Trainer with its own data loader.
 
     Attributes:
         ranks: the processes that train together.
-        deals_rows: whether several processes get the rows of one process's batch, see `sft.data.batches.rank_shards`.
-        lengths: tokens of each training row; None for rows that do not tell.
-        batches: those of `trainer.max_tokens_per_batch`; None where batches are of rows.
+        shards_batches: whether several processes split the rows of one process's batch, see
+            `sft.data.batches.rank_shards`.
+        lengths: tokens of each training row; None if unknown.
+        batches: those of `trainer.max_tokens_per_batch`; None if batches have a number of rows.
     """
 
     ranks: Ranks
-    deals_rows = True
+    shards_batches = True
     lengths: Any = None
     batches: TokenBatches | None = None
 
     def token_batches(self) -> TokenBatches | None:
-        """The batches of `trainer.max_tokens_per_batch`, for the layout as it is; None where batches are of rows.
+        """The batches of `trainer.max_tokens_per_batch` in the current layout; None if batches have a number of rows.
 
         Raises:
-            UserError: a row is longer than a batch may be.
+            UserError: a row is longer than the limit of a batch.
         """
         limit = getattr(self.args, "max_tokens_per_batch", None)
         if not limit:
@@ -50,17 +51,17 @@ class BatchingTrainer(Trainer):
 
     @property
     def batches_are_padded(self) -> bool:
-        """Whether rows lie side by side."""
+        """Whether batches are padded."""
         return not isinstance(self.data_collator, FlatCollator)
 
     def get_train_dataloader(self) -> Any:
-        """Batches of so many rows, or of so many tokens."""
+        """Batches by number of rows, or by number of tokens."""
         self.batches = self.token_batches()
-        if self.batches is None and not (self.ranks.many and self.deals_rows):
+        if self.batches is None and not (self.ranks.is_distributed and self.shards_batches):
             return super().get_train_dataloader()
         args, rows, sampler = self.args, self.train_dataset, self.batches
-        if self.ranks.many:
-            rows, sampler = WithStandIn(rows), self._shares(sampler)  # type: ignore[arg-type, assignment]
+        if self.ranks.is_distributed:
+            rows, sampler = RowsWithPlaceholder(rows), self._rank_batch_sampler(sampler)  # type: ignore[arg-type, assignment]
         loader = DataLoader(
             rows,  # type: ignore[arg-type]
             batch_sampler=sampler,  # type: ignore[arg-type]
@@ -75,31 +76,32 @@ class BatchingTrainer(Trainer):
         )
         return self._prepared(loader)
 
-    def _shares(self, batches: TokenBatches | None) -> Shares:
-        """This process's part of every batch of all processes."""
+    def _rank_batch_sampler(self, batches: TokenBatches | None) -> RankBatchSampler:
+        """This process's part of every global batch."""
         rows, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
-        rank, count = self.ranks.rank, self.ranks.count
+        rank, count = self.ranks.rank, self.ranks.world_size
         if batches is not None:
-            return Shares(batches, rank, count, rows, whole=True)
+            return RankBatchSampler(batches, rank, count, rows, whole=True)
         sampler: Any = self._get_train_sampler()
         drawn = isinstance(sampler, RandomSampler)
-        if drawn:  # as accelerate draws it for one process: by seed and epoch
+        if drawn:  # the order that accelerate draws for one process: by seed and epoch
             sampler = SeedableRandomSampler(
                 sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=args.data_seed
             )
         together = BatchSampler(sampler, self._train_batch_size * count, args.dataloader_drop_last)
         if drawn:
-            return Shares(together, rank, count, rows)
-        return Shares(together, rank, count, rows, order=self.ranks.agree)
+            return RankBatchSampler(together, rank, count, rows)
+        return RankBatchSampler(together, rank, count, rows, order=self.ranks.broadcast)
 
     def _prepared(self, loader: Any) -> Any:
-        """The loader as accelerate prepares that of one process: batches on the device, no sharing out of its own."""
-        if not self.ranks.many:
+        """The loader as accelerate prepares it for one process: batches on the device, without distributing them
+        itself."""
+        if not self.ranks.is_distributed:
             return self.accelerator.prepare(loader)
         device = self.accelerator.device
         return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        if self.batches is not None:  # accelerate's own call does not come through its wrappers
+        if self.batches is not None:  # accelerate's own call does not pass through its wrappers
             self.batches.set_epoch(kwargs["epoch"])
         return super()._run_epoch(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Evaluation within a training: loss per source, and predictions for a `compute_metrics`."""
+"""Evaluation during training: loss per source, and predictions for `compute_metrics`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sft.training.trainer.progress import Progress
 
 
 class EvaluatingTrainer(Trainer):
-    """A Trainer that measures its rows by source.
+    """A Trainer that evaluates by source.
 
     Attributes:
         evaluation: rows by source.
-        padded: makes batches with a row of predictions for each row.
-        head: the output layer where it is applied by chunks.
-        progress: counts no time of evaluations.
-        ranks: the processes that measure together.
+        padded: collator of padded batches, for predictions per row.
+        head: the output layer, if it is applied by chunks.
+        progress: does not count the time of evaluations.
+        ranks: the processes that evaluate together.
         row_totals: of each source's rows, at the last evaluation.
     """
 
@@ -38,9 +38,9 @@ class EvaluatingTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss, perplexity and token accuracy over the evaluation rows, each source apart; logged and given back.
+        """Log and return loss, perplexity and token accuracy over the evaluation rows, for each source.
 
-        A `compute_metrics` sees predictions as in transformers, from its own evaluation loop.
+        `compute_metrics` gets predictions as in transformers, from transformers' evaluation loop.
         """
         sources = self.evaluation if eval_dataset is None else {"eval": eval_dataset}
         figures = self.measure(sources, f"{metric_key_prefix}_")
@@ -69,7 +69,7 @@ class EvaluatingTrainer(Trainer):
 
     def _predicted_metrics(self, sources: Mapping[str, Any], prefix: str) -> dict[str, float]:
         found: dict[str, float] = {}
-        collator, self.data_collator = self.data_collator, self.padded  # a row of predictions for each row
+        collator, self.data_collator = self.data_collator, self.padded  # predictions per row
         try:
             for name, rows in sources.items():
                 loader = self.get_eval_dataloader(rows)

@@ -20,19 +20,19 @@ class GuardingTrainer(ShrinkingTrainer):
     """
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of a step; what must be known when the step fails is noted."""
+        """The batches of a step; saves what is needed if the step fails."""
         found = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin(found[0])
         self._note_step()
         return found
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm; without gradients, and so without an update, where the step is left out."""
+        """The norm; removes the gradients, and so the update, if the step is skipped."""
         norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.accelerator.scaler is not None  # fp16: its scaler leaves steps out by itself and lowers the scale
+        scaled = self.accelerator.scaler is not None  # fp16: its scaler skips steps by itself and lowers the scale
         if self.guard.found is None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            self.guard.meet("gradient", self.guard.about_step(), self.state.global_step + 1)
-        self.guard.settle(self.state.global_step + 1)
+            self.guard.handle("gradient", self.guard.about_step(), self.state.global_step + 1)
+        self.guard.synchronize(self.state.global_step + 1)
         if self.guard.found is None:
             self.progress.skipped_in_a_row = 0
             return norm
@@ -42,12 +42,13 @@ class GuardingTrainer(ShrinkingTrainer):
             raise NonFinite(str(self.guard.found), f"{IN_A_ROW} steps in a row", self.state.global_step + 1)
         self._tr_loss = self._loss_before
         if not scaled:
-            model.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient, decay and moments included
+            # optimizers skip parameters without a gradient, including decay and moments
+            model.zero_grad(set_to_none=True)
         return None
 
-    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Count a training batch and see that its loss is a number."""
+    def check_loss(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Count a training batch and check that its loss is finite."""
         if model.training:
             if not torch.isfinite(loss):
-                self.guard.meet("loss", about, self.state.global_step + 1)
+                self.guard.handle("loss", about, self.state.global_step + 1)
             self.progress.count(batch, about)

@@ -15,7 +15,7 @@ from sft.data.documents import IGNORE
 from sft.evaluation.loss import Outputs
 from sft.kernels.cross_entropy import summed_loss
 from sft.training.fused.place import Place, Request, current
-from sft.training.memory import Draws
+from sft.training.memory import RngState
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class JoiningTrainer(Trainer):
     head: Any
     _compared = False
 
-    def look(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def check_loss(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """See SftTrainer."""
         raise NotImplementedError
 
@@ -70,24 +70,24 @@ class JoiningTrainer(Trainer):
         if self.noise is not None:
             self.noise.of(batch)
         alone = None if self._compared else self._loss_alone(model, batch)
-        before = Draws() if alone is not None else None
+        before = RngState() if alone is not None else None
         loss, gradients = self.place.ask(Request("train", batch, self.noise))
         if alone is not None and before is not None and not self._same(alone, loss):
-            before.again()
+            before.restore()
             return super().training_step(model, inputs, num_items_in_batch)
         items = (batch["shift_labels"] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         share = 1.0 / torch.as_tensor(items, device=loss.device).clamp(min=1)
         _accumulate([each for each in model.parameters() if each.requires_grad], gradients, share)
         loss = loss * share
-        self.look(model, loss, batch, about)
+        self.check_loss(model, loss, batch, about)
         return loss
 
     def _loss_alone(self, model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The first batch's loss by the run's own model, with the numbers that will be drawn."""
-        draws = Draws()
+        draws = RngState()
         with torch.no_grad(), self.accelerator.autocast():
             loss, _ = summed_loss(model, batch, self.positions, self.head)
-        draws.again()
+        draws.restore()
         return loss
 
     def _same(self, alone: torch.Tensor, loss: torch.Tensor) -> bool:

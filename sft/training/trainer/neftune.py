@@ -1,7 +1,7 @@
 """`trainer.neftune_noise_alpha`: uniform noise on the embeddings in training (Jain et al. 2023), the same in every layout.
 
-The noise of a document shrinks with the square root of its own length. transformers takes the width of the batch, which
-is that of the padding, or of all documents together in a padding-free batch.
+The noise scale is divided by the square root of the document's own length. transformers uses the width of the batch,
+which includes padding, or all documents of a padding-free batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Noise:
         self.lengths: torch.Tensor | None = None
 
     def of(self, batch: Mapping[str, Any]) -> None:
-        """The batch that the next forward pass is of."""
+        """Set the batch of the next forward pass."""
         self.lengths = document_lengths(batch)
 
     def __call__(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class Noise:
 
 @contextmanager
 def noisy(model: Any, noise: Noise | None) -> Iterator[None]:
-    """Noise on a model's embeddings for the time of the block; None for none."""
+    """Add noise to a model's embeddings within the block; None adds none."""
     if noise is None:
         yield
         return
@@ -50,7 +50,7 @@ def noisy(model: Any, noise: Noise | None) -> Iterator[None]:
 
 
 def document_lengths(batch: Mapping[str, Any]) -> torch.Tensor:
-    """For each position [rows, tokens] the tokens of its document; of its row, where a mask says what padding is."""
+    """For each position [rows, tokens] the length of its document; of its row, if a mask marks the padding."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if mask is not None:
         return mask.sum(-1, keepdim=True).expand_as(ids)

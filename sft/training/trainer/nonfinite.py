@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number: the run stops, or the step is left out. Its rows are named and kept either way."""
+"""Non-finite losses and gradients: the run stops, or the step is skipped. Either way the rows are named and kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sft.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-IN_A_ROW = 20  # so many steps left out one after another stop the run: nothing is being learnt
-NAMED = 24  # rows that a message names; the file has all
+IN_A_ROW = 20  # this many skipped steps in a row stop the run: nothing is being learnt
+NAMED = 24  # number of rows named in a message; the file has all
 
 
 class NonFinite(RuntimeError):
@@ -25,30 +25,30 @@ class NonFinite(RuntimeError):
     Attributes:
         what: "loss" or "gradient".
         rows: the batch's rows, as text.
-        step: the optimizer step being made, from 1.
+        step: the current optimizer step, from 1.
     """
 
     def __init__(self, what: str, rows: str, step: int, kept: str | None = None) -> None:
         self.what, self.rows, self.step = what, rows, step
         super().__init__(
-            f"{finding(what, rows, step, kept)}; a lower trainer.learning_rate, trainer.max_grad_norm=1.0 or "
-            "model.dtype=float32 often mends it, and on_nonfinite=skip leaves such steps out"
+            f"{nonfinite_message(what, rows, step, kept)}; a lower trainer.learning_rate, trainer.max_grad_norm=1.0 or "
+            "model.dtype=float32 often fixes it, and on_nonfinite=skip skips such steps"
         )
 
 
 class Guard:
-    """Watches the steps of a run for non-finite values.
+    """Checks the steps of a run for non-finite values.
 
     Args:
-        policy: "stop" raises NonFinite, "skip" lets the trainer leave the step out.
-        run: where the rows are kept; None keeps none.
-        rows: the training rows, to look tokens up in.
-        tokenizer: makes them text.
-        ranks: the processes that train together: what one meets is everyone's, see `settle`.
+        policy: "stop" raises NonFinite, "skip" makes the trainer skip the step.
+        run: the run directory in which the rows are kept; None keeps none.
+        rows: the training rows, to look up tokens.
+        tokenizer: decodes them to text.
+        ranks: the processes that train together: they share what one finds, see `settle`.
 
     Attributes:
-        batches: the batches of the step being made, as the collator gave them.
-        found: "loss" or "gradient" where this step has met one, None so far.
+        batches: the batches of the current step, as the collator returned them.
+        found: "loss" or "gradient" if this step has a non-finite one, else None.
     """
 
     def __init__(
@@ -61,63 +61,64 @@ class Guard:
     ) -> None:
         self.policy, self.run, self.rows, self.tokenizer = policy, run, rows, tokenizer
         self.ranks = ranks or Ranks()
-        self._met: list[tuple[str, Mapping[str, Any]]] = []
+        self._reported: list[tuple[str, Mapping[str, Any]]] = []
         self.batches: list[Mapping[str, Any]] = []
         self.found: str | None = None
 
     def begin(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """A step begins, of these batches."""
-        self.batches, self.found, self._met = list(batches), None, []
+        """Begin a step of these batches."""
+        self.batches, self.found, self._reported = list(batches), None, []
 
     def about_step(self) -> dict[str, list[Any]]:
-        """Source, row and length of each document of the step, all its batches together."""
+        """Source, row and length of each document in all batches of the step."""
         parts = [split_batch(batch)[1] for batch in self.batches]
         return {key: [item for part in parts for item in part.get(key, ())] for key in ("source", "row", "lengths")}
 
     def rows_of_step(self) -> str:
-        """The step's rows as a message names them."""
+        """The step's rows as text for messages."""
         return describe(self.about_step())
 
-    def meet(self, what: str, about: Mapping[str, Any], step: int) -> None:
-        """A loss or gradient of these rows is no number: keep the rows, then stop or note it.
+    def handle(self, what: str, about: Mapping[str, Any], step: int) -> None:
+        """Handle a non-finite loss or gradient of these rows: keep the rows, then stop the run or note it.
 
-        One of several processes only notes it: the others wait for this one's gradients.
+        With several processes it is only noted: the others wait for this one's gradients.
 
         Raises:
             NonFinite: with policy "stop".
         """
-        if self.ranks.many:
+        if self.ranks.is_distributed:
             self.found = self.found or what
-            self._met.append((what, about))
+            self._reported.append((what, about))
             return
-        self._answer(what, about, step)
+        self._respond(what, about, step)
 
-    def settle(self, step: int) -> None:
-        """At the end of a step's gradients: what any of several processes has met is answered by all alike.
+    def synchronize(self, step: int) -> None:
+        """After the gradients of a step: all processes react in the same way to what any of them has found.
 
         Raises:
             NonFinite: with policy "stop".
         """
-        if not self.ranks.many or not self.ranks.most(int(self.found is not None)):
+        if not self.ranks.is_distributed or not self.ranks.all_reduce_max(int(self.found is not None)):
             return
-        every = [met for part in self.ranks.gather(self._met) for met in part]
-        what = "loss" if any(kind == "loss" for kind, _ in every) else "gradient"  # a loss makes all gradients none
+        every = [reported for part in self.ranks.gather(self._reported) for reported in part]
+        # a non-finite loss makes all gradients non-finite
+        what = "loss" if any(kind == "loss" for kind, _ in every) else "gradient"
         parts = [about for kind, about in every if kind == what]
         about = {key: [item for part in parts for item in part.get(key, ())] for key in ("source", "row", "lengths")}
         self.found = None
-        self._answer(what, about, step)
+        self._respond(what, about, step)
 
-    def _answer(self, what: str, about: Mapping[str, Any], step: int) -> None:
+    def _respond(self, what: str, about: Mapping[str, Any], step: int) -> None:
         first = self.found is None
         self.found = self.found or what
         kept = self._keep(what, about, step)
         if self.policy == "stop":
             raise NonFinite(what, describe(about), step, kept)
         if first:
-            log.warning("%s; the step is left out", finding(what, describe(about), step, kept))
+            log.warning("%s; the step is skipped", nonfinite_message(what, describe(about), step, kept))
 
     def _keep(self, what: str, about: Mapping[str, Any], step: int) -> str | None:
-        """Write the rows with their tokens into nonfinite_step-<step>.jsonl; gives its name."""
+        """Write the rows with their tokens into nonfinite_step-<step>.jsonl; return its name."""
         if self.run is None:
             return None
         name = f"nonfinite_step-{step}.jsonl"
@@ -127,7 +128,7 @@ class Guard:
         return name
 
     def _tokens(self, source: str, row: int, length: int) -> dict[str, Any]:
-        """File, tokens, labels and texts of a document; {} where the rows do not have it."""
+        """File, tokens, labels and texts of a document; {} if the rows do not contain it."""
         if self.rows is None or source not in self.rows.names:
             return {}
         table = self.rows.documents
@@ -144,14 +145,14 @@ class Guard:
         return {**found, "input_ids": document["input_ids"], "labels": document["labels"]}
 
 
-def finding(what: str, rows: str, step: int, kept: str | None = None) -> str:
+def nonfinite_message(what: str, rows: str, step: int, kept: str | None = None) -> str:
     """ "the loss of step 3 is not finite on tickets rows 4, 7 (kept in nonfinite_step-3.jsonl)"."""
     at, where = f" on {rows}" if rows else "", f" (kept in {kept})" if kept else ""
     return f"the {what} of step {step} is not finite{at}{where}"
 
 
 def describe(about: Mapping[str, Any], named: int = NAMED) -> str:
-    """A batch's rows as "source rows 3, 7; other rows 1"; so many of them."""
+    """A batch's rows as "source rows 3, 7; other rows 1", at most `named` of them."""
     by_source: dict[str, list[str]] = {}
     pairs = list(zip(about.get("source", ()), about.get("row", ()), strict=False))
     for source, row in pairs[:named]:

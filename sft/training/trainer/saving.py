@@ -50,16 +50,16 @@ class SavingTrainer(RestoringTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        # a pickle of all arguments, which nothing here reads; config.resolved.yaml says the same
+        # a pickle of all arguments, which nothing here reads; config.resolved.yaml has the same content
         (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     def _load_callback_state(self) -> None:
-        """Callbacks keep their place and their run directory; only their state comes from the checkpoint."""
+        """Restore only the callbacks' state from the checkpoint; they keep their position and run directory."""
         states: Any = self.state.stateful_callbacks
         restore([*self.callback_handler.callbacks, self.control], states or {})
 
     def _checkpoint_bytes(self) -> int | None:
-        """What a checkpoint of now takes: trained weights, the optimizer's state. None where each process has a share."""
+        """Bytes of a checkpoint written now: trained weights and optimizer state. None if they are sharded."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.model is None:
             return None
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]

@@ -1,4 +1,4 @@
-"""The learning rate's schedule: that of the config as it is now, evaluated at the present step."""
+"""The learning rate schedule: that of the current config, evaluated at the current step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def last_rate(trainer: Mapping[str, Any], steps: int) -> float:
-    """The rate at the end of a schedule over so many steps, as a share of `learning_rate`.
+    """The rate at the end of a schedule over this many steps, as a fraction of `learning_rate`.
 
     Args:
         trainer: the config's trainer node.
@@ -29,16 +29,16 @@ def last_rate(trainer: Mapping[str, Any], steps: int) -> float:
 
 
 def held_after(scheduler: Any, steps: int) -> None:
-    """Keep the rate of step `steps` for all later ones: a cosine would rise again behind its end."""
+    """Hold the rate of step `steps` for all later ones: a cosine would rise again after its end."""
     if isinstance(scheduler, LambdaLR):
         scheduler.lr_lambdas = [_held(function, steps) for function in scheduler.lr_lambdas]
 
 
 def set_rates(optimizer: Any, scheduler: Any, peaks: list[float]) -> None:
-    """Give the optimizer the rates of the schedule at its present step.
+    """Set the optimizer's rates to those of the schedule at its current step.
 
-    A state that is loaded brings the peaks and the rate of another config along; under the same config these are the
-    same numbers.
+    A loaded state contains the peaks and the rate of the earlier config; with an unchanged config these are the same
+    numbers.
 
     Args:
         peaks: `learning_rate` of each group of parameters.

@@ -44,7 +44,7 @@ import pytest
         (
             "dataset.packing=true model.attn_implementation=paged",
             "model.attn_implementation",
-            "cannot keep packed documents apart",
+            "cannot isolate packed documents",
         ),
         (
             "callbacks=[default,early_stopping] dataset.eval_fraction=0 dataset.eval_sources=null",
@@ -71,7 +71,7 @@ import pytest
         (
             "callbacks.custom_logging=true",
             "callbacks.custom_logging",
-            "true is a value, where a callback's node belongs",
+            "true is a plain value where a callback's node belongs",
         ),
         ("callbacks.early_stopping=true", "callbacks.early_stopping", "-> callbacks=[default,early_stopping]"),
         ("+callbacks.mine={every:3}", "callbacks.mine", "it has no _target_"),
@@ -207,7 +207,7 @@ def test_what_is_right_is_accepted(faults, override):
     assert faults(*override.split()) == {}
 
 
-FIGURES = "no evaluation gives the figure"
+FIGURES = "no evaluation reports the metric"
 
 
 @pytest.mark.parametrize(

@@ -115,14 +115,14 @@ def test_every_key_that_names_a_file_is_looked_at(bare, lacking, overrides, wher
 
 def test_the_home_of_nobody_is_a_path_that_does_not_exist(bare, lacking):
     assert lacking("dataset=local", "dataset.path='~no_such_user/rows.jsonl'") == {
-        "dataset.path": "~no_such_user/rows.jsonl does not exist -> ~no_such_user is no directory"
+        "dataset.path": "~no_such_user/rows.jsonl does not exist -> ~no_such_user is not a directory"
     }
 
 
 def test_two_files_typed_as_one_are_told_how_to_be_two(bare, lacking):
     assert lacking("dataset=local", "dataset.path='a.json,b.json'") == {
-        "dataset.path": "a.json,b.json does not exist -> dataset.path=[a.json,b.json] reads each; "
-        "with -m, dataset.path=choice(a.json,b.json) makes a run with each"
+        "dataset.path": "a.json,b.json does not exist -> dataset.path=[a.json,b.json] reads all of them; "
+        "with -m, dataset.path=choice(a.json,b.json) makes one run with each"
     }
 
 

@@ -94,5 +94,5 @@ def test_the_judge_of_a_run_is_not_asked_unless_the_command_line_says_so(snapsho
 
 
 def test_a_judge_is_not_given_another_services_key():
-    with pytest.raises(UserError, match=r"judge\.api_key_env: HF_TOKEN is another service's"):
+    with pytest.raises(UserError, match=r"judge\.api_key_env: HF_TOKEN belongs to another service"):
         compose("judge=openai", "judge.api_key_env=HF_TOKEN", command="evaluate")

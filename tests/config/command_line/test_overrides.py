@@ -117,7 +117,7 @@ def test_a_product_that_nobody_can_run_is_refused_and_a_search_over_it_is_not():
     [("quant=null", "-> quant=none. There are: "), ("experiment=null", "-> leave it out. There are")],
 )
 def test_null_is_no_option_of_a_group(override, remedy):
-    with pytest.raises(UserError, match="null is no option") as caught:
+    with pytest.raises(UserError, match="null is not an option") as caught:
         check_command(config_loader(), "train", [override], "train", multirun=False)
     assert remedy in str(caught.value)
 

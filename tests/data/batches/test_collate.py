@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.batches.collate import FlatCollator, PaddedCollator, positions, shifted, split_batch
+from sft.data.batches.collate import FlatCollator, PaddedCollator, positions, shift_labels, split_batch
 
 PAD = 999
 
@@ -102,7 +102,7 @@ def test_the_loss_of_the_next_tokens_is_the_same_as_with_labels_shifted_by_the_m
 
 def test_one_rows_helpers():
     assert positions([2, 3, 1]).tolist() == [0, 1, 0, 1, 2, 0]
-    assert shifted(np.array([-100, 4, -100, 5, 6]), [2, 3]).tolist() == [4, -100, 5, 6, -100]
+    assert shift_labels(np.array([-100, 4, -100, 5, 6]), [2, 3]).tolist() == [4, -100, 5, 6, -100]
 
 
 def test_collators_reach_worker_processes():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.batches.collate import FlatCollator
-from sft.data.batches.parts import UNEVEN, split_documents
-from sft.data.batches.prefix import SharingCollator
+from sft.data.batches.parts import MAX_IMBALANCE, split_documents
+from sft.data.batches.prefix import SharedPrefixCollator
 
 X = -100
 
@@ -48,7 +48,7 @@ def test_the_parts_have_the_documents_in_their_order_and_about_as_much_work():
 
 
 def test_the_shared_beginning_is_in_every_part():
-    batch = SharingCollator()(rows([5, 5, 6, 6], start=range(1, 10)))
+    batch = SharedPrefixCollator()(rows([5, 5, 6, 6], start=range(1, 10)))
     assert lengths_of(batch) == [9, 5, 5, 6, 6]
     for part in split_documents(batch, 2, lengths_of(batch)):
         assert lengths_of(part) == [9, 6, 5] or lengths_of(part) == [9, 5, 6]
@@ -75,7 +75,7 @@ def test_too_few_or_too_uneven_documents_stay_together():
     st.integers(2, 4),
 )
 def test_every_document_is_in_one_part_as_it_was(lengths, beginning, count):
-    batch = SharingCollator()(rows([length + 1 for length in lengths], start=range(1, 1 + beginning)))
+    batch = SharedPrefixCollator()(rows([length + 1 for length in lengths], start=range(1, 1 + beginning)))
     costs = [float(length) for length in lengths_of(batch)]
     parts = split_documents(batch, count, costs)
     shared = int(batch["cu_seq_lens_q"][-1] != batch["cu_seq_lens_k"][-1])
@@ -85,4 +85,4 @@ def test_every_document_is_in_one_part_as_it_was(lengths, beginning, count):
     assert all(stretches(part)[0] == before for part in parts if shared)
     if len(parts) > 1:
         loads = [sum(lengths_of(part)) for part in parts]
-        assert len(parts) == count and max(loads) * count <= UNEVEN * sum(loads)
+        assert len(parts) == count and max(loads) * count <= MAX_IMBALANCE * sum(loads)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.data.batches.rank_shards import STAND_IN, Shares, WithStandIn, share
+from sft.data.batches.rank_shards import PLACEHOLDER_ROW, RankBatchSampler, RowsWithPlaceholder, rank_slice
 from sft.data.documents import IGNORE
 
 
@@ -24,25 +24,25 @@ class Sampler:
 
 @pytest.mark.parametrize(("size", "count"), [(8, 2), (7, 2), (1, 2), (2, 3), (0, 4), (10, 4)])
 def test_parts_are_the_whole_and_differ_by_one_at_most(size, count):
-    parts = [share(range(size), rank, count) for rank in range(count)]
+    parts = [rank_slice(range(size), rank, count) for rank in range(count)]
     assert [item for part in parts for item in part] == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_rank_without_a_row_gets_the_stand_in():
-    parts = [list(Shares(Sampler([[0, 1, 2, 3], [4]]), rank, 2, rows=5)) for rank in range(2)]
+    parts = [list(RankBatchSampler(Sampler([[0, 1, 2, 3], [4]]), rank, 2, rows=5)) for rank in range(2)]
     assert parts == [[[0, 1], [4]], [[2, 3], [5]]]
 
 
 def test_whole_batches_go_to_each_in_turn():
-    shares = [Shares(Sampler([[0], [1, 2], [3]]), rank, 2, rows=4, whole=True) for rank in range(2)]
+    shares = [RankBatchSampler(Sampler([[0], [1, 2], [3]]), rank, 2, rows=4, whole=True) for rank in range(2)]
     assert [list(each) for each in shares] == [[[0], [3]], [[1, 2], [4]]]
     assert [len(each) for each in shares] == [2, 2]
 
 
 def test_the_epoch_is_passed_on_and_the_order_is_rank_0s():
     sampler = Sampler([[3, 1]])
-    shares = Shares(sampler, 1, 2, rows=4, order=lambda batches: [[0, 2]])
+    shares = RankBatchSampler(sampler, 1, 2, rows=4, order=lambda batches: [[0, 2]])
     shares.set_epoch(3)
     assert sampler.epochs == [3]
     assert list(shares) == [[2]]
@@ -50,9 +50,9 @@ def test_the_epoch_is_passed_on_and_the_order_is_rank_0s():
 
 def test_the_stand_in_trains_on_nothing():
     rows = [{"input_ids": [7, 8, 9], "labels": [IGNORE, 8, 9], "source": "a", "row": 1, "lengths": [3]}]
-    with_stand_in = WithStandIn(rows)
-    assert len(with_stand_in) == 1
-    assert with_stand_in[0] is rows[0]
-    assert with_stand_in.__getitems__([1]) == [
-        {"input_ids": [7, 8], "labels": [IGNORE, IGNORE], "source": "", "row": STAND_IN, "lengths": [2]}
+    with_placeholder = RowsWithPlaceholder(rows)
+    assert len(with_placeholder) == 1
+    assert with_placeholder[0] is rows[0]
+    assert with_placeholder.__getitems__([1]) == [
+        {"input_ids": [7, 8], "labels": [IGNORE, IGNORE], "source": "", "row": PLACEHOLDER_ROW, "lengths": [2]}
     ]

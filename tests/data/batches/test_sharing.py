@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.batches.collate import FlatCollator
-from sft.data.batches.prefix import LEAST, SharingCollator, common_beginning
+from sft.data.batches.prefix import MIN_SHARED_TOKENS, SharedPrefixCollator, common_prefix_length
 
 X = -100
 
@@ -17,14 +17,14 @@ def document(ids, labels=None):
 
 
 def test_the_beginning_ends_where_documents_differ_or_are_trained_or_end():
-    assert common_beginning([document([1, 2, 3, 4]), document([1, 2, 9, 4])]) == 2
-    assert common_beginning([document([1, 2, 3, 4]), document([1, 2, 3, 4])]) == 3  # one token is left of each
-    assert common_beginning([document([1, 2, 3, 4]), document([1, 2])]) == 1
+    assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2, 9, 4])]) == 2
+    assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2, 3, 4])]) == 3  # one token is left of each
+    assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2])]) == 1
     # token 2 is trained, so the position before it, which predicts it, is each document's own
-    assert common_beginning([document([1, 2, 3, 4], [X, X, 3, 4]), document([1, 2, 3, 5])]) == 1
-    assert common_beginning([document([1, 2, 3, 4], [1, X, X, 4]), document([1, 2, 3, 5])]) == 2
-    assert common_beginning([document([1, 2, 3])]) == 0
-    assert common_beginning([]) == 0
+    assert common_prefix_length([document([1, 2, 3, 4], [X, X, 3, 4]), document([1, 2, 3, 5])]) == 1
+    assert common_prefix_length([document([1, 2, 3, 4], [1, X, X, 4]), document([1, 2, 3, 5])]) == 2
+    assert common_prefix_length([document([1, 2, 3])]) == 0
+    assert common_prefix_length([]) == 0
 
 
 @st.composite
@@ -57,7 +57,7 @@ def predictions(batch):
 
 @given(rows())
 def test_every_trained_token_is_predicted_once_from_the_tokens_before_it(features):
-    plain, shared = FlatCollator()(features), SharingCollator()(features)
+    plain, shared = FlatCollator()(features), SharedPrefixCollator()(features)
     assert predictions(shared) == predictions(plain)
     saved = plain["input_ids"].numel() - shared["input_ids"].numel()
     count = len(shared["lengths"])
@@ -66,5 +66,5 @@ def test_every_trained_token_is_predicted_once_from_the_tokens_before_it(feature
         assert saved == 0
     else:
         beginning = int(shared["cu_seq_lens_q"][1])
-        assert beginning >= LEAST and saved == (count - 1) * beginning
+        assert beginning >= MIN_SHARED_TOKENS and saved == (count - 1) * beginning
         assert (shared["shift_labels"][0, :beginning] == X).all()

@@ -357,15 +357,15 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "no gzip": ("a.jsonl.gz", lines(GOOD), "cannot be decompressed"),
     "zstd cut off": ("a.jsonl.zst", _cut(zstandard.compress(BIG)), "the file ends early"),
     "no zstd": ("a.jsonl.zst", lines(GOOD), "cannot be read: zstd"),
-    "no Parquet": ("a.parquet", lines(GOOD), "is no intact Parquet file"),
-    "no Arrow": ("a.arrow", lines(GOOD), "is no intact Arrow file"),
+    "not Parquet": ("a.parquet", lines(GOOD), "is not an intact Parquet file"),
+    "not Arrow": ("a.arrow", lines(GOOD), "is not an intact Arrow file"),
     "a quote that never closes": (
         "a.csv",
         b'instruction,output\na,b\n"c,d\ne,f\n',
         "a.csv row 2 (line 3): a quote opens here",
     ),
     "a column twice": ("a.csv", b"output,output\na,b\n", "the header names 'output' twice"),
-    "a kind of file nobody reads": ("a.xlsx", b"PK", "is of no kind that can be read"),
+    "a kind of file nobody reads": ("a.xlsx", b"PK", "has no file type that can be read"),
     "columns of no format": ("a.jsonl", lines({"foo": "a", "bar": "b"}), "its columns are foo, bar"),
 }
 

@@ -251,7 +251,7 @@ def test_a_mapped_column_that_is_nowhere_is_refused() -> None:
     assert "dataset.sources.local.columns.instruction: no row has a column questions" in str(caught.value)
     assert "did you mean question?" in str(caught.value)
     with pytest.raises(
-        UserError, match=r"instructon is no column that a format reads\n  -> did you mean instruction\?"
+        UserError, match=r"instructon is not a column that a format reads\n  -> did you mean instruction\?"
     ):
         converter({"question": "hi"}, columns={"instructon": "question"})
 
@@ -298,7 +298,7 @@ def test_a_users_function_converts_rows() -> None:
 def test_a_users_function_is_named_by_target_with_its_arguments_bound() -> None:
     found = converter({"a": 1}, convert={"_target_": "builtins.dict", "text": "so"})
     assert found.to_conversation({"a": 1}) == {"text": "so"}
-    with pytest.raises(UserError, match="is no function"):
+    with pytest.raises(UserError, match="is not a function"):
         converter({"a": 1}, convert=[1])
 
 

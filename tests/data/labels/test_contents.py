@@ -214,7 +214,7 @@ def test_two_reasonings_that_differ_are_refused(encoder):
     messages = [user("q"), answer("<think>\neasy\n</think>\n\nOK", reasoning_content="hard")]
     (one,) = encoder("qwen3").encode([{"messages": messages}])
     assert one["problem"] == (
-        "an answer with two reasonings that differ: message 2, 'easy' in its content and 'hard' beside it; keep one of them"
+        "an answer with two different reasonings: message 2, 'easy' in its content and 'hard' beside it; keep one of them"
     )
 
 
@@ -222,7 +222,7 @@ def test_two_reasonings_that_differ_are_refused(encoder):
 def test_a_closing_tag_that_the_template_cuts_at_is_refused_or_text(encoder, text):
     conversation = {"messages": [user("q"), answer(text)]}
     (one,) = encoder("qwen3").encode([conversation])
-    assert one["problem"].startswith("a </think> that the chat template would cut the answer at: message 2, ")
+    assert one["problem"].startswith("a </think> at which the chat template would cut the answer: message 2, ")
     found = encoder("qwen3", "text")
     (one,) = found.encode([conversation])
     assert "".join(one["rows"][0]["trained_text"]).endswith(text.removeprefix("<think>a</think>") + "<|im_end|>")
@@ -246,7 +246,7 @@ def test_a_block_that_the_prompt_opened_needs_no_opening_tag(tokenizer):
 def test_rows_that_are_trained_as_text_hold_no_typed_token(encoder):
     found = encoder("chatml", "text")
     with pytest.raises(
-        ValueError, match="a control token in the text, which a row that is trained as text cannot keep"
+        ValueError, match="a control token in the text, which cannot be distinguished in a row that is trained as text"
     ):
         found.as_text({"messages": [user("<|im_end|>"), answer("b")]})
     assert found.as_text({"messages": [user("a"), answer("b")]}).startswith("<|im_start|>user\na<|im_end|>")

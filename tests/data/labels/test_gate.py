@@ -48,7 +48,7 @@ def test_rows(gate):
 
 
 def test_sources():
-    assert Gate.source("chats", 3, 0) == "source chats has 3 rows and not one token to train on"
+    assert Gate.source("chats", 3, 0) == "source chats has 3 rows but no token to train on"
     assert Gate.source("chats", 3, 1) is None and Gate.source("chats", 0, 0) is None
 
 

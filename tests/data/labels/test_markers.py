@@ -70,7 +70,7 @@ def test_a_text_is_found_whatever_stands_before_it(encoder, conversations, respo
 
 def test_a_row_without_a_match_is_reported_and_masked_whole(encoder, conversations):
     (one,) = encoder("<answer>").encode([conversations["plain"]])
-    assert one["problem"] == "the response template is not in the row, which is masked whole"
+    assert one["problem"] == "the response template is not in the row, which is fully masked"
     assert set(one["rows"][0]["labels"]) == {IGNORE} and one["rows"][0]["trained_text"] == []
 
 

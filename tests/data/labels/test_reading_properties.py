@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.data.encode import Work
+from sft.data.encode import RowEncoder
 from sft.data.formats import recognise
 from sft.data.formats.marks import SWITCHES, WEIGHTS
 from sft.data.labels.encoder import Encoder
@@ -131,7 +131,7 @@ def test_what_the_file_marks_is_trained_and_what_nobody_reads_is_counted(encoder
     row, by_turn = ROWS[form](turns)
     made = encoder(template)
     converter = recognise(Source(path="x.jsonl"), [{**row, **more}], "dataset.sources.local")
-    chunk = Work(converter, made)([{**row, **more}])
+    chunk = RowEncoder(converter, made)([{**row, **more}])
     assert chunk.failures == []
     expected = [turn["told"] for turn in turns if turn["on"] or by_turn is False]
     text = made.tokenizer.decode(chunk.columns["input_ids"][chunk.columns["trained"].astype(bool)])

@@ -197,7 +197,7 @@ READ: dict[str, tuple[dict[str, Any], list[str], list[tuple[str, str]]]] = {
         [(KEYS, "id")],
     ),
     "a wanted answer": ({"prompt": "q", "completion": "ok", "label": True}, ["ok"], []),
-    "a class that is no mark": ({"prompt": "q", "completion": "ok", "label": 0}, ["ok"], [(COLUMNS, "label")]),
+    "a class that is not a mark": ({"prompt": "q", "completion": "ok", "label": 0}, ["ok"], [(COLUMNS, "label")]),
     # NeMo Gym#672, axolotl#2658
     "variables that say nothing": (chat(u("q"), a("ok"), chat_template_kwargs={"enable_thinking": None}), ["ok"], []),
 }  # fmt: skip
@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unwanted answer (trl#1116)": ({"prompt": "q", "completion": "x", "label": False}, "label is false"),
     "an unwanted answer of a table": ({"prompt": "q", "completion": "x", "label": "False"}, "label is false"),
     "arguments of no object": (chat(u("q"), a(None, tool_calls=[call('"[1]"')])), "arguments are not an object but a list"),
-    "variables that are no object": (chat(u("q"), a("x"), chat_template_kwargs=[1]), "chat_template_kwargs is not an object but a list"),
+    "variables that are not an object": (chat(u("q"), a("x"), chat_template_kwargs=[1]), "chat_template_kwargs is not an object but a list"),
     "variables that nobody reads (NeMo Gym#672)": (
         chat(u("q"), a("x"), chat_template_kwargs={"python_tools": ["f"]}),
         "chat_template_kwargs sets python_tools, which the chat template does not read",

@@ -92,10 +92,10 @@ def test_it_travels_to_other_processes_and_refuses_what_it_cannot_copy(backend):
     assert found.encode("a").ids and pickle.loads(pickle.dumps(found)).encode("a").ids == found.encode("a").ids
     unknown = json.dumps({**json.loads(backend.to_str()), "model": {"type": "Unknown"}})
     other = SimpleNamespace(token_to_id=backend.token_to_id, to_str=lambda: unknown)
-    with pytest.raises(UserError, match=r"dataset.control_tokens: this tokenizer cannot read control tokens as text"):
+    with pytest.raises(UserError, match=r"dataset.control_tokens: this tokenizer cannot encode control tokens as text"):
         Verbatim(other, ["<s>"]).encode("a")
     moved = SimpleNamespace(token_to_id=lambda token: 999, to_str=backend.to_str)
-    with pytest.raises(UserError, match="cannot read control tokens as text: <s> gets another id"):
+    with pytest.raises(UserError, match="cannot encode control tokens as text: <s> gets another id"):
         Verbatim(moved, ["<s>"]).encode("a")
 
 

@@ -152,7 +152,7 @@ def test_messages_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> Non
         "not in the language en": 1,
         "empty text": 1,
         "message_id repeated": 1,
-        "hangs on a message that was left out": 2,
+        "below a message that was left out": 2,
         "prompt without an answer": 1,
         "tree not ready for export": 1,
         "no message of oasst1 (message_id, role prompter or assistant)": 1,
@@ -251,7 +251,7 @@ def test_swe_synth_gives_instruction_and_response(tmp_path: Path) -> None:
         {**row, "instance_id": "org__pkg-7", "task_id": 12},
         {**row, "instance_id": "org__pkg-1", "task_id": "org__pkg-1"},
     ]
-    assert counts.left_out == {"no patch": 1, "the patch is no unified diff": 1}
+    assert counts.left_out == {"no patch": 1, "the patch is not a unified diff": 1}
     assert readable(tmp_path / "out.jsonl") == [{"messages": chat("f is off by one", DIFF)}] * 2
 
 
@@ -330,9 +330,9 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     [
         ({"source": "doly"}, "source", "there is no source 'doly'"),
         ({"output": "a.csv"}, "output", "is not named as JSONL"),
-        ({"output": ""}, "output", "where to?"),
-        ({"mode": "hard"}, "mode", "'hard' is none of simple, code_context"),
-        ({"context": "web"}, "context", "'web' is none of auto, file, diff"),
+        ({"output": ""}, "output", "no output file is named"),
+        ({"mode": "hard"}, "mode", "'hard' is not one of simple, code_context"),
+        ({"context": "web"}, "context", "'web' is not one of auto, file, diff"),
         ({"input": "/nowhere.jsonl"}, "input", "/nowhere.jsonl does not exist"),
     ],
 )

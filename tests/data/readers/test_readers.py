@@ -169,7 +169,7 @@ def test_a_directory_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None
     assert names(split="test") == ["test.jsonl"]
     assert names(split="validation") == names(split="dev") == ["dev/part.jsonl"]
     with pytest.raises(
-        UserError, match=r"no file of .* is of the split gold\n  -> splits there: test, train, validation"
+        UserError, match=r"no file of .* belongs to the split gold\n  -> splits there: test, train, validation"
     ):
         names(split="gold")
 
@@ -185,7 +185,7 @@ def test_what_is_not_there_is_said_with_the_nearest_that_is(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     for path, message in (
         (tmp_path / "alpacca.json", rf"alpacca.json does not exist\n  -> did you mean {tmp_path}/alpaca.json\?"),
-        (tmp_path / "no" / "a.json", f"{tmp_path}/no is no directory"),
+        (tmp_path / "no" / "a.json", f"{tmp_path}/no is not a directory"),
         (tmp_path / "empty", "nothing readable in"),
         (tmp_path / "*.parquet", "no readable file matches"),
         ("https://example.org/a.json", "is an address, not a file"),
@@ -225,7 +225,7 @@ def test_slices_and_samples_are_taken_from_files(tmp_path: Path) -> None:
     assert rows_of(path, samples=2) == ROWS[:2]
     assert rows_of(path, split="train[1:]", samples=2) == ROWS[1:3]
     assert rows_of(path, split="[60%:]") == ROWS[3:]
-    with pytest.raises(UserError, match="'train 1' is no split") as caught:
+    with pytest.raises(UserError, match="'train 1' is not a split") as caught:
         read(path, split="train 1")
     assert caught.value.where == "dataset.sources.local.split"
     with pytest.raises(UserError, match="is one file and has no split test"):
@@ -290,7 +290,7 @@ def test_a_hub_dataset_is_loaded_as_described(hub: list[Any], streaming: bool) -
 
 
 HUB_ERRORS: dict[str, tuple[Exception, str, str]] = {
-    "gated": (OSError("Dataset 'o/d' is a gated dataset on the Hub."), "o/d asks for access", "set HF_TOKEN"),
+    "gated": (OSError("Dataset 'o/d' is a gated dataset on the Hub."), "o/d is gated", "set HF_TOKEN"),
     "split": (ValueError("Unknown split \"dev\". Should be one of ['train']."), "o/d has no split dev", "['train']"),
     "subset": (
         ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"),

@@ -71,7 +71,7 @@ def test_the_table_and_the_lines_below_it(report):
     text = io.StringIO()
     show_report(with_steps(report, 2), Console(file=text, width=80, soft_wrap=True))
     said = text.getvalue()
-    assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps an epoch" in said
+    assert "76.0% of 75.0%" in said and "…" not in said and "packs" in said and "steps per epoch" in said
     assert "\n".join(account(report)) in said
     assert (
         "train: " in said

@@ -126,7 +126,7 @@ def test_the_sample_data_is_complete():
         ("[]", "row 2: no JSON object"),
         ('{"x": 1}', "row 2: neither messages nor a prompt"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "row 2: no user turn"),
-        ('{"messages": ["a"]}', "row 2: messages is no list"),
+        ('{"messages": ["a"]}', "row 2: messages is not a list"),
     ],
 )
 def test_broken_test_data_is_named(tmp_path, line, says):
@@ -180,7 +180,7 @@ def test_a_local_judge_always_gives_a_verdict(tmp_path):
     (found,) = judging.judge([CASE])
     assert 0 < found["coherence"].score < 1 and isinstance(found["coherence"].reason, str)
     again = open_judging(spec)
-    assert again.judge([CASE]) == [found] and again.asking.calls == 0
+    assert again.judge([CASE]) == [found] and again.client.calls == 0
     with pytest.raises(UserError, match="there is no such directory"):
         open_judging(LocalJudge(model="./nowhere")).check()
 

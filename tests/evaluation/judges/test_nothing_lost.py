@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sft.evaluation.judges import Case, OpenAIJudge, open_judging
-from sft.evaluation.judges.ledger import Ledger
+from sft.evaluation.judges.cache import ReplyCache
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -30,7 +30,7 @@ try:
 except Interrupted as stopped:
     print(stopped)
     sys.exit(stopped.code)
-print(round(sum(v["coherence"].score for v in found), 6), judging.asking.calls, judging.asking.remembered)
+print(round(sum(v["coherence"].score for v in found), 6), judging.client.calls, judging.client.cached)
 assert "torch" not in sys.modules
 """
 
@@ -102,13 +102,13 @@ def test_another_judge_or_setting_is_asked_anew(service, tmp_path):
 
 
 def test_half_a_line_is_passed_over_and_the_next_stands_alone(tmp_path):
-    ledger = Ledger("judge", {}, tmp_path)
-    ledger.put("a", "first\nwith a second line")
-    with ledger.path.open("ab") as file:
+    cache = ReplyCache("judge", {}, tmp_path)
+    cache.put("a", "first\nwith a second line")
+    with cache.path.open("ab") as file:
         file.write(b'{"key": "b", "te')
-    again = Ledger("judge", {}, tmp_path)
+    again = ReplyCache("judge", {}, tmp_path)
     assert (again.get("a"), again.get("b")) == ("first\nwith a second line", None)
     again.put("c", "third")
-    last = Ledger("judge", {}, tmp_path)
+    last = ReplyCache("judge", {}, tmp_path)
     assert (len(last), last.get("c")) == (2, "third")
     assert os.stat(last.path).st_mode & 0o077 == 0

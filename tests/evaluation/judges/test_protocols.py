@@ -11,9 +11,9 @@ import pytest
 
 from sft.config.errors import UserError
 from sft.evaluation.judges import Verdict, open_judging
-from sft.evaluation.judges.asking import Asking
+from sft.evaluation.judges.client import JudgeClient
 from sft.evaluation.judges.http import _retry_after
-from sft.evaluation.judges.verdict import SCHEMA, Nonsense, read_verdict
+from sft.evaluation.judges.verdict import SCHEMA, InvalidVerdict, read_verdict
 
 GOOD = Verdict(0.8, "it says so")
 
@@ -40,9 +40,9 @@ def test_a_verdict_is_asked_for_in_the_services_own_form(service, judging, cases
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("no JSON at all", "no JSON object"),
-        ('{"reason": "cut off', "no JSON object"),
-        ('["reason", 3]', "no JSON object"),
+        ("no JSON at all", "not a JSON object"),
+        ('{"reason": "cut off', "not a JSON object"),
+        ('["reason", 3]', "not a JSON object"),
         ('{"reason": "no score"}', "has no score"),
         ('{"reason": "r", "score": "high"}', "has no score"),
         ('{"reason": "r", "score": true}', "has no score"),
@@ -53,7 +53,7 @@ def test_a_verdict_is_asked_for_in_the_services_own_form(service, judging, cases
     ],
 )
 def test_nonsense_is_no_verdict(service, judging, cases, text, says):
-    with pytest.raises(Nonsense, match=says):
+    with pytest.raises(InvalidVerdict, match=says):
         read_verdict(text)
     service.faults = [{"text": text}]
     assert judging().judge(cases(1)) == [{"coherence": GOOD}]
@@ -69,7 +69,7 @@ def test_a_call_that_broke_is_made_again(service, judging, cases, fault):
     service.faults = [fault]
     made = judging()
     assert made.judge(cases(1)) == [{"coherence": GOOD}]
-    assert (len(service.calls), made.asking.calls) == (2, 2)
+    assert (len(service.calls), made.client.calls) == (2, 2)
 
 
 def test_a_service_that_asks_to_wait_is_waited_for(service, judging, cases):
@@ -88,11 +88,11 @@ def test_how_long_a_service_asks_to_wait():
 
 
 def test_waits_double_with_a_random_part_up_to_a_minute(judging):
-    asking: Asking = judging(backoff=2.0).asking
+    client: JudgeClient = judging(backoff=2.0).client
     for attempt, most in [(0, 2), (1, 4), (3, 16), (9, 60)]:
-        waits = [asking.wait_before(attempt, None) for _ in range(50)]
+        waits = [client.wait_before(attempt, None) for _ in range(50)]
         assert most / 2 <= min(waits) < max(waits) <= most
-    assert all(5 <= asking.wait_before(0, 5.0) <= 6 for _ in range(50))
+    assert all(5 <= client.wait_before(0, 5.0) <= 6 for _ in range(50))
 
 
 def test_what_could_not_be_had_is_told_and_the_rest_is_scored(service, judging, cases):
@@ -100,7 +100,7 @@ def test_what_could_not_be_had_is_told_and_the_rest_is_scored(service, judging, 
     made = judging(retries=2)
     found = made.judge(cases(3))
     assert [verdicts["coherence"].score for verdicts in found] == [0.8, None, 0.8]
-    assert found[1]["coherence"].reason == "the judge's answer is no JSON object: 'nonsense'"
+    assert found[1]["coherence"].reason == "the judge's answer is not a JSON object: 'nonsense'"
     assert len(service.calls) == 5
 
 
@@ -114,7 +114,7 @@ def test_a_service_that_is_gone_is_not_asked_for_every_row(service, judging, cas
     made = judging(retries=0, concurrency=1)
     service.close()
     found = made.judge(cases(30))
-    assert made.asking.calls == 8
+    assert made.client.calls == 8
     assert "not asked: 8 questions in a row got no answer" in found[-1]["coherence"].reason
 
 
@@ -128,7 +128,7 @@ def test_a_key_that_is_revoked_midway_ends_it_and_what_was_said_is_kept(service,
     service.before_answer = lambda number: True
     again = judging(concurrency=1)
     again.judge(cases(10))
-    assert len(again.asking.ledger) == 10 and again.asking.remembered == 3
+    assert len(again.client.cache) == 10 and again.client.cached == 3
 
 
 def test_no_more_calls_in_a_minute_than_allowed(service, judging, cases):

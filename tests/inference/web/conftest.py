@@ -34,13 +34,13 @@ def serve(free_port, trained) -> Callable[..., Any]:
     @contextlib.contextmanager
     def start(directory: Path, *overrides: str, run: Path | None = None, **environment: str) -> Iterator[str]:
         from sft.inference.web.access import Access
-        from sft.inference.web.gradio_alone import ready_gradio
-        from sft.inference.web.server import served
+        from sft.inference.web.gradio_setup import prepare_gradio
+        from sft.inference.web.server import running_server
 
-        ready_gradio()
+        prepare_gradio()
         given = [f"port={free_port()}", f"conversations={directory / 'said'}", "max_new_tokens=12", *overrides]
         settings = plain(compose(f"run={run or trained()}", *given, command="webui"))
-        with served(settings, [], Access.of(settings, environment)) as (address,):
+        with running_server(settings, [], Access.of(settings, environment)) as (address,):
             yield address
 
     return start

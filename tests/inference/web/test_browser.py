@@ -103,9 +103,9 @@ def chat(run, *overrides: str):
     """What sft.chat would say."""
     from sft.api import compose
     from sft.config.compose import plain
-    from sft.inference.talk import open_talk
+    from sft.inference.chat_session import open_chat_session
 
-    return open_talk(plain(compose(f"run={run}", *overrides, command="chat")))
+    return open_chat_session(plain(compose(f"run={run}", *overrides, command="chat")))
 
 
 def test_an_answer_streams_in_and_is_saved(chromium, serve, trained, tmp_path):
@@ -172,8 +172,8 @@ def test_nothing_typed_generated_or_opened_is_run(chromium, serve, tmp_path):
     run.symlink_to(learned)
     (tmp_path / "said").mkdir()
     said = [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL}]
-    opened = {"messages": [{"role": "system", "content": EVIL}, *said]}
-    (tmp_path / "said" / "<b>evil<b>.json").write_text(json.dumps(opened))
+    loaded = {"messages": [{"role": "system", "content": EVIL}, *said]}
+    (tmp_path / "said" / "<b>evil<b>.json").write_text(json.dumps(loaded))
     with serve(tmp_path, "max_new_tokens=120", run=run) as address:
         tab = Tab(chromium, address)
         assert tab.find("#model input")[0].get_attribute("value") == run.name
@@ -197,11 +197,11 @@ def test_nothing_typed_generated_or_opened_is_run(chromium, serve, tmp_path):
 
 
 def test_the_base_answers_beside(chromium, serve, trained, tmp_path):
-    talk = chat(trained(), "max_new_tokens=12")
-    answer = shown(talk.ask("hello"))
-    talk.reset()
-    with talk.model.disable_adapter():
-        base = shown(talk.ask("hello"))
+    chat_session = chat(trained(), "max_new_tokens=12")
+    answer = shown(chat_session.ask("hello"))
+    chat_session.reset()
+    with chat_session.model.disable_adapter():
+        base = shown(chat_session.ask("hello"))
     with serve(tmp_path) as address:
         tab = Tab(chromium, address)
         tab.find("#compare input")[0].click()

@@ -20,7 +20,7 @@ from gradio_client import Client
 
 from sft.api import compose
 from sft.config.compose import plain
-from sft.inference.talk import open_talk
+from sft.inference.chat_session import open_chat_session
 
 ROOT = Path(__file__).parents[3]
 SYSTEM = "Extract customer, product, issue and urgency as JSON."
@@ -39,13 +39,13 @@ def texts(turns: list[dict]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def talk(trained):
+def chat_session(trained):
     """What sft.chat says, for the same run."""
 
-    def opened(*overrides: str):
-        return open_talk(plain(compose(f"run={trained()}", "max_new_tokens=12", *overrides, command="chat")))
+    def loaded(*overrides: str):
+        return open_chat_session(plain(compose(f"run={trained()}", "max_new_tokens=12", *overrides, command="chat")))
 
-    return opened
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def run_name(trained):
     return trained().name
 
 
-def test_answers_are_those_of_chat_and_come_piece_by_piece(page, talk, run_name):
-    tab, chat = client(page[0]), talk("max_new_tokens=200")
+def test_answers_are_those_of_chat_and_come_piece_by_piece(page, chat_session, run_name):
+    tab, chat = client(page[0]), chat_session("max_new_tokens=200")
     long = (*GREEDY[:4], 200, 0)
     job = tab.submit(HTML, run_name, SYSTEM, False, *long, api_name="/send")
     box, said, base, note = job.result()
@@ -66,8 +66,8 @@ def test_answers_are_those_of_chat_and_come_piece_by_piece(page, talk, run_name)
     assert texts(said)[2:] == [("user", "and now?"), ("assistant", chat.ask("and now?"))]
 
 
-def test_draws_and_regeneration_are_those_of_chat(page, talk, run_name):
-    tab, chat = client(page[0]), talk("temperature=1.5", "top_k=50", "seed=3", "system=Be kind")
+def test_draws_and_regeneration_are_those_of_chat(page, chat_session, run_name):
+    tab, chat = client(page[0]), chat_session("temperature=1.5", "top_k=50", "seed=3", "system=Be kind")
     drawn = (1.5, 1.0, 50, 1.0, 12, 3)
     said = tab.predict("hello", run_name, "Be kind", False, *drawn, api_name="/send")[1]
     assert texts(said)[1][1] == chat.ask("hello")
@@ -75,8 +75,8 @@ def test_draws_and_regeneration_are_those_of_chat(page, talk, run_name):
     assert texts(said) == [("user", "hello"), ("assistant", chat.again())]
 
 
-def test_the_base_answers_beside_with_the_adapter_off(page, talk, run_name):
-    tab, chat = client(page[0]), talk()
+def test_the_base_answers_beside_with_the_adapter_off(page, chat_session, run_name):
+    tab, chat = client(page[0]), chat_session()
     _, said, base, _ = tab.predict("hello", run_name, SYSTEM, True, *GREEDY, api_name="/send")
     assert texts(said)[1][1] == chat.ask("hello")
     chat.reset()
@@ -86,15 +86,15 @@ def test_the_base_answers_beside_with_the_adapter_off(page, talk, run_name):
 
 
 def test_a_full_fine_tunes_base_is_the_model_that_training_started_from(serve, trained, tmp_path):
-    from sft.inference.subject import find_subject
+    from sft.inference.model_source import find_model_source
 
     run = trained("lora=none")
     with serve(tmp_path, run=run) as address:
         _, said, base, note = client(address).predict("hi", run.name, SYSTEM, True, *GREEDY, api_name="/send")
     settings = plain(compose(f"run={run}", "max_new_tokens=12", command="chat"))
-    chat = open_talk(settings)
+    chat = open_chat_session(settings)
     assert (texts(said)[1][1], note) == (chat.ask("hi"), "")
-    chat.model = find_subject(settings).base().load(chat.tokenizer)
+    chat.model = find_model_source(settings).base().load(chat.tokenizer)
     chat.reset()
     assert texts(base)[1][1] == chat.ask("hi") != texts(said)[1][1]
 
@@ -141,8 +141,8 @@ def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_na
         ]
         assert "base_messages" not in row and base  # the base has not answered the second message
         other = client(address)
-        opened, _, system, note = other.predict(file.name, api_name="/open")
-        assert [{"role": role, "content": text} for role, text in texts(opened)] == row["messages"][1:]
+        loaded, _, system, note = other.predict(file.name, api_name="/open")
+        assert [{"role": role, "content": text} for role, text in texts(loaded)] == row["messages"][1:]
         assert (system, note) == (SYSTEM, f"opened {file.name}")
         assert other.predict("../said/x.json", api_name="/open")[3].startswith("there is no such conversation")
     preview = ["model=tiny", "dataset=local", f"dataset.path={file.parent}", "dataset.eval_fraction=0"]
@@ -171,7 +171,7 @@ def test_runs_beside_are_picked_by_name_and_nothing_else_is(serve, trained, tmp_
         facts, system, *_ = tab.predict("a/two", api_name="/pick")
         assert "LoRA r=4 · 4 steps · eval_loss " in facts and system == SYSTEM
         said = tab.predict("hello", "a/two", SYSTEM, False, *GREEDY, api_name="/send")[1]
-        chat = open_talk(plain(compose(f"run={trained('lora.r=4')}", "max_new_tokens=12", command="chat")))
+        chat = open_chat_session(plain(compose(f"run={trained('lora.r=4')}", "max_new_tokens=12", command="chat")))
         assert texts(said)[1][1] == chat.ask("hello")
         for other in (str(trained()), "../outputs/a/two", "a"):
             assert tab.predict("hello", other, SYSTEM, False, *GREEDY, api_name="/send")[3].startswith(
@@ -204,8 +204,8 @@ def test_the_page_fetches_nothing_from_elsewhere_and_answers_to_its_own_names_al
     [
         (["share=true"], {}, ["share=true: others could reach the page", "SFT_WEBUI_PASSWORD"]),
         (["host=0.0.0.0"], {}, ["host=0.0.0.0: others could reach the page", "SFT_WEBUI_PASSWORD"]),
-        (["port=TAKEN"], {}, ["port=TAKEN: something else listens on it"]),
-        (["port=0"], {}, ["port: 0 is no port"]),
+        (["port=TAKEN"], {}, ["port=TAKEN: it is already in use"]),
+        (["port=0"], {}, ["port: 0 is not a port"]),
         (["host=256.1.1.1"], {"SFT_WEBUI_PASSWORD": "sesame seeds"}, ["host=256.1.1.1: no such host"]),
         (["top_p=3"], {}, ["top_p: 3 is out of range"]),
         (["runs_dir=/nowhere"], {}, ["runs_dir=/nowhere: no such directory"]),
@@ -214,7 +214,7 @@ def test_the_page_fetches_nothing_from_elsewhere_and_answers_to_its_own_names_al
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, environment, says, settings, trained):
     from sft.config.errors import UserError
     from sft.inference.web.access import Access
-    from sft.inference.web.server import served
+    from sft.inference.web.server import running_server
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -224,7 +224,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, e
         with pytest.raises(UserError) as refused:
             access = Access.of(config, environment)
             access.check_free()
-            with served(config, [], access):
+            with running_server(config, [], access):
                 pass
     assert all(text.replace("TAKEN", port) in str(refused.value) for text in says), refused.value
 
@@ -233,11 +233,11 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
     import importlib.util
 
     from sft.config.errors import UserError
-    from sft.inference.web.gradio_alone import ready_gradio
+    from sft.inference.web.gradio_setup import prepare_gradio
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'sft\[webui\]'"):
-        ready_gradio()
+        prepare_gradio()
 
 
 @pytest.mark.parametrize(

@@ -411,8 +411,8 @@ def test_trouble_at_the_tracker_does_not_stop_the_run(run: RunDirectory, caplog:
             callback.on_log(None, TrainerState(global_step=step), None, logs={"loss": 1.0})  # type: ignore[arg-type]
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
-        "Broken could not log: no network; training goes on",
-        "Broken could not finish: no network; training goes on",
+        "Broken could not log: no network; training continues",
+        "Broken could not finish: no network; training continues",
     ]
 
 

@@ -102,7 +102,7 @@ def test_a_job_has_its_values_in_the_order_typed_with_its_prefixes_and_four_digi
 
 def test_grid_has_every_point_once():
     assert grid(parse_space(["a=x,y", "b=range(1,6,2)"])) == [{"a": a, "b": b} for a in "xy" for b in (1, 3, 5)]
-    with pytest.raises(UserError, match="b: a grid has no points in an interval"):
+    with pytest.raises(UserError, match="b: a grid cannot sample an interval"):
         grid(parse_space(["a=x,y", "b=interval(0,1)"]))
 
 
@@ -208,7 +208,7 @@ def test_another_search_in_the_same_directory_is_refused(tmp_path):
         search(tmp_path, Jobs(), n_trials=2, seeds=[1, 2])
     with pytest.raises(UserError, match=r"holds another search \(space: "):
         search(tmp_path, Jobs(), ["lora=r8", "lora.r=4,8"], n_trials=2)
-    with pytest.raises(UserError, match="begun to minimize its objective, not to maximize it"):
+    with pytest.raises(UserError, match="started to minimize its objective, not to maximize it"):
         search(tmp_path, Jobs(), n_trials=2, direction="maximize")
 
 

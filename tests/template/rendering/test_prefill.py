@@ -31,7 +31,7 @@ def test_the_rest_begins_after_what_the_prompt_holds(text, content, prefill, res
 
 
 def test_an_answer_that_a_template_rewrites_is_refused():
-    with pytest.raises(Unlabelable, match="rewrites an answer that the prompt begins: message 2"):
+    with pytest.raises(Unlabelable, match="rewrites a prefilled answer: message 2"):
         begins("A:SO IT IS.", "so it is", "so")
     with pytest.raises(Unlabelable):
         begins("A:it is.", "it is", "so ")

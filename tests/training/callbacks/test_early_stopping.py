@@ -70,7 +70,7 @@ def test_without_evaluation_it_refuses_and_a_missing_figure_is_named(trainer, ca
     with pytest.raises(UserError, match="makes none"):
         trainer([EarlyStopping(1)]).train()
     trainer([EarlyStopping(1, metric="typo")], True, eval_strategy="steps", eval_steps=1, max_steps=1).train()
-    assert "early stopping watched eval_typo, which no evaluation reported" in caplog.text
+    assert "early stopping monitored eval_typo, which no evaluation reported" in caplog.text
 
 
 def test_states_come_back_into_the_same_objects(event, stops_after, run: RunDirectory) -> None:

@@ -11,7 +11,7 @@ import numpy
 import torch
 from transformers import TrainerCallback
 
-from sft.evaluation.undisturbed import undisturbed
+from sft.evaluation.eval_mode import eval_mode
 from sft.run.directory import RunDirectory
 from sft.training.callbacks import generation_samples
 from sft.training.callbacks.base import bind_all
@@ -113,7 +113,7 @@ def test_nothing_is_disturbed(event, tiny) -> None:
     modes = [module.training for module in model.modules()]
     config = copy.deepcopy(model.generation_config.to_dict())
     states = (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state())
-    with undisturbed(model):
+    with eval_mode(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
         random.random()

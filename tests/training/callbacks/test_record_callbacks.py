@@ -83,4 +83,4 @@ def test_memory_that_runs_short_is_said_once(event, caplog: pytest.LogCaptureFix
     callback = MemoryMonitor(warn_above=1e-9)
     for step in range(3):
         event("on_log", callback, step, logs={"loss": 1.0})
-    assert caplog.text.count("GiB of memory taken") == 1
+    assert caplog.text.count("GiB of memory in use") == 1

@@ -20,10 +20,10 @@ from sft.model.head import output_layer
 from sft.model.load import load_config, load_model
 from sft.model.quant import bits_and_bytes
 from sft.model.spec import Model, TinyModel
-from sft.run.memory import Place
-from sft.training.estimate import answer as answers
+from sft.run.memory import DeviceMemory
+from sft.training.estimate import report as answers
 from sft.training.estimate import start
-from sft.training.estimate.blueprint import draw
+from sft.training.estimate.blueprint import build_blueprint
 from sft.training.estimate.estimate import Estimator, configured_batch, with_lengths
 from sft.training.estimate.optimizer import state_bytes
 from sft.training.estimate.step import Batch, Machine, simulate
@@ -51,7 +51,7 @@ def real(architecture, lora, quant=None):
 
 def drawn(architecture, lora, quant=None):
     spec = TinyModel(architecture=architecture)
-    return draw(spec, load_config(spec), quant, lora)
+    return build_blueprint(spec, load_config(spec), quant, lora)
 
 
 def test_an_8b_model_is_counted_from_its_config_alone():
@@ -63,7 +63,7 @@ def test_an_8b_model_is_counted_from_its_config_alone():
         num_key_value_heads=8,
         vocab_size=128256,
     )
-    held = draw(Model(name="llama", dtype="bf16"), config, None, LoraConfig(r=16)).footprint()
+    held = build_blueprint(Model(name="llama", dtype="bf16"), config, None, LoraConfig(r=16)).footprint()
     assert held.parameters == 8_030_261_248
     assert held.weights - 2 * held.parameters < 2048  # the rotary frequencies
     assert held.trained_parameters == 41_943_040
@@ -173,9 +173,9 @@ def test_estimating_loads_no_weights_and_draws_no_numbers(monkeypatch):
 
 
 def small(monkeypatch, free):
-    place = Place("this process", "cpu", free, free, "the container's limit")
-    monkeypatch.setattr(start, "places", lambda: [place])
-    monkeypatch.setattr(answers, "places", lambda: [place])
+    place = DeviceMemory("this process", "cpu", free, free, "the container's limit")
+    monkeypatch.setattr(start, "device_memories", lambda: [place])
+    monkeypatch.setattr(answers, "device_memories", lambda: [place])
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would_help(monkeypatch, tmp_path):
@@ -227,14 +227,14 @@ def test_what_was_settled_holds_when_a_run_goes_on(monkeypatch):
     small(monkeypatch, 8 << 30)
     for recorded in (True, False):
         record = {"gradient_checkpointing": recorded}
-        found = start.with_memory(config, inputs, record, RunDirectory("/nowhere"))
+        found = start.check_memory(config, inputs, record, RunDirectory("/nowhere"))
         assert found["trainer"]["gradient_checkpointing"] is recorded
 
 
 def test_the_door_tells_the_parts_and_what_would_fit(monkeypatch):
     small(monkeypatch, 610 << 20)
     config = Job.of(compose(*TINY, "dataset.max_length=512")).config
-    text = str(answers.answer(config))
+    text = str(answers.estimate_report(config))
     for part in ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "peak", "does not fit"):
         assert part in text
     assert "dataset.max_length=256" in text

@@ -10,8 +10,8 @@ from sft.data.batches.packing import pack
 from sft.data.documents import Documents, Rows, Tokens
 from sft.kernels.attention import register
 from sft.model.sources.tiny import ARCHITECTURES, locate_tiny
-from sft.training.layout.isolation import alone, compare, few_documents
-from sft.training.layout.layout import Layout, lay_out
+from sft.training.layout.isolation import compare, losses_alone, sample_documents
+from sft.training.layout.layout import Layout, choose_layout
 from sft.training.trainer.trainer import SftTrainer
 
 pytestmark = pytest.mark.numeric
@@ -93,7 +93,7 @@ def step(
         remove_unused_columns=False,
     )
     trainer = SftTrainer(model, arguments, tokenizer=Tokenizer, train=rows, evaluation={}, callbacks=[Keep()])
-    trainer.lay_out(Layout("varlen" if flat else "sdpa", chunked, shared))
+    trainer.apply_layout(Layout("varlen" if flat else "sdpa", chunked, shared))
     trainer.parts = parts
     trainer.train()
     return next(line["loss"] for line in trainer.state.log_history if "loss" in line), kept
@@ -196,24 +196,24 @@ def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog)
     rotations = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, rope_parameters=rotations, **sizes))
     with caplog.at_level("INFO"):
-        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True, shared=True)
+        assert choose_layout(model, [rows_of()], None) == Layout("varlen", chunked=True, shared=True)
     assert "batches are computed whole: LlamaForCausalLM changes module state in its forward pass" in caplog.text
 
 
 def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it(monkeypatch, caplog):
-    noisy = lay_out(load("llama"), [rows_of()], None, noisy=True)
+    noisy = choose_layout(load("llama"), [rows_of()], None, noisy=True)
     assert not noisy.shared and not noisy.parallel
     dropping = load("llama")
     dropping.model.layers[0].mlp.dropout = torch.nn.Dropout(0.1)
-    assert not lay_out(dropping, [rows_of()], None).shared
+    assert not choose_layout(dropping, [rows_of()], None).shared
     monkeypatch.setattr("sft.training.layout.layout.register", lambda: None)
     from transformers import AttentionInterface
 
     model = load("llama")
     AttentionInterface.register("varlen", attention_blind_to(("cu_seq_lens_k",)))
     with caplog.at_level("INFO"):
-        assert lay_out(model, [rows_of()], None) == Layout("varlen", chunked=True, parallel=True)
-    assert "what documents begin with alike is computed for each: shared, loss" in caplog.text
+        assert choose_layout(model, [rows_of()], None) == Layout("varlen", chunked=True, parallel=True)
+    assert "the shared prefix is computed for each document: shared, loss" in caplog.text
     register()
 
 
@@ -221,7 +221,7 @@ def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog):
     with caplog.at_level("INFO"):
-        layout = lay_out(load(architecture, attention), [rows_of(), rows_of(capacity=128)], attention)
+        layout = choose_layout(load(architecture, attention), [rows_of(), rows_of(capacity=128)], attention)
     assert layout == Layout(attention, chunked=True)
     assert "packed and separate losses agree on 2 of them" in caplog.text
 
@@ -230,15 +230,17 @@ def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog)
 @pytest.mark.parametrize("capacity", [None, 128])
 def test_every_family_trains_without_padding(architecture, capacity):
     model = load(architecture)
-    assert lay_out(model, [rows_of(capacity=capacity)], None) == Layout("varlen", True, shared=True, parallel=True)
+    assert choose_layout(model, [rows_of(capacity=capacity)], None) == Layout(
+        "varlen", True, shared=True, parallel=True
+    )
     assert model.config._attn_implementation == "varlen"
 
 
 def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
     model = load("llama")
     with caplog.at_level("INFO"):
-        lay_out(model, [rows_of()], None)
-        lay_out(model, [rows_of()], None)
+        choose_layout(model, [rows_of()], None)
+        choose_layout(model, [rows_of()], None)
     assert caplog.text.count("batches are padding-free") == 1
 
 
@@ -249,7 +251,7 @@ def test_a_job_with_dropout_shares_nothing_on_a_base_that_one_without_found_alik
 
     def layout(dropout):
         adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], lora_dropout=dropout))
-        found = lay_out(adapted, rows, None)
+        found = choose_layout(adapted, rows, None)
         adapted.unload()
         return found
 
@@ -278,11 +280,11 @@ def test_an_attention_that_differs_from_the_models_own_is_not_taken(architecture
 
     AttentionInterface.register("varlen", attention_blind_to((hidden,)))
     with caplog.at_level("INFO"):
-        assert lay_out(model, [rows_of()], None) == Layout("sdpa", chunked=True)
+        assert choose_layout(model, [rows_of()], None) == Layout("sdpa", chunked=True)
     assert "batches are padded: varlen attention is not for" in caplog.text
     assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(UserError, match="varlen attention does not give the losses") as caught:
-        lay_out(model, [rows_of()], "varlen")
+    with pytest.raises(UserError, match="varlen attention does not reproduce") as caught:
+        choose_layout(model, [rows_of()], "varlen")
     assert caught.value.remedy == "model.attn_implementation=sdpa"
     register()
 
@@ -295,9 +297,9 @@ def test_soft_capping_is_padded_and_refused_by_name():
     model = Gemma2ForCausalLM(
         Gemma2Config(vocab_size=1000, num_key_value_heads=1, head_dim=16, attn_implementation="eager", **sizes)
     )
-    assert lay_out(model, [rows_of()], None) == Layout("eager", chunked=False)  # its logits are capped as well
+    assert choose_layout(model, [rows_of()], None) == Layout("eager", chunked=False)  # its logits are capped as well
     with pytest.raises(UserError, match="soft-capping"):
-        lay_out(model, [rows_of()], "varlen")
+        choose_layout(model, [rows_of()], "varlen")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -309,8 +311,8 @@ def test_a_mask_that_lets_documents_see_each_other_stops_the_run(architecture, m
         return forward(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **kwargs)
 
     monkeypatch.setattr(model, "forward", leaking)
-    with pytest.raises(UserError, match=r"not apart in .* with attention sdpa.*another first document") as caught:
-        lay_out(model, [rows_of(capacity=128)], "sdpa")
+    with pytest.raises(UserError, match=r"not isolated in .* with attention sdpa.*another first document") as caught:
+        choose_layout(model, [rows_of(capacity=128)], "sdpa")
     assert caught.value.where == "dataset.packing"
     assert "dataset.packing=false" in caught.value.remedy
 
@@ -328,16 +330,16 @@ def test_positions_that_do_not_start_again_stop_the_run(monkeypatch):
         return forward(input_ids=input_ids, position_ids=on, attention_mask=mask, **kwargs)
 
     monkeypatch.setattr(model, "forward", counting_on)
-    with pytest.raises(UserError, match="not apart") as caught:
-        lay_out(model, [rows_of(capacity=128)], "sdpa")
+    with pytest.raises(UserError, match="not isolated") as caught:
+        choose_layout(model, [rows_of(capacity=128)], "sdpa")
     assert "another first document" not in str(caught.value)
 
 
 def test_numbers_that_are_none_do_not_hold():
     model = load("llama", "varlen")
-    documents = few_documents(rows_of())
+    documents = sample_documents(rows_of())
     with torch.no_grad():
-        apart = alone(model, documents)
+        apart = losses_alone(model, documents)
         assert compare(model, documents, apart).holds
         assert not compare(model, documents, [each * float("nan") for each in apart]).holds
 
@@ -347,6 +349,6 @@ def test_the_check_leaves_random_states_and_modes_as_they_were():
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
-    lay_out(model, [rows_of(capacity=128)], None)
+    choose_layout(model, [rows_of(capacity=128)], None)
     assert torch.equal(torch.rand(3), want)
     assert model.training

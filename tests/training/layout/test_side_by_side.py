@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sft.config.errors import UserError
-from sft.training.layout.microbatches import SideBySide, parts_for
-from sft.training.layout.reentrant import notes_of, rotations_change, wrote_notes
+from sft.training.layout.microbatches import ParallelParts, number_of_parts
+from sft.training.layout.reentrant import changed_attribute, has_dynamic_rope, module_state
 
 pytestmark = pytest.mark.numeric
 
@@ -28,7 +28,7 @@ def test_a_run_in_parts_has_the_losses_of_one_without_and_its_own_bytes_again(ru
     whole = run(*FLAT, "trainer.cpu_parts=1", to="whole")
     with caplog.at_level("INFO"):
         parts, again = run(*FLAT, to="parts"), run(*FLAT, to="again")
-    assert caplog.text.count("computed in 2 parts at the same time") == 2
+    assert caplog.text.count("computed in 2 concurrent parts") == 2
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
     assert losses(parts) == losses(again)
     assert adapter(parts) == adapter(again) != adapter(whole)  # rounding differs, so they were computed apart
@@ -57,7 +57,7 @@ def test_what_draws_or_computes_again_or_is_padded_is_computed_whole(run, caplog
     with caplog.at_level("INFO"):
         run(*FLAT, "trainer.max_steps=1", "model.attn_implementation=sdpa" if why == "padded" else why)
     assert "at the same time" not in caplog.text
-    assert "trainer.cpu_parts=2: batches are computed whole" in caplog.text
+    assert "trainer.cpu_parts=2 is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "1.5"])
@@ -70,30 +70,30 @@ def test_what_is_no_number_of_parts_is_refused(run, value):
 def test_auto_is_two_where_cores_are_and_few_weights_are_trained(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert parts_for("auto", model) == 1  # all of them are
+    assert number_of_parts("auto", model) == 1  # all of them are
     model[0].requires_grad_(False)
-    assert parts_for("auto", model) == 2
-    assert parts_for(3, model) == 3
+    assert number_of_parts("auto", model) == 2
+    assert number_of_parts(3, model) == 3
     with torch.autocast("cpu", torch.bfloat16):
-        assert parts_for("auto", model) == 1  # the others would be cast twice
+        assert number_of_parts("auto", model) == 1  # the others would be cast twice
         model[0].to(torch.bfloat16)
-        assert parts_for("auto", model) == 2
+        assert number_of_parts("auto", model) == 2
     packed = torch.nn.Parameter(torch.zeros(50, 1, dtype=torch.uint8), requires_grad=False)
     model[0].weight = packed
-    assert parts_for("auto", model) == 1  # and unpacked twice
+    assert number_of_parts("auto", model) == 1  # and unpacked twice
     model[0] = torch.nn.Linear(10, 10).requires_grad_(False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert parts_for("auto", model) == 1
+    assert number_of_parts("auto", model) == 1
     model[1].to(torch.bfloat16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert parts_for("auto", model) == 1  # their gradients would be added in 16 bits
+    assert number_of_parts("auto", model) == 1  # their gradients would be added in 16 bits
 
 
 def test_threads_share_the_cores_and_leave_those_of_others_as_they_were(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        threads = SideBySide(2, None)
+        threads = ParallelParts(2, None)
         names = threads.run(lambda _: (threading.current_thread().name, torch.get_num_threads()), range(4))
         assert {cores for _, cores in names} == {2} and all(name.startswith("part") for name, _ in names)
         assert torch.get_num_threads() == 4
@@ -108,7 +108,7 @@ def test_threads_share_the_cores_and_leave_those_of_others_as_they_were(monkeypa
 
 
 def test_an_error_in_a_part_is_raised_when_the_others_have_ended():
-    threads, ended = SideBySide(2, None), []
+    threads, ended = ParallelParts(2, None), []
 
     def does(part):
         if part == 0:
@@ -134,15 +134,15 @@ def test_threads_that_cannot_all_begin_leave_none_waiting(monkeypatch):
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", one_alone)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        SideBySide(2, None)
+        ParallelParts(2, None)
     assert isinstance(begun[0].exception(timeout=10), threading.BrokenBarrierError)
 
 
 def test_weights_that_lie_in_shares_are_computed_whole(run, caplog, monkeypatch):
-    monkeypatch.setattr("sft.training.trainer.trainer.SftTrainer._gathers_within_forward", lambda self: True)
+    monkeypatch.setattr("sft.training.trainer.trainer.SftTrainer._head_needs_gathering", lambda self: True)
     with caplog.at_level("INFO"):
         run(*FLAT, "trainer.max_steps=1")
-    assert "trainer.cpu_parts=2: batches are computed whole" in caplog.text
+    assert "trainer.cpu_parts=2 is ignored" in caplog.text
 
 
 def test_notes_that_a_model_keeps_are_seen():
@@ -159,14 +159,14 @@ def test_notes_that_a_model_keeps_are_seen():
             return given
 
     model = torch.nn.Sequential(Keeping())
-    before = notes_of(model)
+    before = module_state(model)
     model[0](torch.ones(1))
-    assert wrote_notes(before, notes_of(model)) is None
+    assert changed_attribute(before, module_state(model)) is None
     model[0](torch.ones(1), "attribute")
-    assert wrote_notes(before, notes_of(model)) == "0.seen"
-    before = notes_of(model)
+    assert changed_attribute(before, module_state(model)) == "0.seen"
+    before = module_state(model)
     model[0](torch.ones(1), "buffer")
-    assert wrote_notes(before, notes_of(model)) == "0.register"
+    assert changed_attribute(before, module_state(model)) == "0.register"
 
 
 def small_llama(**kwargs):
@@ -177,5 +177,5 @@ def small_llama(**kwargs):
 
 
 def test_rotations_that_change_by_call_are_seen():
-    assert not rotations_change(small_llama())
-    assert rotations_change(small_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
+    assert not has_dynamic_rope(small_llama())
+    assert has_dynamic_rope(small_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))

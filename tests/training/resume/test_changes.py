@@ -100,7 +100,7 @@ def resumed(begun, run_in, tmp_path):
     ids=["within an epoch", "evaluated at its end", "at an epoch's end", "epochs"],
 )
 def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_more(run, options):
-    """Six steps an epoch. The last checkpoint is written in the last step, before the epoch's end is dealt with."""
+    """Six steps per epoch. The last checkpoint is written in the last step, before the epoch's end is dealt with."""
     options = (*STEPS, *PLAIN, "lora.lora_dropout=0.1", *options)
     whole = run(*options, to="whole")
     with pytest.raises(RunFailed, match="power cut"):
@@ -170,7 +170,9 @@ def test_a_checkpoint_that_is_named_is_resumed(run):
     assert lines(again) == lines(first)
     sessions = json.loads((again.directory / "run.json").read_text())["sessions"]
     assert [session["resumed_from"] for session in sessions] == [str(chosen)]
-    with pytest.raises(UserError, match=r"lora.r: this run was begun with 8, not 4, and it cannot change: the adapter"):
+    with pytest.raises(
+        UserError, match=r"lora.r: this run was started with 8, not 4, and it cannot change: the adapter"
+    ):
         run(*options, "lora.r=4", f"resume={chosen}", to="other")
 
 
@@ -183,15 +185,15 @@ def test_what_is_named_and_cannot_be_resumed_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         run(*options, f"resume={checkpoints / 'checkpoint-3'}", to="new")
     shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2")
-    with pytest.raises(UserError, match="not known what it was trained with"):
+    with pytest.raises(UserError, match="its training config is unknown"):
         run(*options, f"resume={tmp_path / 'checkpoint-2'}", to="new")
     (checkpoints / "checkpoint-2" / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"is not whole: optimizer.pt is missing"):
+    with pytest.raises(UserError, match=r"is incomplete: optimizer.pt is missing"):
         run(*options, f"resume={checkpoints / 'checkpoint-2'}", to="new")
-    with pytest.raises(UserError, match=r"checkpoint-4 is at 4, behind the end of training at 3"):
+    with pytest.raises(UserError, match=r"checkpoint-4 is at 4, past the end of training at 3"):
         run(*options, "trainer.max_steps=3", "allow_changes=[trainer.max_steps]", f"resume={first.directory}", to="new")
     shutil.rmtree(checkpoints)
-    with pytest.raises(UserError, match="has no whole checkpoint"):
+    with pytest.raises(UserError, match="has no complete checkpoint"):
         run(*options, f"resume={first.directory}", to="new")
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
 
@@ -200,7 +202,7 @@ def test_weights_alone_are_not_resumed(run):
     options = (*STEPS, "trainer.save_only_model=true")
     with pytest.raises(RunFailed, match="power cut"):
         run(*options, callbacks=[Break(3)])
-    with pytest.raises(UserError, match=r"checkpoint-2 holds weights alone \(trainer.save_only_model=true\)"):
+    with pytest.raises(UserError, match=r"checkpoint-2 has only weights \(trainer.save_only_model=true\)"):
         run(*options)
 
 
@@ -330,9 +332,11 @@ def test_noise_and_attention_are_those_of_now(resumed, monkeypatch):
     from sft.training.trainer.trainer import SftTrainer
 
     seen = []
-    lay_out = SftTrainer.lay_out
+    choose_layout = SftTrainer.apply_layout
     monkeypatch.setattr(
-        SftTrainer, "lay_out", lambda self, layout: (seen.append((self.noise, layout.attention)), lay_out(self, layout))
+        SftTrainer,
+        "apply_layout",
+        lambda self, layout: (seen.append((self.noise, layout.attention)), choose_layout(self, layout)),
     )
     options = ["trainer.neftune_noise_alpha=3.0", "model.attn_implementation=sdpa"]
     resumed(PLAIN, options, *(option.partition("=")[0] for option in options))
@@ -386,13 +390,13 @@ def test_rows_are_those_of_now_at_the_present_step(resumed, run):
     [
         (
             "trainer.optim=sgd",
-            "trainer.optim: this run was begun with adamw_torch, not sgd, and it cannot change: another optimizer",
+            "trainer.optim: this run was started with adamw_torch, not sgd, and it cannot change: another optimizer",
         ),
-        ("lora.r=4", "lora.r: this run was begun with 8, not 4, and it cannot change: the adapter"),
-        ("lora=none", "lora: this run was begun with LoraConfig, not none, and it cannot change"),
-        ("seed=7", "seed: this run was begun with 42, not 7, and it cannot change: the order of the rows"),
-        ("model.dtype=bfloat16", "model.dtype: this run was begun with float32, not bfloat16, and it cannot change"),
-        ("trainer.max_tokens_per_batch=64", "trainer.max_tokens_per_batch: this run was begun with None, not 64"),
+        ("lora.r=4", "lora.r: this run was started with 8, not 4, and it cannot change: the adapter"),
+        ("lora=none", "lora: this run was started with LoraConfig, not none, and it cannot change"),
+        ("seed=7", "seed: this run was started with 42, not 7, and it cannot change: the order of the rows"),
+        ("model.dtype=bfloat16", "model.dtype: this run was started with float32, not bfloat16, and it cannot change"),
+        ("trainer.max_tokens_per_batch=64", "trainer.max_tokens_per_batch: this run was started with None, not 64"),
         (
             "callbacks=[quiet,best_model] trainer.eval_strategy=steps trainer.eval_steps=2",
             "callbacks.best_model: .* cannot change: the best evaluation so far",
@@ -401,7 +405,7 @@ def test_rows_are_those_of_now_at_the_present_step(resumed, run):
 )
 def test_what_is_fixed_is_refused_by_name_though_it_is_allowed(begun, resumed, option, words, monkeypatch):
     begun(*PLAIN)
-    monkeypatch.setattr("sft.training.inputs.prepare_together", lambda *_: pytest.fail("data was loaded"))
+    monkeypatch.setattr("sft.training.inputs.prepare_on_all_ranks", lambda *_: pytest.fail("data was loaded"))
     with pytest.raises(UserError, match=words):
         resumed(PLAIN, option.split(), "trainer", "lora", "seed", "model", "callbacks")
 
@@ -409,7 +413,7 @@ def test_what_is_fixed_is_refused_by_name_though_it_is_allowed(begun, resumed, o
 def test_a_rate_that_follows_evaluations_cannot_change(resumed):
     then = ("trainer.lr_scheduler_type=reduce_lr_on_plateau", "trainer.optim=adamw_torch")
     then += ("trainer.eval_strategy=steps", "trainer.eval_steps=2")
-    with pytest.raises(UserError, match="reduce_lr_on_plateau computes the rate from the evaluations so far"):
+    with pytest.raises(UserError, match="reduce_lr_on_plateau computes the rate from past evaluations"):
         resumed(then, ["trainer.learning_rate=1e-2"], "trainer.learning_rate")
 
 
@@ -474,7 +478,7 @@ def test_the_table_in_the_docs_is_that_of_the_code():
 def test_a_change_without_a_step_to_act_in_is_refused(run):
     options = (*STEPS, *PLAIN, "trainer.max_steps=4")
     run(*options)
-    with pytest.raises(UserError, match="the run is finished after 4 steps: none is left that this would change"):
+    with pytest.raises(UserError, match="the run is finished after 4 steps: no step is left that this could change"):
         run(*options, "trainer.learning_rate=1e-3", "allow_changes=[trainer.learning_rate]")
     with pytest.raises(UserError, match="the run is finished after 4 steps"):
         run(*options, "trainer.max_steps=3", "allow_changes=[trainer.max_steps]")
@@ -483,5 +487,5 @@ def test_a_change_without_a_step_to_act_in_is_refused(run):
 def test_a_finished_run_without_checkpoints_says_how_to_train_further(run):
     options = ("trainer.save_strategy=no", "trainer.max_steps=2")
     run(*options)
-    with pytest.raises(UserError, match=r"no whole checkpoint to train it further from[^$]*model.adapter="):
+    with pytest.raises(UserError, match=r"no complete checkpoint to continue from[^$]*model.adapter="):
         run(*options, "trainer.max_steps=4", "allow_changes=[trainer.max_steps]")

@@ -7,7 +7,7 @@ import pytest
 from sft.config.errors import UserError
 from sft.run.environment import versions
 from sft.training.resume.config_changes import changes
-from sft.training.resume.sameness import changed_inputs, changed_versions, refuse
+from sft.training.resume.fingerprints import changed_inputs, changed_versions, refuse
 
 STOPPING = {"_target_": "sft.training.callbacks.early_stopping.EarlyStopping", "patience": 2, "threshold": 0.0}
 DISPLAY = {"_target_": "sft.training.callbacks.display.Display", "seconds": 10.0}
@@ -71,9 +71,9 @@ def test_a_difference_is_refused_unless_its_name_is_allowed() -> None:
     found = {"versions.torch": ("2.0", "2.1"), "data.sources.x": ("d" * 32, "e" * 32)}
     with pytest.raises(UserError) as refused:
         refuse(found, [], "allow_changes", "the old rows")
-    assert "versions.torch: this run was begun with torch 2.0, not 2.1" in str(refused.value)
+    assert "versions.torch: this run was started with torch 2.0, not 2.1" in str(refused.value)
     assert "pip install torch==2.0, or 'allow_changes=[versions.torch]'" in str(refused.value)
-    assert f"data.sources.x: the rows are not what the run was begun with (fingerprint {'d' * 12} then" in str(
+    assert f"data.sources.x: the rows are not what the run was started with (fingerprint {'d' * 12} then" in str(
         refused.value
     )
     assert "the old rows, or 'allow_changes=[data]'" in str(refused.value)

@@ -101,10 +101,10 @@ def test_other_versions_are_refused_by_name(run, monkeypatch, finished):
         with pytest.raises(RunFailed, match="power cut"):
             run(*STEPS, callbacks=[_break()])
     monkeypatch.setattr(
-        "sft.training.resume.sameness.versions", lambda: {**versions(), "torch": "99.0", "numpy": "99.0"}
+        "sft.training.resume.fingerprints.versions", lambda: {**versions(), "torch": "99.0", "numpy": "99.0"}
     )
     options = () if finished else STEPS
-    with pytest.raises(UserError, match=r"versions.torch: this run was begun with torch .*, not 99.0"):
+    with pytest.raises(UserError, match=r"versions.torch: this run was started with torch .*, not 99.0"):
         run(*options)
     assert run(*options, "allow_changes=[versions]").metrics["status"] == "finished"
 
@@ -122,7 +122,7 @@ def test_another_tokenizer_is_refused_by_name(run, monkeypatch):
         return tokenizer
 
     monkeypatch.setattr(inputs, "load_tokenizer", other)
-    with pytest.raises(UserError, match=r"^tokenizer: the tokenizer is not what the run was begun with"):
+    with pytest.raises(UserError, match=r"^tokenizer: the tokenizer is not what the run was started with"):
         run(*STEPS)
 
 
@@ -238,7 +238,7 @@ def test_a_pickle_that_the_manifest_does_not_vouch_for_is_never_opened(run, tmp_
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt").write_bytes(evil)
     resumed = run(*STEPS, "trainer.max_steps=7")
     assert not mark.exists()
-    assert "checkpoint-4 is passed over" in (resumed.directory / "train.log").read_text()
+    assert "checkpoint-4 is skipped" in (resumed.directory / "train.log").read_text()
     sessions = json.loads((resumed.directory / "run.json").read_text())["sessions"]
     assert sessions[-1]["resumed_from"] == "checkpoint-2"
 
@@ -254,13 +254,13 @@ def test_a_callback_left_out_is_one_line(run):
         run("trainer.max_steps=5")
     lines = [line for line in str(refused.value).splitlines() if line.startswith("callbacks.")]
     assert lines == [
-        f"callbacks.{name}: this run was begun with {kind}, not none{more}"
+        f"callbacks.{name}: this run was started with {kind}, not none{more}"
         for name, kind, more in (
             ("validation", "Validation", ""),
             ("checkpoint", "Checkpoint", ""),
             (
                 *("best_model", "BestModel"),
-                ", and it cannot change: the best evaluation so far was chosen without it, or by another figure",
+                ", and it cannot change: the best evaluation so far was chosen without it, or by another metric",
             ),
             ("early_stopping", "EarlyStopping", ""),
         )
@@ -269,7 +269,7 @@ def test_a_callback_left_out_is_one_line(run):
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_a_signal_within_an_epoch_makes_no_evaluation_of_its_own(run, step):
-    """Six steps an epoch: at the second nothing is due, at the sixth the epoch's evaluation is."""
+    """Six steps per epoch: at the second nothing is due, at the sixth the epoch's evaluation is."""
     import os
     import signal
 

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: the run stops or leaves the step out, and keeps the rows."""
+"""Non-finite losses and gradients: the run stops or skips the step, and keeps the rows."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""One model's figures on evaluation rows: loss by source, answers and their scores."""
+"""One model's metrics on evaluation rows: loss by source, answers and their scores."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sft.evaluation.benchmarks import Benchmarks, run_benchmarks
 from sft.evaluation.loss import evaluate_loss
 from sft.evaluation.progress import told_now_and_then
 from sft.evaluation.spec import Evaluation
+from sft.inference.model_source import ModelSource
 from sft.inference.rows import EvaluationRows
-from sft.inference.subject import Subject
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Figures:
-    """What was measured of one model.
+class ModelMetrics:
+    """The metrics of one model.
 
     Attributes:
         loss: loss, perplexity and token accuracy, by source where there are several; {} where it was left out.
-        answers: its answers, None where none were asked for.
-        benchmarks: what lm-eval's tasks found, None where none were asked for.
+        answers: its answers, None where none were generated.
+        benchmarks: results of lm-eval's tasks, None where there are none.
     """
 
     loss: dict[str, float] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Figures:
     benchmarks: Benchmarks | None = None
 
     def metrics(self) -> dict[str, Any]:
-        """All figures, flat; `eval_fields` has the share of right values of each field of JSON answers."""
+        """All metrics, flat; `eval_fields` has the share of correct values of each field of JSON answers."""
         benched = self.benchmarks.metrics() if self.benchmarks else {}
         if self.answers is None or not self.answers.rows:
             return {**self.loss, **benched}
@@ -43,20 +43,20 @@ class Figures:
         return {**found, "eval_fields": fields} if fields else found
 
 
-def examine(
+def evaluate_model(
     model: Any, rows: EvaluationRows, spec: Evaluation, *, batch_size: int, autocast: Any, seed: int
-) -> Figures:
-    """Measure a model.
+) -> ModelMetrics:
+    """Evaluate a model.
 
     Args:
-        model: as `Subject.load` gives it.
-        rows: what it is measured on.
-        spec: what is measured.
-        batch_size: rows side by side for the loss.
-        autocast: the torch.dtype that training computed in, None for that of the weights.
-        seed: of draws.
+        model: as `ModelSource.load` gives it.
+        rows: the evaluation rows.
+        spec: what to evaluate.
+        batch_size: rows per batch for the loss.
+        autocast: the torch.dtype of autocast in training, None for no autocast.
+        seed: of sampling.
     """
-    figures = Figures()
+    figures = ModelMetrics()
     if spec.measures_loss:
         with _computing_in(autocast, model):
             head = _as_in_training(model, rows)
@@ -64,50 +64,52 @@ def examine(
                 model, rows.rows, batch_size=batch_size, progress=told_now_and_then("loss", "rows"), head=head
             )
     if spec.generates:
-        reading = rows.reading
+        preprocessing = rows.preprocessing
         conversations = rows.conversations(spec.max_samples)
         figures.answers = evaluate_generation(
             model,
-            reading.tokenizer,
-            reading.template,
+            preprocessing.tokenizer,
+            preprocessing.template,
             conversations,
             spec,
             seed=seed,
             progress=told_now_and_then("answers", "rows"),
         )
     if spec.benchmarks is not None:
-        figures.benchmarks = run_benchmarks(model, rows.reading.tokenizer, spec.benchmarks)
+        figures.benchmarks = run_benchmarks(model, rows.preprocessing.tokenizer, spec.benchmarks)
     return figures
 
 
-def examine_before(
-    subject: Subject, model: Any, rows: EvaluationRows, spec: Evaluation, **settings: Any
-) -> Figures | None:
-    """The same of the model that training started from; None where that is not known.
+def evaluate_base(
+    model_source: ModelSource, model: Any, rows: EvaluationRows, spec: Evaluation, **settings: Any
+) -> ModelMetrics | None:
+    """The same for the model before training; None where that is not known.
 
     Args:
-        subject: the trained model.
-        model: it, loaded; an adapter is switched off meanwhile. None after it was let go of, to make room.
-        **settings: of `examine`.
+        model_source: the trained model.
+        model: the loaded model, whose adapter is disabled meanwhile. None if it was freed to make room.
+        **settings: of `evaluate_model`.
     """
     spec = spec.of_before()
     if model is not None and hasattr(model, "disable_adapter"):
         with model.disable_adapter():
-            return examine(model, rows, spec, **settings)
-    base = subject.base()
+            return evaluate_model(model, rows, spec, **settings)
+    base = model_source.base()
     if base is None:
-        log.warning("evaluation.before: no training is recorded with %s, so there is no before", subject.name)
+        log.warning(
+            "evaluation.before: no training is recorded for %s, so there is no model before training", model_source.name
+        )
         return None
-    return examine(base.load(rows.reading.tokenizer, rows.control), rows, spec, **settings)
+    return evaluate_model(base.load(rows.preprocessing.tokenizer, rows.control), rows, spec, **settings)
 
 
 def _as_in_training(model: Any, rows: EvaluationRows) -> Any:
-    """Lay batches out as training does, whose rounding is then the same; gives the output layer to apply by chunks."""
+    """Use training's batch layout, so that rounding is the same; returns the output layer to apply in chunks."""
     from sft.model.head import output_layer
-    from sft.training.layout.layout import lay_out
+    from sft.training.layout.layout import choose_layout
 
-    attention = rows.reading.model.attn_implementation
-    return output_layer(model) if lay_out(model, list(rows.rows.values()), attention).chunked else None
+    attention = rows.preprocessing.model.attn_implementation
+    return output_layer(model) if choose_layout(model, list(rows.rows.values()), attention).chunked else None
 
 
 @contextlib.contextmanager
@@ -120,5 +122,5 @@ def _computing_in(dtype: Any, model: Any) -> Iterator[None]:
 
 
 def batch_size_of(config: Mapping[str, Any]) -> int:
-    """Rows side by side: those of the training's evaluation, else of the answers."""
+    """The batch size: that of training's evaluation, else that of the answers."""
     return int((config.get("trainer") or {}).get("per_device_eval_batch_size") or 8)

@@ -1,5 +1,5 @@
-"""What a run follows from beside its config: library versions, rows, tokenizer, chat template. Compared before it goes on
-and before it is replayed."""
+"""What determines a run besides its config: library versions, rows, tokenizer, chat template. Compared before a run is
+resumed or replayed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sft.config.errors import UserError, raise_all
 from sft.run.environment import versions
 from sft.training.resume.config_changes import flat
 
-SHAPING = ("sft", "torch", "transformers", "peft", "accelerate")  # another version may compute other weights
+SHAPING = ("sft", "torch", "transformers", "peft", "accelerate")  # another version may compute different weights
 _QUANTIZED = re.compile(r"bnb|8bit|paged|lion|ademamix")
 
 
 def changed_versions(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The libraries that shape the weights and have another version than run.json says: {"versions.torch": (then, now)}.
+    """Libraries that affect the weights and whose version differs from run.json: {"versions.torch": (then, now)}.
 
     Args:
         record: the content of run.json.
@@ -29,10 +29,10 @@ def changed_versions(record: Mapping[str, Any], config: Mapping[str, Any]) -> di
 
 
 def changed_inputs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fingerprints that are others than in run.json, dotted: {"data.sources.tickets": (then, now)}.
+    """Fingerprints that differ from run.json, dotted: {"data.sources.tickets": (then, now)}.
 
-    What only one side knows is no difference: an older run.json has less. The digest of all rows together is named
-    only where no source of its own is.
+    Values known only on one side are not a difference: an older run.json has fewer. The digest of all rows is named
+    only if no single source differs.
 
     Args:
         record: the content of run.json.
@@ -42,7 +42,7 @@ def changed_inputs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[
     for part in ("tokenizer", "template", "data"):
         then, now = flat({part: record.get(part)}), flat({part: facts.get(part)})
         shared = [key for key in then if then[key] is not None and now.get(key) is not None]
-        # files may be written anew without another row
+        # files may be rewritten without changing a row
         shared = [key for key in shared if not key.startswith("data.files.")]
         found.update({key: (then[key], now[key]) for key in shared if then[key] != now[key]})
     if any(key.startswith(("data.sources.", "data.eval_sources.")) for key in found):
@@ -57,17 +57,17 @@ def refuse(
     otherwise: str,
     fixed: Iterable[str] = (),
 ) -> list[str]:
-    """Refuse what is not allowed by name.
+    """Refuse every difference that is not allowed by name.
 
     Args:
         changed: dotted names with (then, now).
-        allowed: names, or their beginnings ("versions" allows "versions.torch").
-        option: the key under which names are allowed ("allow_changes").
+        allowed: names, or their prefixes ("versions" allows "versions.torch").
+        option: the key that allows names ("allow_changes").
         otherwise: what the user can do instead, for data, tokenizer and template.
-        fixed: parts that cannot be allowed.
+        fixed: names that cannot be allowed.
 
     Returns:
-        What differs and is allowed, one line each.
+        The allowed differences, one line each.
 
     Raises:
         UserError: naming each difference that is not allowed.
@@ -77,15 +77,15 @@ def refuse(
     errors, passed = [], []
     for key, (then, now) in changed.items():
         if any(key == name or key.startswith(f"{name}.") for name in allowed):
-            passed.append(f"{key}: the run was begun with {then}, this is {now}")
+            passed.append(f"{key}: the run was started with {then}, this is {now}")
             continue
         part = key.split(".")[0]
         if part == "versions":
             package = key.removeprefix("versions.")
-            what = f"this run was begun with {package} {then}, not {now}"
+            what = f"this run was started with {package} {then}, not {now}"
             remedy = f"pip install {package}=={then}, or '{option}=[{key}]'"
         else:
-            what = f"{_NAMES[part]} not what the run was begun with (fingerprint {str(then)[:12]} then, {str(now)[:12]} now)"
+            what = f"{_NAMES[part]} not what the run was started with (fingerprint {str(then)[:12]} then, {str(now)[:12]} now)"
             remedy = otherwise if part in fixed else f"{otherwise}, or '{option}=[{part}]'"
         errors.append(UserError(what, where=key, remedy=remedy))
     raise_all(errors)

@@ -4,8 +4,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sft.training.flops import FlopsPerToken, attention_pairs, flops_per_token
 from sft.training.trainer.progress import Progress
-from sft.training.work import Work, pairs, work_of
 
 
 def model():
@@ -17,15 +17,17 @@ LAYERS = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)  # q; k and v; o; g
 
 
 def test_a_full_fine_tune_needs_three_products_of_every_weight():
-    assert work_of(model()) == Work(per_token=6.0 * LAYERS, per_trained=6.0 * 3200, per_pair=12.0 * 4 * 8 * 2)
+    assert flops_per_token(model()) == FlopsPerToken(
+        per_token=6.0 * LAYERS, per_trained=6.0 * 3200, per_pair=12.0 * 4 * 8 * 2
+    )
 
 
 def test_frozen_weights_need_two_and_an_adapters_own_three():
     adapted = get_peft_model(model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    work = work_of(adapted)
-    assert work is not None
-    assert work.per_token == 4.0 * LAYERS + 6.0 * 2 * (32 * 4 + 4 * 32)
-    assert work.per_trained == 4.0 * 3200
+    flops = flops_per_token(adapted)
+    assert flops is not None
+    assert flops.per_token == 4.0 * LAYERS + 6.0 * 2 * (32 * 4 + 4 * 32)
+    assert flops.per_trained == 4.0 * 3200
 
 
 def test_weights_that_are_not_counted_give_no_figure():
@@ -33,14 +35,14 @@ def test_weights_that_are_not_counted_give_no_figure():
 
     odd = model()
     odd.model.experts = torch.nn.Parameter(torch.zeros(2, 3, 4))
-    assert work_of(odd) is None
+    assert flops_per_token(odd) is None
 
 
 def test_utilization_is_of_the_tokens_that_are_there():
     progress = Progress()
     progress.total_tokens, progress.trained_tokens, progress.padded_tokens = 10, 4, 16
-    progress.pairs, progress.step_seconds = pairs([4, 6]), 2.0
+    progress.pairs, progress.step_seconds = attention_pairs([4, 6]), 2.0
     assert progress.pairs == 10 + 21
-    assert progress.utilization(Work(3.0, 5.0, 2.0), 56.0) == pytest.approx((30 + 20 + 62) / 2 / 56)
+    assert progress.utilization(FlopsPerToken(3.0, 5.0, 2.0), 56.0) == pytest.approx((30 + 20 + 62) / 2 / 56)
     assert progress.padding == 1 - 10 / 16
-    assert progress.utilization(None, 56.0) is progress.utilization(Work(1, 1, 1), None) is None
+    assert progress.utilization(None, 56.0) is progress.utilization(FlopsPerToken(1, 1, 1), None) is None

@@ -1,4 +1,4 @@
-"""The model that a command is about: a run's adapter, a fine-tuned or merged model, or a bare base."""
+"""The model that a command works on: a run's adapter, a fine-tuned or merged model, or a bare base."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Subject:
-    """What to load, and what is known of it.
+class ModelSource:
+    """What to load, and what is known about it.
 
     Attributes:
-        name: how to speak of it: the run directory's name, or the model's.
-        spec: the model to load; of a run with an adapter, its base.
+        name: for messages: the run directory's name, or the model's.
+        spec: the model to load; for a run with an adapter, its base.
         quant: the config node of the base's quantization; None for none.
-        adapter: the directory of the adapter, None for a whole model.
-        info: what its training recorded; None for a model that sft did not train.
+        adapter: the directory of the adapter, None for a complete model.
+        info: recorded by its training; None for a model that sft did not train.
         run: the run directory, None where a model is named instead.
         allowed: the config's `allow_targets`.
     """
@@ -43,7 +43,7 @@ class Subject:
 
     @property
     def weights(self) -> str:
-        """The directory or hub id that has tokenizer and chat template."""
+        """The directory or hub id with tokenizer and chat template."""
         return str(self.adapter) if self.adapter and has_tokenizer(self.adapter) else self.spec.locate()
 
     def load(
@@ -52,13 +52,13 @@ class Subject:
         """The model in eval mode.
 
         Args:
-            tokenizer: given, embeddings of the tokens that it added to the base start as they did in training.
-            control: the chat template's own tokens, with `tokenizer`.
+            tokenizer: if given, embeddings of tokens that it adds to the base are initialized as in training.
+            control: the chat template's control tokens, with `tokenizer`.
             device: as in `load_model`.
-            base: what `load_base` gave, where it is there already.
+            base: the result of `load_base`, if it is already loaded.
 
         Raises:
-            UserError: weights that cannot be found or read, or an adapter over another base than it was trained on.
+            UserError: weights cannot be found or read, or the adapter was trained on another base.
         """
         from sft.kernels import lowrank
         from sft.model.adapters.existing import load_adapter
@@ -71,27 +71,27 @@ class Subject:
             fit_embeddings(model, tokenizer, control)
         if self.adapter is not None:
             model = load_adapter(model, self.adapter)
-            lowrank.install(model)  # rounds as training does
+            lowrank.install(model)  # so that rounding is the same as in training
         return model.eval()
 
     def load_base(self, device: str | None = None) -> Any:
-        """The weights that `spec` and `quant` name, without the adapter."""
+        """Load the weights of `spec` and `quant`, without the adapter."""
         from sft.model.load import load_model
 
         return load_model(self.spec, build(self.quant, where="quant", allowed=self.allowed), device=device)
 
-    def base(self) -> Subject | None:
-        """The model that training started from, None where it is not known; an adapter is switched off instead."""
+    def base(self) -> ModelSource | None:
+        """The model before training, None where it is not known; for an adapter, disable it instead."""
         if self.info is None or not self.info.model_path:
             return None
         spec = replace(self.spec, name=self.info.model_path, revision=self.info.model_revision, tokenizer=Tokenizer())
         return replace(self, name=self.info.model_name, spec=spec, adapter=None, info=None)
 
     def check_base(self) -> None:
-        """Refuse an adapter over another base than it was trained on.
+        """Refuse an adapter over a base other than the one it was trained on.
 
         Raises:
-            UserError: the base's weights have another fingerprint than training_info.json says.
+            UserError: the fingerprint of the base's weights differs from that in training_info.json.
         """
         from sft.model.fingerprint import weights_fingerprint
 
@@ -102,13 +102,13 @@ class Subject:
             raise UserError(
                 f"{self.spec.locate()} is not the base that the adapter was trained on: its weights differ",
                 where="model.name",
-                remedy=f"give the one that training had ({self.info.model_path}"
+                remedy=f"use the one from training ({self.info.model_path}"
                 + (f", revision {self.info.model_revision})" if self.info.model_revision else ")"),
             )
 
 
-def find_subject(config: Mapping[str, Any]) -> Subject:
-    """What a resolved config names: with `run`, what that run made; else `model`.
+def find_model_source(config: Mapping[str, Any]) -> ModelSource:
+    """The model of a resolved config: the result of `run`, else `model`.
 
     Raises:
         UserError: the run has no weights yet, or there is no such model.
@@ -123,29 +123,29 @@ def find_subject(config: Mapping[str, Any]) -> Subject:
     if Path(located).is_dir():
         info = _info_beside(Path(located))
     quant = config.get("quant")
-    return Subject(spec.name or Path(located).name, spec, quant, None, info, None, allowed)
+    return ModelSource(spec.name or Path(located).name, spec, quant, None, info, None, allowed)
 
 
-def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
-    """An adapter over the base that the config names; what is known of its training lies beside it, if anything."""
+def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> ModelSource:
+    """An adapter over the base that the config names, with the training info beside it, if any."""
     from sft.model.adapters.existing import check_adapter
 
     path = check_adapter(str(spec.adapter))
     info = _info_beside(path)
     if info is not None and spec.dtype == "auto":
         spec = replace(spec, dtype=_precision(info, spec))
-    return Subject(path.name, replace(spec, adapter=None), config.get("quant"), path, info, None, allowed)
+    return ModelSource(path.name, replace(spec, adapter=None), config.get("quant"), path, info, None, allowed)
 
 
-def described(subject: Subject, tokenizer: Any, bound: Any) -> TrainingInfo:
-    """What can be said of an adapter whose training left no training_info.json."""
+def inferred_info(model_source: ModelSource, tokenizer: Any, bound: Any) -> TrainingInfo:
+    """Training info inferred for an adapter without training_info.json."""
     from sft.model.adapters.existing import read_adapter_config
     from sft.model.facts import family_of
     from sft.model.load import load_config
 
-    spec = subject.spec
+    spec = model_source.spec
     model_config = load_config(spec)
-    assert subject.adapter is not None
+    assert model_source.adapter is not None
     return TrainingInfo(
         model_name=spec.name or spec.locate(),
         model_path=spec.locate(),
@@ -157,17 +157,17 @@ def described(subject: Subject, tokenizer: Any, bound: Any) -> TrainingInfo:
         template=bound.text,
         template_name=bound.reason,
         template_kwargs=dict(bound.kwargs),
-        lora=read_adapter_config(subject.adapter),
+        lora=read_adapter_config(model_source.adapter),
         tokenizer={"name": tokenizer.name_or_path, "size": len(tokenizer)},
     )
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a tokenizer lies beside an adapter; plain peft saves none."""
+    """Whether a tokenizer is stored with an adapter; plain peft saves none."""
     return any((directory / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
-def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subject:
+def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> ModelSource:
     run = RunDirectory(config["run"])
     info = TrainingInfo.read(run)
     if unchanged(config, run, "model.dtype"):
@@ -181,14 +181,14 @@ def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Subje
         )
     if (run.adapter / "adapter_config.json").is_file():
         spec = replace(spec, adapter=None)
-        return Subject(name, spec, config.get("quant"), run.adapter, info, run, allowed)
+        return ModelSource(name, spec, config.get("quant"), run.adapter, info, run, allowed)
     if (run.model / "config.json").is_file():
         spec = replace(spec, name=str(run.model), revision=None, adapter=None, tokenizer=Tokenizer())
-        return Subject(name, spec, config.get("quant"), None, info, run, allowed)
+        return ModelSource(name, spec, config.get("quant"), None, info, run, allowed)
     raise UserError(
         "has no weights yet: neither adapter/ nor model/ is there",
         where=f"run={config['run']}",
-        remedy=f"start its training again with hydra.run.dir={run.path}: it goes on from its last checkpoint",
+        remedy=f"start its training again with hydra.run.dir={run.path}: it resumes from its last checkpoint",
     )
 
 
@@ -205,7 +205,7 @@ def _select(config: Any, key: str) -> Any:
 
 
 def _precision(info: TrainingInfo, spec: Model) -> Any:
-    """The precision that the weights had in training, so that what is measured is what was trained."""
+    """The precision of the weights in training, so that the same model is evaluated."""
     return info.dtype if info.dtype in ("bfloat16", "float16", "float32") else spec.dtype
 
 
@@ -219,6 +219,6 @@ def _info_beside(directory: Path) -> TrainingInfo | None:
             except (ValueError, RecursionError):
                 found = None
             if not isinstance(found, dict):
-                raise UserError("is no valid JSON object", where=str(path), remedy="restore the file or remove it")
+                raise UserError("is not a valid JSON object", where=str(path), remedy="restore the file or remove it")
             return TrainingInfo.of(found)
     return None

@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, its system prompt, one answer after the other."""
+"""A chat session with a model: history, system prompt, and answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sft.config.errors import UserError
 from sft.config.paths import expanded
 from sft.evaluation.generate import answer_prompts, find_stops
 from sft.evaluation.sampling import Sampling
-from sft.inference.stream import Stopped, Stream
-from sft.inference.subject import Subject, find_subject, has_tokenizer, unchanged
+from sft.inference.model_source import ModelSource, find_model_source, has_tokenizer, unchanged
+from sft.inference.stream import GenerationStopped, Stream
 from sft.template.bind import BoundTemplate, bind
 from sft.template.spec import Template
 
@@ -22,16 +22,16 @@ Message = dict[str, Any]  # role and content; train: false
 
 
 @dataclass
-class Talk:
-    """A model that answers, and what has been said.
+class ChatSession:
+    """A model and the conversation with it.
 
     Attributes:
-        model, tokenizer, template: the model, ready to generate.
-        sampling: how tokens are drawn; each further answer draws anew.
+        model, tokenizer, template: ready to generate.
+        sampling: how tokens are sampled.
         system: the system prompt, None for none.
         stop_tokens: texts that end an answer.
-        messages: the turns so far, the system prompt apart; an answer that was stopped has `train: false`.
-        answered: answers made so far; each is drawn with a seed of its own.
+        messages: the turns so far, without the system prompt; an answer that was stopped has `train: false`.
+        answered: answers generated so far; each is sampled with its own seed.
     """
 
     model: Any
@@ -46,16 +46,16 @@ class Talk:
     def ask(
         self, text: str, show: Callable[[str], None] | None = None, stopped: Callable[[], bool] | None = None
     ) -> str:
-        """The answer to one more message; both join the history, unless an error or an interrupt comes between.
+        """Answer one more message; both are added to the history unless an error or interrupt occurs.
 
         Args:
-            text: what the user says.
-            show: called with each piece of the answer while it is made.
-            stopped: asked before each token, true ends the answer: what there is of it is kept, and marked as no
-                answer to train on. Where there is nothing yet, the message is forgotten.
+            text: the user's message.
+            show: called with each piece of the answer while it is generated.
+            stopped: called before each token; true ends the answer. The text so far is kept and marked as not to
+                train on; if there is none yet, the message is forgotten.
 
         Raises:
-            UserError: the conversation fills the model's positions.
+            UserError: the conversation exceeds the model's context length.
         """
         question: Message = {"role": "user", "content": text}
         answer = self._answer([*self.messages, question], show, stopped)
@@ -64,10 +64,10 @@ class Talk:
         return answer["content"]
 
     def again(self, show: Callable[[str], None] | None = None, stopped: Callable[[], bool] | None = None) -> str:
-        """Another answer to the last message, in place of the one it got.
+        """Generate another answer to the last message, replacing the previous one.
 
         Args:
-            show, stopped: as in `ask`; stopped before there is anything, the earlier answer stays.
+            show, stopped: as in `ask`; if stopped before the first token, the previous answer stays.
 
         Raises:
             UserError: nothing has been asked.
@@ -80,11 +80,11 @@ class Talk:
         return answer["content"]
 
     def reset(self) -> None:
-        """Forget what was said; the system prompt stays."""
+        """Forget the conversation; the system prompt stays."""
         self.messages.clear()
 
     def save(self, path: str | Path) -> Path:
-        """Add the conversation to a file as one line of JSON, which `dataset.path` reads.
+        """Append the conversation to a file as one line of JSON, which `dataset.path` reads.
 
         Raises:
             UserError: there is nothing to save, or the file cannot be written.
@@ -100,7 +100,7 @@ class Talk:
         return target
 
     def whole(self) -> list[Message]:
-        """The conversation with its system prompt, as it is saved and as the model is given it."""
+        """The conversation with its system prompt, as it is saved and as it is given to the model."""
         return self._whole(self.messages)
 
     def _whole(self, messages: list[Message]) -> list[Message]:
@@ -120,7 +120,7 @@ class Talk:
             (answer,) = answer_prompts(
                 self.model, self.tokenizer, [prompt], stop_tokens=self.stop_tokens, streamer=stream, **asdict(drawn)
             )
-        except Stopped as stop:
+        except GenerationStopped as stop:
             return {"role": "assistant", "content": stop.shown, "train": False}
         if stream is not None:
             stream.finish(answer.text)
@@ -129,45 +129,49 @@ class Talk:
 
 
 def _unseen(piece: str) -> None:
-    """For an answer that nobody watches."""
+    """Ignores the pieces of an answer."""
 
 
-def open_talk(config: Mapping[str, Any]) -> Talk:
-    """A conversation with what a resolved config names, loaded.
+def open_chat_session(config: Mapping[str, Any]) -> ChatSession:
+    """Load the model of a resolved config and start a chat session.
 
-    Without a `system` in the config it is the one that the model was trained with.
+    Without `system` in the config, the system prompt is the one from training.
 
     Raises:
-        UserError: settings out of range, or a model that cannot be loaded.
+        UserError: settings are out of range, or the model cannot be loaded.
     """
-    Sampling.of(config)  # refused before anything is loaded
-    subject = find_subject(config)
-    return talk_with(config, subject, subject.load)
+    Sampling.of(config)  # checked before anything is loaded
+    model_source = find_model_source(config)
+    return chat_session_with(config, model_source, model_source.load)
 
 
-def talk_with(config: Mapping[str, Any], subject: Subject, load: Callable[[], Any]) -> Talk:
-    """The same for a subject that is found already; `load` is called for its model when all else is ready."""
-    tokenizer, bound = bind_subject(config, subject)
+def chat_session_with(config: Mapping[str, Any], model_source: ModelSource, load: Callable[[], Any]) -> ChatSession:
+    """The same for a given model source; `load` is called for the model when everything else is ready."""
+    tokenizer, bound = bind_template(config, model_source)
     system = config.get("system")
-    if system is None and subject.info:
-        system = subject.info.system
-    stops = list(dict.fromkeys([*bound.stop_tokens, *(subject.info.stop_tokens if subject.info else [])]))
-    return Talk(load(), tokenizer, bound, Sampling.of(config), system or None, stops)
+    if system is None and model_source.info:
+        system = model_source.info.system
+    stops = list(dict.fromkeys([*bound.stop_tokens, *(model_source.info.stop_tokens if model_source.info else [])]))
+    return ChatSession(load(), tokenizer, bound, Sampling.of(config), system or None, stops)
 
 
-def bind_subject(config: Mapping[str, Any], subject: Subject) -> tuple[Any, BoundTemplate]:
-    """A model's tokenizer, and the chat template that it was trained with unless the config names another."""
+def bind_template(config: Mapping[str, Any], model_source: ModelSource) -> tuple[Any, BoundTemplate]:
+    """A model's tokenizer, and its chat template from training unless the config names another."""
     from sft.model.facts import family_of
     from sft.model.load import load_config, load_tokenizer
 
-    spec = subject.spec
-    if subject.adapter is not None and has_tokenizer(subject.adapter):
-        spec = replace(spec, tokenizer=replace(spec.tokenizer, name=str(subject.adapter)))
+    spec = model_source.spec
+    if model_source.adapter is not None and has_tokenizer(model_source.adapter):
+        spec = replace(spec, tokenizer=replace(spec.tokenizer, name=str(model_source.adapter)))
     model_config = load_config(spec)
     tokenizer = load_tokenizer(spec, model_config)
-    node: Template = build(config["template"], where="template", allowed=subject.allowed)
-    recorded = subject.info.template if subject.info else None
-    own = unchanged(config, subject.run, "template") if subject.run else subject.adapter and node.name == "auto"
+    node: Template = build(config["template"], where="template", allowed=model_source.allowed)
+    recorded = model_source.info.template if model_source.info else None
+    own = (
+        unchanged(config, model_source.run, "template")
+        if model_source.run
+        else model_source.adapter and node.name == "auto"
+    )
     if recorded and own:
         node = Template(name="file", text=recorded, date=node.date)
     return tokenizer, bind(node, tokenizer, family_of(spec, model_config))

@@ -11,22 +11,22 @@ import torch
 
 from sft.chat import _question
 from sft.config.errors import UserError
+from sft.inference.chat_session import open_chat_session
 from sft.inference.stream import Stream
-from sft.inference.talk import open_talk
-from sft.inference.terminal import Terminal, harmless
+from sft.inference.terminal import Terminal, without_control_characters
 
 SYSTEM = "Extract customer, product, issue and urgency as JSON."
 ASKED = '-x "Is it broken", and why? It\'s = dead; 100% of ${it}, {really}\\ [now]!'
 
 
 @pytest.fixture(scope="module")
-def opened(trained):
+def loaded(trained):
     """A function that opens a talk with the trained run."""
     from sft.api import compose
     from sft.config.compose import plain
 
     def start(*overrides: str):
-        return open_talk(plain(compose(f"run={trained()}", "max_new_tokens=12", *overrides, command="chat")))
+        return open_chat_session(plain(compose(f"run={trained()}", "max_new_tokens=12", *overrides, command="chat")))
 
     return start
 
@@ -34,21 +34,21 @@ def opened(trained):
 @pytest.fixture
 def prompts(monkeypatch):
     """What the model is given, as text."""
-    from sft.inference import talk
+    from sft.inference import chat_session
 
     seen: list[str] = []
-    answer = talk.answer_prompts
+    answer = chat_session.answer_prompts
 
     def noting(model, tokenizer, texts, **settings):
         seen.extend(texts)
         return answer(model, tokenizer, texts, **settings)
 
-    monkeypatch.setattr(talk, "answer_prompts", noting)
+    monkeypatch.setattr(chat_session, "answer_prompts", noting)
     return seen
 
 
-def test_the_prompt_is_rendered_as_training_rendered_rows(opened, prompts, trained):
-    opened().ask("My phone is broken")
+def test_the_prompt_is_rendered_as_training_rendered_rows(loaded, prompts, trained):
+    loaded().ask("My phone is broken")
     row = json.loads((trained() / "preview.jsonl").read_text().splitlines()[0])["text"]
     head = row[: row.index(SYSTEM) + len(SYSTEM)]
     (prompt,) = prompts
@@ -56,57 +56,57 @@ def test_the_prompt_is_rendered_as_training_rendered_rows(opened, prompts, train
     assert row[row.index("assistant") :].startswith(prompt[prompt.rindex("assistant") :])
 
 
-def test_any_punctuation_of_a_prompt_reaches_the_model(opened, prompts, settings, trained):
+def test_any_punctuation_of_a_prompt_reaches_the_model(loaded, prompts, settings, trained):
     config = settings("chat", f"run={trained()}", f"prompt={ASKED}")
     assert config["prompt"] == ASKED
-    opened().ask(config["prompt"])
+    loaded().ask(config["prompt"])
     assert ASKED in prompts[0]
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(["system=Be brief, = kind"], "Be brief, = kind"), (["system="], None)])
-def test_the_system_prompt_can_be_another_or_none(opened, given, wanted):
-    assert opened(*given).system == wanted
-    assert opened().system == SYSTEM
+def test_the_system_prompt_can_be_another_or_none(loaded, given, wanted):
+    assert loaded(*given).system == wanted
+    assert loaded().system == SYSTEM
 
 
-def test_a_conversation_has_a_history(opened, prompts):
-    talk = opened()
-    first = talk.ask("one")
-    talk.ask("two")
+def test_a_conversation_has_a_history(loaded, prompts):
+    chat_session = loaded()
+    first = chat_session.ask("one")
+    chat_session.ask("two")
     assert prompts[1].startswith(prompts[0]) and first in prompts[1]
-    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
-    talk.again()
-    assert prompts[2] == prompts[1] and len(talk.messages) == 4
-    talk.reset()
-    talk.ask("one")
+    assert [message["role"] for message in chat_session.messages] == ["user", "assistant"] * 2
+    chat_session.again()
+    assert prompts[2] == prompts[1] and len(chat_session.messages) == 4
+    chat_session.reset()
+    chat_session.ask("one")
     assert prompts[3] == prompts[0]
 
 
-def test_pieces_join_to_the_answer_and_greedy_is_the_default(opened):
-    talk, pieces = opened(), []
-    answer = talk.ask("hello", pieces.append)
+def test_pieces_join_to_the_answer_and_greedy_is_the_default(loaded):
+    chat_session, pieces = loaded(), []
+    answer = chat_session.ask("hello", pieces.append)
     assert "".join(pieces) == answer != "" and len(pieces) > 1
-    assert opened().ask("hello") == answer
-    sampled = opened("temperature=2.0", "seed=1")
+    assert loaded().ask("hello") == answer
+    sampled = loaded("temperature=2.0", "seed=1")
     drawn = sampled.ask("hello")
     assert sampled.again() != drawn != answer
-    assert opened("temperature=2.0", "seed=1").ask("hello") == drawn
+    assert loaded("temperature=2.0", "seed=1").ask("hello") == drawn
 
 
-def test_settings_out_of_range_are_named(opened):
+def test_settings_out_of_range_are_named(loaded):
     with pytest.raises(UserError, match=r"(?s)max_new_tokens.*top_p"):
-        opened("max_new_tokens=0", "top_p=2.0")
+        loaded("max_new_tokens=0", "top_p=2.0")
 
 
-def test_an_interrupted_answer_is_forgotten(opened):
-    talk = opened()
+def test_an_interrupted_answer_is_forgotten(loaded):
+    chat_session = loaded()
 
     def stop(piece: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        talk.ask("hello", stop)
-    assert talk.messages == [] and talk.ask("hello")
+        chat_session.ask("hello", stop)
+    assert chat_session.messages == [] and chat_session.ask("hello")
 
 
 class Letters:
@@ -134,7 +134,7 @@ def test_a_stream_shows_what_is_certain(text, pieces):
     assert shown == pieces
 
 
-def chat(talk, *lines: str) -> str:
+def chat(chat_session, *lines: str) -> str:
     out: list[str] = []
     given = iter(lines)
 
@@ -144,26 +144,30 @@ def chat(talk, *lines: str) -> str:
             raise EOFError
         return line
 
-    Terminal(talk, read, out.append).run()
+    Terminal(chat_session, read, out.append).run()
     return "".join(out)
 
 
-def test_the_commands_of_the_terminal(opened, tmp_path):
-    talk = opened()
+def test_the_commands_of_the_terminal(loaded, tmp_path):
+    chat_session = loaded()
     file = tmp_path / "said.jsonl"
-    text = chat(talk, "hello", "/save " + str(file), "/system Be kind", "/save", "/nothing", "/regenerate", "/help")
+    text = chat(
+        chat_session, "hello", "/save " + str(file), "/system Be kind", "/save", "/nothing", "/regenerate", "/help"
+    )
     first = json.loads(file.read_text())["messages"]
     assert [(m["role"], m["content"]) for m in first[:2]] == [("system", SYSTEM), ("user", "hello")]
-    assert talk.system == "Be kind"
-    assert all(harmless(said) in text for said in (first[2]["content"], talk.messages[1]["content"]))
-    for said in ("system: Be kind", "no file is named", "there is no command /nothing", "/regenerate    another"):
+    assert chat_session.system == "Be kind"
+    assert all(
+        without_control_characters(said) in text for said in (first[2]["content"], chat_session.messages[1]["content"])
+    )
+    for said in ("system: Be kind", "no file is named", "there is no command /nothing", "/regenerate    answer"):
         assert said in text
-    assert "(forgotten)" in chat(talk, "/reset", "/exit", "never asked") and talk.messages == []
-    assert "nothing has been asked yet" in chat(talk, "/regenerate")
+    assert "(forgotten)" in chat(chat_session, "/reset", "/exit", "never asked") and chat_session.messages == []
+    assert "nothing has been asked yet" in chat(chat_session, "/regenerate")
 
 
 def test_an_answer_cannot_drive_the_terminal():
-    assert harmless("a\x1b]0;title\x07\x1b[2Jb\u202ec\r\n\té") == "a]0;title[2Jbc\n\té"
+    assert without_control_characters("a\x1b]0;title\x07\x1b[2Jb\u202ec\r\n\té") == "a]0;title[2Jbc\n\té"
 
 
 def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
@@ -176,9 +180,9 @@ def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
     assert _question(None) is None
 
 
-def test_the_door_prints_the_answer_alone_and_leaves_nothing(opened, trained, tmp_path, command):
+def test_the_door_prints_the_answer_alone_and_leaves_nothing(loaded, trained, tmp_path, command):
     done = command("chat", f"run={trained()}", "max_new_tokens=12", f"prompt={ASKED}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == opened().ask(ASKED) + "\n"
+    assert done.stdout == loaded().ask(ASKED) + "\n"
     assert "Loading weights" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
-"""What a judge said, on the disk: a line of JSONL an answer, there before the next call is made.
+"""A judge's replies on disk: one line of JSONL each, written before the next call is made.
 
-A process that is killed in the middle of a line leaves half of one, which the next start passes over.
+A process that is killed while writing leaves an incomplete line, which the next start ignores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from sft.config.paths import cache_dir, expanded
 from sft.config.resolvers import plain_name
-from sft.run.disk.errors import storage
+from sft.run.disk.errors import storage_errors
 from sft.run.jsonable import read_jsonl
 from sft.safety.secrets import redact
 
@@ -28,13 +28,13 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-class Ledger:
-    """The answers of one judge with one set of settings.
+class ReplyCache:
+    """The replies of one judge with one set of settings.
 
     Args:
         name: the judge's.
-        settings: what else its answers depend on.
-        directory: where it is kept; None for the user's cache.
+        settings: what else its replies depend on.
+        directory: where they are kept; None for the user's cache.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any], directory: str | Path | None = None) -> None:
@@ -52,20 +52,20 @@ class Ledger:
         return digest(self.identity, prompt, schema)
 
     def get(self, key: str) -> str | None:
-        """What the judge said to it, None where it was not asked."""
+        """The judge's reply, None where it was not asked."""
         with self._lock:
             return self._said.get(key)
 
     def put(self, key: str, text: str) -> None:
-        """Keep an answer; it is on the disk when this returns.
+        """Store a reply; it is on disk when this returns.
 
         Raises:
             StorageError: it cannot be written.
         """
         line = redact(json.dumps({"key": key, "text": text}, ensure_ascii=False)) + "\n"
-        with self._lock, storage(self.path):
+        with self._lock, storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_suffix(".lock"), mode=0o600):  # another process may judge with the same judge
+            with FileLock(self.path.with_suffix(".lock"), mode=0o600):  # another process may use the same judge
                 descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
                 try:
                     _write_line(descriptor, line.encode())
@@ -78,7 +78,7 @@ class Ledger:
 def _write_line(descriptor: int, line: bytes) -> None:
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        line = b"\n" + line  # behind what a killed process left half written
+        line = b"\n" + line  # after an incomplete line of a killed process
     while line:
         line = line[os.write(descriptor, line) :]
 

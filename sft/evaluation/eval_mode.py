@@ -1,4 +1,4 @@
-"""A pause in training, for evaluation: afterwards everything is as it was."""
+"""Evaluation during training without side effects: modes, random states and settings are restored."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from sft.model.base import base_of
 
-# Attention that knows padding and a cache; anything else registered for training is set aside meanwhile.
+# Attention that supports padding and a cache; any other one registered for training is replaced meanwhile.
 _GENERAL_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention")
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; then every module's mode and all random states are as before."""
+def eval_mode(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode and all random states are restored."""
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with same_draws(), torch.no_grad():
+        with preserve_rng_state(), torch.no_grad():
             model.eval()
             yield
     finally:
@@ -29,8 +29,8 @@ def undisturbed(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def same_draws() -> Iterator[None]:
-    """Whatever is drawn or seeded in the block, all random states are as before afterwards."""
+def preserve_rng_state() -> Iterator[None]:
+    """Restore all random states after the block, whatever it draws or seeds."""
     import numpy
     import torch
 
@@ -46,10 +46,11 @@ def same_draws() -> Iterator[None]:
 
 @contextmanager
 def ready_to_generate(model: Any) -> Iterator[Any]:
-    """Give the model whose `generate` to call, free of sampling defaults of its own; then all settings are as before.
+    """Yield the model whose `generate` to call, without its own sampling defaults; afterwards all settings are
+    restored.
 
-    The adapter of a PEFT model works inside its base model, so the base model is what generates. A model's own
-    `generation_config` may ask for sampling or penalties, which would silently change a greedy evaluation.
+    The base model is used, because the adapter of a PEFT model is inside it. A model's own `generation_config` may ask
+    for sampling or penalties, which would silently change a greedy evaluation.
     """
     from transformers import GenerationConfig
 
@@ -58,8 +59,8 @@ def ready_to_generate(model: Any) -> Iterator[Any]:
     use_cache, attention = getattr(config, "use_cache", None), getattr(config, "_attn_implementation", None)
     special = bool(attention) and not str(attention).startswith(_GENERAL_ATTENTION)
     head = inner.get_output_embeddings()
-    # the last positions of padded prompts are a view of all, for which PyTorch multiplies by a copy of the whole output
-    # layer a prompt: a third of the time of short answers
+    # the last positions of padded prompts are a view, for which PyTorch would copy the whole output layer per prompt:
+    # a third of the time of short answers
     hook = head.register_forward_pre_hook(lambda layer, given: (given[0].contiguous(),)) if head is not None else None
     try:
         inner.generation_config = GenerationConfig()

@@ -1,4 +1,4 @@
-"""The answer of `sft.estimate`: the parts, the peak, what there is, and what would help."""
+"""The report of `sft.estimate`: the parts, the peak, the available memory, and what would help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sft.config.text import byte_size
 from sft.model.load import load_config
 from sft.run.directory import RunDirectory
-from sft.run.memory import Place, places
+from sft.run.memory import DeviceMemory, device_memories
 from sft.training.estimate.advice import Advice, advise
 from sft.training.estimate.estimate import (
     Estimate,
@@ -27,18 +27,18 @@ WIDTH = 14
 
 
 @dataclass(frozen=True)
-class Answer:
+class EstimateReport:
     """What `sft.estimate` prints.
 
     Attributes:
         estimate: of one process.
-        places: where it could run.
-        advice: what would make it fit; empty where it does.
-        measured: the real peak in bytes, None where it was not asked for.
+        device_memories: devices on which it could run.
+        advice: overrides that would make it fit; empty if it does.
+        measured: the measured peak in bytes, None if not requested.
     """
 
     estimate: Estimate
-    places: list[Place]
+    device_memories: list[DeviceMemory]
     advice: list[Advice]
     measured: int | None = None
 
@@ -46,11 +46,11 @@ class Answer:
         return "\n".join([*self._parts(), "", *self._against(), *self._measured()])
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, plain; sizes in bytes."""
+        """The whole report as plain data; sizes in bytes."""
         return {
             "estimate": self.estimate.to_json(),
-            "places": [vars(place) for place in self.places],
-            "fits": fits(self.estimate, self.places[0]),
+            "places": [vars(place) for place in self.device_memories],
+            "fits": fits(self.estimate, self.device_memories[0]),
             "advice": [vars(advice) for advice in self.advice],
             "measured": self.measured,
         }
@@ -83,7 +83,7 @@ class Answer:
 
     def _against(self) -> list[str]:
         lines = []
-        for place in self.places:
+        for place in self.device_memories:
             verdict = "fits" if fits(self.estimate, place) else "does not fit"
             lines.append(f"{place.name}: {gib(place.free)} of {gib(place.total)} free ({place.limit}): {verdict}")
         if self.advice:
@@ -106,12 +106,12 @@ def gib(size: int) -> str:
     return byte_size(size, digits=2, gib_from=10 << 20)
 
 
-def answer(config: Mapping[str, Any], rows: bool = False, measured: bool = False) -> Answer:
+def estimate_report(config: Mapping[str, Any], rows: bool = False, measured: bool = False) -> EstimateReport:
     """Estimate a resolved config.
 
     Args:
-        rows: read the dataset for the longest batch in it.
-        measured: make two steps and measure.
+        rows: read the dataset to find its longest batch.
+        measured: run two training steps and measure.
 
     Raises:
         UserError: a mistake in config, model or data.
@@ -119,7 +119,7 @@ def answer(config: Mapping[str, Any], rows: bool = False, measured: bool = False
     from sft.config.build import build
 
     config = with_lengths(config)
-    found = places()
+    found = device_memories()
     model_config = load_config(build(config["model"], where="model", allowed=config.get("allow_targets") or []))
     batch, evaluation = _batches(config, rows)
     estimator = Estimator(config, found[0].device, model_config)
@@ -132,7 +132,7 @@ def answer(config: Mapping[str, Any], rows: bool = False, measured: bool = False
         from sft.training.estimate.measure import measure
 
         real = measure(config, batch, estimate.checkpointing)
-    return Answer(estimate, found, advice, real)
+    return EstimateReport(estimate, found, advice, real)
 
 
 def _batches(config: Mapping[str, Any], rows: bool) -> tuple[Batch, Batch | None]:
@@ -143,5 +143,5 @@ def _batches(config: Mapping[str, Any], rows: bool) -> tuple[Batch, Batch | None
     data = prepare_inputs(config).data
     trainer = config["trainer"]
     batch = longest_batch([data.train], int(trainer.get("per_device_train_batch_size") or 8))
-    assert batch is not None  # prepare refuses a dataset without rows
+    assert batch is not None  # preparing refuses a dataset without rows
     return batch, longest_batch(list(data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))

@@ -1,4 +1,4 @@
-"""What the page's buttons do; each function takes the page's values and gives its new ones."""
+"""Event handlers of the page: each takes the page's values and returns its new ones."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ import gradio as gr
 
 from sft.config.errors import UserError
 from sft.evaluation.sampling import Sampling
-from sft.inference.talk import Message
-from sft.inference.web.saved import Saved
-from sft.inference.web.session import BASE, TUNED, Session, Shown, Wish, answers
-from sft.inference.web.shelf import Shelf
+from sft.inference.chat_session import Message
+from sft.inference.web.model_pool import ModelPool
+from sft.inference.web.saved import SavedConversations
+from sft.inference.web.session import BASE, TUNED, ChatOptions, PageState, TabSession, stream_answers
 
-MOST_SESSIONS = 500  # conversations kept in memory; the oldest gives way
+MOST_SESSIONS = 500  # conversations kept in memory; beyond that the oldest is dropped
 
 Row = dict[str, Any]
 
 
-class Desk:
-    """The tabs' conversations, and what is done with them.
+class Handlers:
+    """The handlers of the page's events, with the conversations of its tabs.
 
     Args:
-        shelf: the models.
-        saved: the files.
+        pool: the models.
+        saved: the saved conversations.
     """
 
-    def __init__(self, shelf: Shelf, saved: Saved) -> None:
-        self.shelf, self.saved = shelf, saved
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+    def __init__(self, pool: ModelPool, saved: SavedConversations) -> None:
+        self.pool, self.saved = pool, saved
+        self._sessions: OrderedDict[str, TabSession] = OrderedDict()
         self._lock = threading.Lock()
 
-    def session(self, request: gr.Request) -> Session:
+    def session(self, request: gr.Request) -> TabSession:
         """The conversation of the tab that a request comes from."""
         key = request.session_hash or ""
         with self._lock:
-            session = self._sessions.setdefault(key, Session())
+            session = self._sessions.setdefault(key, TabSession())
             self._sessions.move_to_end(key)
             while len(self._sessions) > MOST_SESSIONS:
                 self._sessions.popitem(last=False)[1].stop.set()
         return session
 
     def leave(self, request: gr.Request) -> None:
-        """A tab was closed: its answer ends, its conversation is forgotten."""
+        """Stop the answer of a closed tab and forget its conversation."""
         with self._lock:
             session = self._sessions.pop(request.session_hash or "", None)
         if session is not None:
             session.stop.set()
 
     def stop_all(self) -> None:
-        """End every answer that is being made."""
+        """Stop every answer that is being generated."""
         with self._lock:
             for session in self._sessions.values():
                 session.stop.set()
@@ -66,37 +66,37 @@ class Desk:
         """Answer a message, piece by piece.
 
         Yields:
-            what stands in the message box, the two conversations, the note.
+            the message box, the two conversations, the note.
         """
         session = self.session(request)
         if not (text or "").strip():
             yield (gr.skip(), gr.skip(), gr.skip(), "there is nothing to answer")
             return
         for shown in self._answers(session, model, system, compare, sampling, text.strip()):
-            # a message that got no answer goes back into the box
+            # a message without an answer goes back into the box
             yield (text if shown.failed else "", *_rows(shown.sides), shown.note)
 
     def regenerate(
         self, model: str, system: str, compare: bool, *sampling: Any, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Another answer to the last message. Yields the two conversations and the note."""
+        """Answer the last message again. Yields the two conversations and the note."""
         for shown in self._answers(self.session(request), model, system, compare, sampling, None):
             yield (*_rows(shown.sides), shown.note)
 
     def _answers(
-        self, session: Session, model: str, system: str, compare: bool, sampling: tuple[Any, ...], text: str | None
-    ) -> Iterator[Shown]:
+        self, session: TabSession, model: str, system: str, compare: bool, sampling: tuple[Any, ...], text: str | None
+    ) -> Iterator[PageState]:
         try:
             if text is None and not session.sides[TUNED]:
                 raise UserError("nothing has been asked yet")
-            wish = Wish(model, system or "", bool(compare), sampling_of(sampling))
+            options = ChatOptions(model, system or "", bool(compare), sampling_of(sampling))
         except UserError as error:
-            yield Shown(session.sides, str(error), failed=True)
+            yield PageState(session.sides, str(error), failed=True)
             return
-        yield from answers(self.shelf, session, wish, text)
+        yield from stream_answers(self.pool, session, options, text)
 
     def stop(self, request: gr.Request) -> None:
-        """End the answer that is being made; what there is of it stays."""
+        """Stop the answer that is being generated; its text so far stays."""
         self.session(request).stop.set()
 
     def clear(self, request: gr.Request) -> tuple[Any, ...]:
@@ -106,14 +106,14 @@ class Desk:
 
     # -- files ---------------------------------------------------------------------------------------------------------
     def save(self, system: str, model: str, request: gr.Request) -> tuple[Any, ...]:
-        """Write the conversation. Gives the note and the list of files."""
+        """Save the conversation. Returns the note and the list of files."""
         session = self.session(request)
         tuned, base = session.sides
         try:
             if not tuned:
                 raise UserError("nothing has been said yet")
-            if session.wish is not None:  # as it was asked, not as the page is set by now
-                system, model = session.wish.system, session.wish.model
+            if session.options is not None:  # the values of the last question, not the page's current ones
+                system, model = session.options.system, session.options.model
             both = _with_system(tuned, system), _with_system(base, system) if session.compared else []
             session.file = self.saved.write(both[TUNED], model, both[BASE], session.file)
         except UserError as error:
@@ -121,34 +121,35 @@ class Desk:
         return f"saved in {session.file}", gr.update(choices=self.saved.names(), value=session.file.name)
 
     def open(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """Go on with a saved conversation. Gives the two conversations, the system prompt and the note."""
+        """Open a saved conversation. Returns the two conversations, the system prompt and the note."""
         try:
             if not name:
-                raise UserError("no conversation is picked")
+                raise UserError("no conversation is selected")
             messages = self.saved.read(name)
         except UserError as error:
             return gr.skip(), gr.skip(), gr.skip(), str(error)
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
         session = self.session(request)
         session.reset([message for message in messages if message["role"] != "system"])
-        session.wish = None
+        session.options = None
         return *_rows(session.sides), system, f"opened {name}"
 
     # -- models --------------------------------------------------------------------------------------------------------
     def pick(self, model: str) -> tuple[Any, ...]:
-        """Another model. Gives its facts, its system prompt, whether it can be compared, the base's side, the note."""
+        """Select a model. Returns its facts, system prompt, the checkbox for the base, the base's side, and the
+        note."""
         try:
-            card = self.shelf.card(model)
+            summary = self.pool.summary(model)
         except UserError as error:
             return "", gr.skip(), gr.skip(), gr.skip(), str(error)
-        compare = gr.update(interactive=True) if card.has_base else gr.update(interactive=False, value=False)
-        side = gr.skip() if card.has_base else gr.update(visible=False)
-        return card.facts, card.system, compare, side, ""
+        compare = gr.update(interactive=True) if summary.has_base else gr.update(interactive=False, value=False)
+        side = gr.skip() if summary.has_base else gr.update(visible=False)
+        return summary.facts, summary.system, compare, side, ""
 
     def lists(self) -> tuple[Any, ...]:
-        """The models and the files that there are by now."""
-        self.shelf.look()
-        return gr.update(choices=self.shelf.names), gr.update(choices=self.saved.names())
+        """The current lists of models and files."""
+        self.pool.scan_runs()
+        return gr.update(choices=self.pool.names), gr.update(choices=self.saved.names())
 
 
 def sampling_of(values: tuple[Any, ...]) -> Sampling:
@@ -161,10 +162,10 @@ def sampling_of(values: tuple[Any, ...]) -> Sampling:
     for name, default in asdict(Sampling()).items():
         value = given[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-            raise UserError("is no number", where=name)
+            raise UserError("is not a number", where=name)
         if isinstance(default, int):
             if value != int(value):
-                raise UserError(f"{value} is no whole number", where=name)
+                raise UserError(f"{value} is not a whole number", where=name)
             given[name] = int(value)
     return Sampling.of(given)
 
@@ -177,9 +178,9 @@ def _with_system(messages: list[Message], system: str) -> list[Message]:
 
 
 def _rows(sides: tuple[list[Message], list[Message]]) -> tuple[list[Row], list[Row]]:
-    """As Gradio shows them: escaped, for it takes what it is given for HTML, with Markdown off too.
+    """The conversations as Gradio needs them: escaped, because it renders HTML even with Markdown off.
 
-    A plain string would lose its indentation there; a part of type text goes through as it is.
+    A plain string would lose its indentation; a part of type text is kept as it is.
     """
     tuned, base = ([_row(message) for message in side] for side in sides)
     return tuned, base
