@@ -14,17 +14,27 @@ class FusedLauncher(Launcher):
     Args:
         n_jobs: how many at a time; None: as many as the memory allows.
         max_tokens_per_step: of a pass; None: no bound but the memory's.
+        processes: how many, each with a group of its own; None: one a card, one without any.
     """
 
-    def __init__(self, n_jobs: int | None = None, max_tokens_per_step: int | None = None) -> None:
-        self.n_jobs, self.max_tokens = n_jobs, max_tokens_per_step
+    def __init__(
+        self, n_jobs: int | None = None, max_tokens_per_step: int | None = None, processes: int | None = None
+    ) -> None:
+        self.n_jobs, self.max_tokens, self.processes = n_jobs, max_tokens_per_step, processes
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sft.sweep.launchers.fused import run_fused
+        from sft.sweep.launchers.job import Sweep, record_lost_jobs
+        from sft.sweep.launchers.shares import processes_for, run_shares
 
-        return run_fused(
-            self.context, self.task, self.config, job_overrides, initial_job_idx, self.n_jobs, self.max_tokens
-        )
+        processes = min(processes_for(self.processes), len(job_overrides))
+        if processes == 1:
+            given = self.context, self.task, self.config
+            return run_fused(*given, job_overrides, initial_job_idx, self.n_jobs, self.max_tokens)
+        sweep = Sweep.of(self.context, self.task, self.config)
+        returned = run_shares(sweep, job_overrides, initial_job_idx, processes, self.n_jobs, self.max_tokens)
+        record_lost_jobs(self.config, returned, initial_job_idx)
+        return returned

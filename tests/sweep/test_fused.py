@@ -294,3 +294,29 @@ def test_a_rung_keeps_one_in_so_many_and_judges_by_the_direction():
     rungs.report(1, 20, 0.5)
     rungs.report(2, 20, 0.6)
     assert [rungs.is_out(job, 20) for job in (1, 2)] == [True, False]
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_the_jobs(command, tmp_path):
+    pytest.importorskip("joblib")
+    done = fused(
+        command, tmp_path / "sweep", *STEPS, "lora.r=4,8", "seed=1,2,3", "hydra.launcher.processes=2", at_once=2
+    )
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "sweep"
+    assert states(directory) == dict.fromkeys(range(6), "finished")
+    pids = {json.loads(path.read_text())["sessions"][-1]["pid"] for path in directory.glob("*/run.json")}
+    assert len(pids) == 2
+    alone = train(compose(*BASE, *STEPS, "lora.r=8", "seed=3", f"hydra.run.dir={tmp_path / 'alone'}"))
+    assert_trained_alike(next(directory.glob("5_*")), alone.directory)
+
+
+def test_a_job_is_claimed_by_one_process_and_again_when_that_died(tmp_path):
+    from sft.sweep.launchers.shares import Claims
+
+    claims = Claims(tmp_path)
+    assert claims.take(3) and not claims.take(3)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "4").write_text(str(gone.pid))
+    assert claims.take(4) and not claims.take(4)

@@ -50,6 +50,21 @@ def run_fused(
     Raises:
         PastHydra: jobs were interrupted; those that ran have written their checkpoints.
     """
+    returned = run_claimed(context, task, config, jobs, first, n_jobs, max_tokens)
+    return [returned[first + at] for at in range(len(jobs))]
+
+
+def run_claimed(
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    first: int,
+    n_jobs: int | None,
+    max_tokens: int | None,
+    claim: Callable[[int], bool] = lambda number: True,
+) -> dict[int, JobReturn]:
+    """As `run_fused`, those jobs that `claim` gives to this process, by number; asked as places become free."""
     setup_globals()
     directory(config).mkdir(parents=True, exist_ok=True)
     rungs = _rungs(config)
@@ -58,11 +73,12 @@ def run_fused(
     together, alone = by_base(composed)
     for numbers in together:
         jobs_of_one_base = {number: partial(_run, context, task, composed[number], number, rungs) for number in numbers}
-        returned |= train_together(jobs_of_one_base, n_jobs, max_tokens)
+        returned |= train_together(jobs_of_one_base, n_jobs, max_tokens, claim)
     for number, reason in alone.items():
-        _say(f"job {number} trains by itself: {reason}")
-        returned[number] = _run(context, task, composed[number], number)
-    return [returned[number] for number in composed]
+        if claim(number):
+            _say(f"job {number} trains by itself: {reason}")
+            returned[number] = _run(context, task, composed[number], number)
+    return returned
 
 
 def _composed(context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
@@ -106,9 +122,17 @@ def _why_hydra_alone(hydra: DictConfig) -> str | None:
 
 
 def train_together(
-    jobs: Mapping[int, Callable[[], Any]], n_jobs: int | None = None, max_tokens: int | None = None
+    jobs: Mapping[int, Callable[[], Any]],
+    n_jobs: int | None = None,
+    max_tokens: int | None = None,
+    claim: Callable[[int], bool] = lambda number: True,
 ) -> dict[int, Any]:
     """Run jobs of one base together; gives what each returned.
+
+    Args:
+        jobs: what runs each, by number.
+        n_jobs, max_tokens: as for `run_fused`.
+        claim: whether a job is this process's to train, asked when there is room for it.
 
     Raises:
         BaseException: what the first job raised that was interrupted, or else any; the others have ended by then.
@@ -131,7 +155,7 @@ def train_together(
 
     try:
         with _signals_to(group), table:
-            group.run([QueuedJob(number, run) for number, run in jobs.items()], ended)
+            group.run((QueuedJob(number, run) for number, run in jobs.items() if claim(number)), ended)
     finally:
         passes.close()
     if group.stopping and not errors:

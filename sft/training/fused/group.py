@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,18 +135,22 @@ class Group:
         self.stopping = False
         self.shared, self.free = 0, 0  # bytes that all jobs take together but for their own, and that there are
 
-    def run(self, jobs: Sequence[QueuedJob], ended: Callable[[Member], None]) -> None:
+    def run(self, jobs: Iterable[QueuedJob], ended: Callable[[Member], None]) -> None:
         """Run all jobs to their end.
 
         Args:
+            jobs: the next one is taken when there is room for it.
             ended: called with each that has ended, in the order of their ends.
         """
-        pending = deque(jobs)
-        while self.members or (pending and not self.stopping):
-            while pending and not self.stopping and self._has_room():
-                self.members.append(Member(self, pending.popleft()))
-                self._give_turn(self.members[-1])
-                self._drop_ended(ended)
+        pending, more = iter(jobs), True
+        while self.members or (more and not self.stopping):
+            while more and not self.stopping and self._has_room():
+                job = next(pending, None)
+                more = job is not None
+                if job is not None:
+                    self.members.append(Member(self, job))
+                    self._give_turn(self.members[-1])
+                    self._drop_ended(ended)
             for member in list(self.members):
                 if member.request is None:
                     self._give_turn(member)
