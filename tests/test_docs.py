@@ -145,6 +145,13 @@ def test_links_between_pages_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tests_that_a_page_names_are_there(page):
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8"))
+    missing = [file for file, _ in named if not (ROOT / file).is_file()]
+    assert missing == [] and [each for each in named if each[1] not in (ROOT / each[0]).read_text()] == []
+
+
 def test_readme_starts_with_the_two_commands():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines[1:6] if line] == ["```", "make demo", "make test", "```"]

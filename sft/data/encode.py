@@ -21,6 +21,7 @@ from sft.config.errors import UserError
 from sft.data.documents import IGNORE
 from sft.data.formats.errors import RowError
 from sft.data.report.notes import Notes, collected
+from sft.system.processes import usable_cores
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -132,7 +133,7 @@ def encode_rows(
     rows = iter(rows)
     head = list(islice(rows, ROWS_FOR_PROCESSES))
     if processes is None:
-        processes = min(PROCESSES, _cores()) if len(head) == ROWS_FOR_PROCESSES else 1
+        processes = min(PROCESSES, usable_cores()) if len(head) == ROWS_FOR_PROCESSES else 1
     chunks = _chunks(chained(head, rows))
     if processes <= 1 or current_process().daemon:
         for places, items in chunks:
@@ -232,10 +233,6 @@ def chained(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     yield from head
     head.clear()
     yield from rest
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _kind(problem: str) -> str:

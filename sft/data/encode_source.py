@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -19,6 +19,7 @@ from sft.data.content import Options
 from sft.data.encode import COLUMNS, Chunk, RowEncoder, chained, encode_rows
 from sft.data.formats import Converter, RowError, recognise
 from sft.data.formats.converter import HEAD
+from sft.data.formats.errors import without_broken
 from sft.data.readers import read_source
 from sft.data.report.notes import Notes, collected
 from sft.data.source import Source
@@ -178,16 +179,7 @@ def _check(row_encoder: RowEncoder, items: list[Any], count: int) -> int:
         return 0
     chosen = items[: count // 2]
     chosen += Random(0).sample(items[len(chosen) :], min(count - len(chosen), len(items) - len(chosen)))
-    conversations = list(_conversations(row_encoder, chosen))
+    conversations = list(without_broken(row_encoder.conversation, chosen))
     if conversations:
         row_encoder.encoder.check(conversations)
     return len(conversations)
-
-
-def _conversations(row_encoder: RowEncoder, items: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The conversations among the rows, broken ones left out."""
-    for item in items:
-        try:
-            yield row_encoder.conversation(item)
-        except RowError:
-            continue

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 from sft.data.cache import Cache
 from sft.data.cache.keys import key_of
 from sft.data.content import Options, content_of, facts_of
-from sft.data.formats import Converter, RowError, recognise
+from sft.data.formats import recognise
 from sft.data.formats.converter import HEAD
+from sft.data.formats.errors import without_broken
 from sft.data.readers import read_source
 from sft.data.source import Source
 
@@ -33,21 +34,12 @@ def sample(
         converter = recognise(
             source, head, where, use_text_column=options.use_text_column, consecutive=options.consecutive
         )
-        chosen = _of_every_shape(_converted(converter, head), count)
+        chosen = _of_every_shape(without_broken(converter.to_conversation, head), count)
         if content is None:
             return chosen, converter.format
         with cache.writer(key) as writer:
             entry = writer.commit({"conversations": chosen, "format": converter.format})
     return entry.meta["conversations"], entry.meta["format"]
-
-
-def _converted(converter: Converter, rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The conversations among the rows, broken ones left out."""
-    for row in rows:
-        try:
-            yield converter.to_conversation(row)
-        except RowError:
-            continue
 
 
 def _of_every_shape(conversations: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft.model.facts import stored_bytes
 from sft.model.tokenizer_files import save_tokenizer
-from sft.run.disk.atomic import replacing_directory
+from sft.run.disk.atomic import let_read, replacing_directory
 from sft.run.disk.errors import check_free_space, storage_errors
 
 SHARD = "5GB"  # of a safetensors file at most
@@ -144,6 +144,4 @@ def _written_whole(target: Path, size: int) -> Iterator[Path]:
     check_free_space(target, size)
     with replacing_directory(target) as beside, storage_errors(target, size):
         yield beside
-        beside.chmod(0o755)
-        for path in beside.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+        let_read(beside)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.run.disk.digest import sha256_of
+from sft.system.processes import usable_cores
 
 MANIFEST = "manifest.json"
 _PICKLED = {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
@@ -71,7 +72,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
 def checksums(directory: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
     """``{relative path: {"bytes", "sha256"}}`` of the files below a directory, but for the manifest; read in parallel."""
     paths = sorted(names) if names is not None else _relative_files(directory)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
         digests = list(pool.map(lambda path: sha256_of(directory / path), paths))
     return {
         path: {"bytes": (directory / path).stat().st_size, "sha256": digest}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 from sft.config.errors import UserError, raise_all
 from sft.config.rank import world_size
 from sft.run.directory import RunDirectory
+from sft.run.disk.digest import sha256_of
 from sft.run.environment import git_state
 from sft.run.record import read_record
 from sft.training.job import Job
@@ -172,10 +172,7 @@ def _weights(then: RunDirectory, now: RunDirectory) -> list[Row]:
 
 
 def _digest(path: Path | None) -> str:
-    if path is None:
-        return "missing"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "missing" if path is None else sha256_of(path)
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sft.config.errors import UserError
 from sft.config.rank import local_world_size, world_size
+from sft.system.processes import usable_cores
 
 
 def prepare_threads() -> None:
@@ -49,5 +50,4 @@ def refuse_several(name: str, multirun: bool, distributed: bool) -> None:
             where=f"sft.{name}",
             remedy=f"python -m sft.{name} ... without torchrun or accelerate launch",
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local_world_size())))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_world_size())))

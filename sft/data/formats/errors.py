@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -21,6 +22,15 @@ class RowError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (self.kind, self.reason, self.broken))
+
+
+def without_broken(convert: Callable[[Any], Any], rows: Iterable[Any]) -> Iterator[Any]:
+    """What rows are converted to, those left out that are no conversation."""
+    for row in rows:
+        try:
+            yield convert(row)
+        except RowError:
+            continue
 
 
 def _rebuild(kind: str, reason: str, broken: bool) -> RowError:

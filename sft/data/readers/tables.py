@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import IO, Any
 
 from sft.config.errors import UserError
@@ -32,7 +33,7 @@ def read_csv(stream: IO[bytes], label: str, delimiter: str | None = None) -> Row
         return
     if first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise UserError("the file is UTF-16", where=label, remedy="convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
-    reader = csv.reader(_chain(first, text), delimiter=delimiter or _delimiter(first), strict=True)
+    reader = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first), strict=True)
     header = _header(reader, label)
     number = 0
     while True:
@@ -197,11 +198,6 @@ def _holds_struct(kind: Any) -> bool:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _holds_struct(kind.value_type)
     return types.is_struct(kind)
-
-
-def _chain(first: str, rest: Iterable[str]) -> Iterable[str]:
-    yield first
-    yield from rest
 
 
 def _delimiter(header: str) -> str:

@@ -9,13 +9,13 @@ quantization lost and leaves the quantized base alone.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sft.model.spec import MUTATING, Model
+from sft.run.disk.atomic import replacing
 
 
 def keep_initial(adapted: Any, config: Any) -> None:
@@ -47,9 +47,8 @@ def convert_saved(adapted: Any, directory: Path) -> None:
             torch.cat([state[name], start], dim=0) if ".lora_A." in name else torch.cat([state[name], -start], dim=1)
         )
         state[name] = joined.contiguous()
-    beside = path.with_suffix(".converted")  # load_file returned the old file itself, mapped into memory
-    save_file(state, beside, metadata={"format": "pt"})
-    os.replace(beside, path)
+    with replacing(path) as beside:  # load_file returned the old file itself, mapped into memory
+        save_file(state, beside, metadata={"format": "pt"})
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
     # scaling is alpha / r, or alpha / sqrt(r) with rank-stabilized LoRA, and has to stay the same

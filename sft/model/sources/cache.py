@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sft.config.errors import UserError
 from sft.config.paths import cache_dir
+from sft.run.disk.atomic import let_read
 
 ABANDONED_AFTER = 3600.0  # seconds; an incomplete directory older than this was left by a killed process
 
@@ -36,9 +37,7 @@ def cached_model(name: str, build: Callable[[Path], None]) -> Path:
         ) from error
     try:
         build(beside)
-        beside.chmod(0o755)  # mkdtemp and safetensors write with owner-only permissions, and a cache may be shared
-        for path in beside.iterdir():
-            path.chmod(0o644)
+        let_read(beside)  # a cache may be shared
         os.rename(beside, target)
     except OSError as error:
         if not target.is_dir():

@@ -73,6 +73,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             raise
 
 
+def let_read(directory: Path) -> None:
+    """Let everybody read a directory and its files: temporary ones, and those that safetensors writes, are the owner's."""
+    directory.chmod(0o755)
+    for path in directory.iterdir():
+        path.chmod(0o644)
+
+
 def swap_directory(new: Path, path: Path) -> None:
     """Replace ``path`` by the directory ``new``; an older ``path`` is renamed first and removed afterwards."""
     old = path.with_name(f"{TEMPORARY}old-{path.name}")

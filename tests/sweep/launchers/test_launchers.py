@@ -16,7 +16,7 @@ from sft.config.errors import Interrupted, PastHydra
 from sft.sweep.launchers.devices import assign_devices, claim_slot, threads_each, use_devices, visible_devices
 from sft.sweep.launchers.submit import Submitted, _result
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOOR = '''
 import json, os
 from pathlib import Path

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sft.api import compose, train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BASE = [
     "model=tiny",
     "model.dtype=float32",

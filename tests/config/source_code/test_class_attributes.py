@@ -210,7 +210,7 @@ def test_nothing_is_imported():
         "print(read('sft.training.with_trl.TrlArguments', 'own_loss'), read('transformers.EarlyStoppingCallback', 'role'), "
         "{'torch', 'transformers', 'trl', 'sft.training.with_trl'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.split() == ["True", "stops_early", "set()"]
 
 
