@@ -1,9 +1,9 @@
-"""Runs commands of sft, each in a process of its own, without importing torch and transformers again for each.
+"""Runs commands of sft, each in its own process, without importing torch and transformers again for each.
 
 `python tests/commands.py` imports them once, and forks for every line on its standard input:
-`{"module", "arguments", "cwd", "env", "stdout", "stderr"}`. It answers with the process's number, and with its exit
-code when it has ended. What is tested is the command as a user runs it, from its arguments to its exit code; that
-`python -m` starts it, and what it imports, is for tests/test_commands.py. (multiprocessing's own fork server ends its
+`{"module", "arguments", "cwd", "env", "stdout", "stderr"}`. It answers with the process's id, and with its exit
+code when it has ended. This tests the command as a user runs it, from its arguments to its exit code; that `python -m`
+starts it, and what it imports, is tested by tests/test_commands.py. (multiprocessing's own fork server ends its
 processes without their exit handlers, which a command has.)
 """
 

@@ -38,7 +38,7 @@ def test_train_prints_its_directory_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--help"], ["--cfg", "job", "lora.r=8"]])
-def test_looking_at_the_config_loads_nothing_heavy(flags):
+def test_showing_the_config_imports_nothing_heavy(flags):
     code = (
         "import atexit, sys, runpy; sys.argv = ['sft.train', *sys.argv[1:]];"
         "atexit.register(lambda: print('heavy:', sorted({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)), file=sys.stderr));"
@@ -62,14 +62,14 @@ def test_looking_at_the_config_loads_nothing_heavy(flags):
         (["-m", "lora=none,r8", "lora.r=4"], ["lora is off (lora=none)"]),
     ],
 )
-def test_a_users_mistake_exits_2_with_a_few_lines(tmp_path, arguments, says):
+def test_a_user_error_exits_with_2_and_a_few_lines(tmp_path, arguments, says):
     done = sft("train", *TINY, *arguments, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2, done.stdout + done.stderr
     assert all(text in done.stderr for text in says), done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path, command):
+def test_broken_rows_exit_with_2_and_name_file_and_rows(tmp_path, command):
     rows = tmp_path / "bad.jsonl"
     rows.write_text(
         '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
@@ -84,7 +84,7 @@ def test_broken_rows_exit_2_and_name_file_and_rows(tmp_path, command):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number, code):
+def test_a_signal_writes_a_checkpoint_and_sets_the_exit_code(tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(
         [
@@ -116,7 +116,7 @@ def test_preview_shows_rows_without_weights(tmp_path, command):
     assert len((tmp_path / "p" / "preview.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_wheel_holds_the_configs(tmp_path):
+def test_a_wheel_contains_the_configs(tmp_path):
     import tomllib
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]

@@ -1,6 +1,6 @@
 """The documentation's commands and links: every command composes and passes the check, so a renamed key breaks a test.
 
-The slow tests run them, as a newcomer would: in an empty directory, with the tiny model in place of those of the hub.
+The slow tests run them as a new user would: in an empty directory, with the tiny model instead of hub models.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def filled(arguments: tuple[str, ...], workplace: Path) -> tuple[str, ...]:
     return tuple(PLACEHOLDERS.sub(str(workplace / "there"), argument) for argument in arguments)
 
 
-def test_the_pages_have_commands_of_every_door():
-    doors = {path.stem for path in (ROOT / "sft").glob("*.py")} - {"__init__", "api"}
+def test_the_pages_have_every_command():
+    commands = {path.stem for path in (ROOT / "sft").glob("*.py")} - {"__init__", "api"}
     named = {command.name for command in COMMANDS}
-    assert named <= doors, "a command that does not exist"
+    assert named <= commands, "a command that does not exist"
     assert {"train", "preview"} <= named
 
 
@@ -127,20 +127,20 @@ def test_a_command_composes_and_passes_the_check(command, loader, workplace, mon
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.line in MISTAKES], ids=lambda c: c.line)
-def test_a_mistake_that_is_shown_is_still_one(command, loader):
+def test_documented_mistakes_are_still_refused(command, loader):
     assert MISTAKES[command.line] in faults(loader, command.name, command.arguments)
 
 
-def test_every_mistake_is_shown_somewhere():
+def test_every_kind_of_mistake_is_documented():
     assert set(MISTAKES) == {command.line for command in COMMANDS} & set(MISTAKES)
 
 
-def test_a_key_that_does_not_exist_would_be_noticed(loader):
+def test_an_unknown_key_would_be_detected(loader):
     assert "no such key" in faults(loader, "train", ("lora.rnak=8",))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "outputs/README.md"], ids=lambda p: p.name)
-def test_links_between_pages_lead_somewhere(page):
+def test_links_between_pages_are_valid(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
@@ -325,7 +325,7 @@ def test_a_command_does_what_the_page_says(command, day):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", REFUSED)
-def test_the_mistakes_that_are_refused_are_still_on_a_page(line):
+def test_the_refused_mistakes_are_still_documented(line):
     assert line in {command.line for command in DAILY}
 
 
@@ -337,7 +337,7 @@ def without_figures(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_worked_example_of_contributing_is_what_a_new_user_gets(tmp_path, tmp_path_factory):
+def test_the_worked_example_of_contributing_works(tmp_path, tmp_path_factory):
     day = Day(tmp_path, tmp_path_factory.mktemp("cache"))
     example_files(tmp_path)
     shown = [

@@ -1,4 +1,4 @@
-"""What the doctor tells, and what it keeps to itself."""
+"""What the doctor reports, and what it keeps secret."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def test_keys_are_named_and_never_shown(overrides, monkeypatch, capsys, tmp_path
         assert "MY_OWN_API_KEY" in shown.out and "torch" in shown.out
 
 
-def test_what_is_missing_says_for_what_and_how_to_get_it(monkeypatch):
+def test_missing_packages_are_listed_with_purpose_and_install_command(monkeypatch):
     from sft.model import doctor as examined
 
     monkeypatch.setattr(examined, "_version", lambda name: None if name == "gradio" else "1.0")

@@ -20,7 +20,7 @@ def without_control_characters(text: str) -> str:
 
 
 def printable(text: str, instead: str = " ") -> str:
-    """Text with something in place of each character that nobody would see, line breaks among them."""
+    """Text with invisible characters, including line breaks, replaced by visible ones."""
     return "".join(c if c.isprintable() else instead for c in text)
 
 
@@ -60,7 +60,7 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str, prefix: str = 
 
 
 def closest_names(name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """At most so many names that are like this one, the likest first."""
+    """At most this many names similar to this one, the most similar first."""
     import difflib
 
     return difflib.get_close_matches(name, list(names), n=most, cutoff=cutoff)

@@ -1,6 +1,6 @@
-"""What may differ between two starts of one run because nothing of it reaches the weights.
+"""Settings that may differ between two starts of a run because they do not affect the weights.
 
-A class lists such settings of its own under `weight_neutral`, beside where they are defined: names, or patterns as "save_*".
+A class lists such settings under `weight_neutral`, next to their definition: names, or patterns such as "save_*".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def is_weight_neutral(key: str, *configs: Mapping[str, Any]) -> bool:
     """Whether a key has no effect on the weights of a run.
 
     Args:
-        key: dotted, from the top of the config; what lies below a setting is part of it.
-        configs: plain; the first in which something is built where the key lies says of which class.
+        key: dotted, from the top of the config; keys below a setting are part of it.
+        configs: plain; the first one that builds an object at the key determines the class.
     """
     top, _, setting = key.partition(".")
     if top in Train.weight_neutral:
@@ -30,7 +30,7 @@ def is_weight_neutral(key: str, *configs: Mapping[str, Any]) -> bool:
         name, _, setting = setting.partition(".")
     setting = setting.partition(".")[0]
     patterns = class_attribute(_target(configs, top, name), "weight_neutral", ())
-    return any(fnmatchcase(setting, pattern) for pattern in patterns)  # of a node as a whole the setting is ""
+    return any(fnmatchcase(setting, pattern) for pattern in patterns)  # "" stands for a node as a whole
 
 
 def _target(configs: tuple[Mapping[str, Any], ...], top: str, name: str | None) -> Any:
@@ -46,7 +46,7 @@ def _target(configs: tuple[Mapping[str, Any], ...], top: str, name: str | None) 
 
 @functools.cache
 def _packaged_callbacks() -> dict[str, str]:
-    """The `_target_` of each packaged callback: an override may name one that the config is without."""
+    """The `_target_` of each packaged callback: an override may name one that is not in the config."""
     import yaml
 
     found: dict[str, str] = {}

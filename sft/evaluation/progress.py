@@ -1,4 +1,4 @@
-"""How far a long evaluation is, told now and then."""
+"""Progress messages of a long evaluation."""
 
 from __future__ import annotations
 

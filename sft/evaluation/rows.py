@@ -1,4 +1,4 @@
-"""eval_rows.json: what each evaluation row scored, so that two runs can be compared row by row."""
+"""eval_rows.json: the scores of each evaluation row, so that two runs can be compared row by row."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NAME = "eval_rows.json"
 def write_rows(
     run: RunDirectory, losses: Mapping[str, Sequence[tuple[float, int, int]]], matches: Mapping[str, Sequence[float]]
 ) -> None:
-    """Keep what each evaluation row scored.
+    """Store the scores of each evaluation row.
 
     Args:
-        losses: of each source (summed loss, right tokens, tokens) by row.
-        matches: of each source whether the answer is the expected one, 0 or 1, by row.
+        losses: for each source (summed loss, correct tokens, tokens) by row.
+        matches: for each source whether the answer is the expected one, 0 or 1, by row.
     """
     content: dict[str, Any] = {
         name: {key: [row[at] for row in rows] for at, key in enumerate(("loss", "correct", "tokens"))}

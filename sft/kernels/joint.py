@@ -1,9 +1,10 @@
-"""Several jobs in one pass of a base model: it is computed once for all their tokens, each job's adapter for its own.
+"""Several jobs in one pass of a base model: it is computed once for all their tokens, each adapter for its job's
+tokens.
 
-A pass is one padding-free row of the documents of all jobs, each job's in one stretch (`Stretch`). A `JointLinear`
-stands where some job adapts a linear layer and adds to every stretch what its job's own layer adds; attention keeps to
-the documents of each stretch. Training N adapters so is that of each alone: the parameters of one reach the loss of no
-other (Ye et al. 2023, "mLoRA"; Zhu et al. 2025, "LoRAFusion").
+A pass is one padding-free row of the documents of all jobs, each job's in one contiguous segment (`Stretch`). A
+`JointLinear` replaces a linear layer that some job adapts and adds each job's own branch to its segment; attention
+stays within the documents of each segment. Training N adapters this way equals training each alone: the parameters of
+one do not affect the loss of another (Ye et al. 2023, "mLoRA"; Zhu et al. 2025, "LoRAFusion").
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sft.kernels.adapted import AdaptedLinear
 from sft.kernels.attention import varlen_attention, varlen_mask
 from sft.kernels.lowrank import autocast_dtype, branch_of, low_rank, only_adapter
 
-JOINT = "sft_joint"  # the attention implementation of a model that computes several jobs
+JOINT = "sft_joint"  # the attention implementation of a model with several jobs
 
 RngState = AbstractContextManager[Any]
 
@@ -37,9 +38,9 @@ class Stretch:
     Attributes:
         job: its number.
         start, stop: its tokens.
-        borders: of its documents, `cu_seq_lens_q`, `cu_seq_lens_k` and so on, counted from `start`.
-        draws: gives the job's own random state for the time of a block; None where nothing is drawn.
-        noise: adds to its embeddings; None for nothing.
+        borders: boundaries of its documents, `cu_seq_lens_q`, `cu_seq_lens_k` and so on, relative to `start`.
+        draws: activates the job's own random state within a block; None if no random numbers are used.
+        noise: added to its embeddings; None for none.
     """
 
     job: int
@@ -51,12 +52,12 @@ class Stretch:
 
     @property
     def drawing(self) -> RngState:
-        """The job's own random state."""
+        """Use the job's own random state."""
         return self.draws() if self.draws is not None else nullcontext()
 
 
 class _Pass(threading.local):
-    """The stretches of the pass that this thread computes."""
+    """The segments of the pass that this thread computes."""
 
     stretches: tuple[Stretch, ...] = ()
 
@@ -66,7 +67,7 @@ _PASS = _Pass()
 
 @contextmanager
 def computing(stretches: tuple[Stretch, ...]) -> Iterator[None]:
-    """This thread computes these stretches for the time of the block."""
+    """Let this thread compute these segments within the block."""
     before, _PASS.stretches = _PASS.stretches, stretches
     try:
         yield
@@ -81,7 +82,7 @@ class JointLinear(nn.Module):
         base_layer: the frozen layer.
 
     Attributes:
-        layers: each job's own peft layer in the same place; jobs that do not adapt it are not there.
+        layers: each job's own peft layer at this position; jobs that do not adapt it are missing.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -91,10 +92,10 @@ class JointLinear(nn.Module):
         self.layers: dict[int, Any] = {}  # not submodules: their parameters belong to the jobs' models
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., tokens of all stretches, columns] to as many rows.
+        """The output [..., tokens, columns] for the tokens of all segments.
 
         Raises:
-            ValueError: the input has other rows than the pass has tokens (routed to experts, say).
+            ValueError: the input does not have one row per token of the pass (for example because of expert routing).
         """
         stretches = _PASS.stretches
         if x.shape[-2] != stretches[-1].stop or x.numel() != x.shape[-2] * x.shape[-1]:
@@ -107,7 +108,7 @@ class JointLinear(nn.Module):
         return self._by_stretches(x, stretches)
 
     def _by_stretches(self, x: torch.Tensor, stretches: tuple[Stretch, ...]) -> torch.Tensor:
-        """Each stretch's branch by itself: dropout draws for it, or the base's layer is not a plain one."""
+        """Compute each segment's branch separately, because of dropout or an unsupported base layer."""
         lengths = [each.stop - each.start for each in stretches]
         parts = []
         for stretch, base, own in zip(
@@ -126,7 +127,7 @@ class JointLinear(nn.Module):
 
 
 def _adapted(joint: Any, dtype: torch.dtype, autocast: bool) -> AdaptedLinear | None:
-    """The layer with the branches of all stretches, where each is of the kind that is computed whole."""
+    """The layer with the branches of all segments, if all of them can be fused."""
     weight = bias = None
     branches = []
     for stretch in _PASS.stretches:
@@ -154,7 +155,8 @@ def joint_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `varlen_attention`, of each stretch with its own borders; on CUDA in one call, where no documents share anything."""
+    """As `varlen_attention`, for each segment with its own boundaries; on CUDA in one call, if there is no shared
+    prefix."""
     stretches = _PASS.stretches
     lengths = [each.stop - each.start for each in stretches]
     if query.is_cuda:
@@ -165,7 +167,7 @@ def joint_attention(
 
 
 def _joined(stretches: tuple[Stretch, ...]) -> dict[str, Any]:
-    """The borders of all stretches as those of one batch."""
+    """The boundaries of all segments as those of one batch."""
     borders = [each.borders["cu_seq_lens_q"][1:] + each.start for each in stretches]
     first = stretches[0].borders["cu_seq_lens_q"][:1]
     longest = max(int(each.borders["max_length_q"]) for each in stretches)
@@ -179,7 +181,7 @@ def _joined(stretches: tuple[Stretch, ...]) -> dict[str, Any]:
 
 
 def noisy_embeddings(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """A forward hook of the embeddings: each stretch with the noise of its job."""
+    """A forward hook of the embeddings that adds each job's noise to its segment."""
     stretches = _PASS.stretches
     if all(each.noise is None for each in stretches):
         return output
@@ -191,6 +193,6 @@ def noisy_embeddings(module: nn.Module, inputs: Any, output: torch.Tensor) -> to
 
 
 def register() -> None:
-    """Make the attention known to transformers; calling it again changes nothing."""
+    """Register the attention with transformers; idempotent."""
     AttentionInterface.register(JOINT, joint_attention)
     AttentionMaskInterface.register(JOINT, varlen_mask)

@@ -1,4 +1,4 @@
-"""Another model over the same weights: modules of its own, tensors shared."""
+"""A second model with its own modules that shares the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _ORIGINAL = "_view_of"
 
 
 def view_of(model: Any) -> Any:
-    """A copy of a model's modules and settings over the very tensors of the original; no weights are copied.
+    """A copy of a model's modules and settings that uses the original's tensors; no weights are copied.
 
-    What one of them has put into its modules (adapters, hooks, an attention of its own) the other does not see.
+    Changes to the modules of one (adapters, hooks, its attention) do not affect the other.
     """
     shared = [*model.parameters(), *model.buffers()]
-    # bitsandbytes keeps what a quantized weight is unpacked with beside it
+    # bitsandbytes stores the quantization state beside the weight
     holders = [*model.modules(), *model.parameters()]
     shared += [state for holder in holders if (state := getattr(holder, "quant_state", None)) is not None]
     view = copy.deepcopy(model, {id(each): each for each in shared})
@@ -23,5 +23,5 @@ def view_of(model: Any) -> Any:
 
 
 def original_of(model: Any) -> Any:
-    """The model that a view is over; any other model itself."""
+    """The original of a view; any other model itself."""
     return model.__dict__.get(_ORIGINAL, model)

@@ -1,8 +1,8 @@
-"""Whether a job's difference to the winner is more than the rows that both were measured on happened to make it.
+"""Whether a job's difference to the winner is significant with respect to the choice of evaluation rows.
 
-The rows are drawn again with replacement, the same ones for both jobs (a paired bootstrap), and the difference of the
-figure is taken each time: 95% of these lie within the interval. It speaks of other rows of the same kind, and not of
-other seeds: for these a sweep over `seed` has the spread of each point.
+The rows are resampled with replacement, the same ones for both jobs (a paired bootstrap), and the difference of the
+metric is computed each time: 95% of these lie within the interval. It covers other rows of the same kind, but not other
+seeds: for these a sweep over `seed` has the spread of each point.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Rows = dict[str, np.ndarray]  # of a figure and its weight, [rows]
 
 @dataclass(frozen=True)
 class Difference:
-    """A job's figure less the winner's, over the rows that both have.
+    """A job's metric minus the winner's, over their common rows.
 
     Attributes:
         low, high: the ends of the 95% interval.
@@ -46,7 +46,7 @@ class Difference:
 def differences(
     winner: JobResult | None, ranked: Sequence[JobResult], objective: str, direction: str
 ) -> dict[int, Difference]:
-    """Of each job but the winner, by its number; those that cannot be compared row by row are left out.
+    """The difference of each job but the winner, by its number; jobs that cannot be compared row by row are omitted.
 
     Args:
         ranked: jobs that have the objective.
@@ -68,7 +68,7 @@ def difference(rows: Rows, best: Rows, direction: str) -> Difference:
     """The interval of two jobs' difference.
 
     Args:
-        rows, best: `value` and `weight` of each row; a figure is the sum of values over the sum of weights.
+        rows, best: `value` and `weight` of each row; the metric is the sum of values over the sum of weights.
         direction: minimize or maximize.
     """
     from scipy.stats import bootstrap
@@ -100,7 +100,7 @@ def difference(rows: Rows, best: Rows, direction: str) -> Difference:
 
 
 def _rows_of(path: Path | None, objective: str) -> Rows | None:
-    """The rows' values and weights for a figure; None where it is not a mean over rows, or none were kept."""
+    """The rows' values and weights for a metric; None if it is not a mean over rows, or none are stored."""
     match = _FIGURE.fullmatch(objective)
     content = None if path is None else RunDirectory(path).read_json(NAME)
     if match is None or not isinstance(content, dict):
@@ -122,7 +122,7 @@ def _rows_of(path: Path | None, objective: str) -> Rows | None:
 
 
 def _same_rows(first: Path | None, second: Path | None) -> bool:
-    """Whether two runs were measured on the same rows."""
+    """Whether two runs were evaluated on the same rows."""
     found = []
     for path in (first, second):
         record = RunDirectory(path).read_json("run.json") if path is not None else None

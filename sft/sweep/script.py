@@ -1,4 +1,4 @@
-"""A grid of runs from Python: what `python -m sft.train -m` does, without a command line."""
+"""A grid of runs from Python, like `python -m sft.train -m` but without a command line."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run_grid(
 
 
 def _composed(config: DictConfig, points: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> list[DictConfig]:
-    """The config of each job, checked; all of them before the first runs."""
+    """The checked config of each job; all are checked before the first runs."""
     task = {key: value for key, value in config.items() if key != "hydra"}
     found = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +78,7 @@ def _composed(config: DictConfig, points: Sequence[Mapping[str, Any]], directori
 
 
 def _run_all(configs: Sequence[DictConfig], record: SweepRecord, fused: bool, n_jobs: int | None) -> None:
-    """Run the jobs; one that fails is noted and does not stop the others."""
+    """Run the jobs; a failing one is recorded and does not stop the others."""
     from sft.sweep.launchers.fused import by_base, train_together
 
     together, alone = by_base(dict(enumerate(configs))) if fused else ([], dict.fromkeys(range(len(configs)), ""))
@@ -109,7 +109,7 @@ def _work(config: DictConfig, record: SweepRecord, number: int) -> Callable[[], 
 
 
 def _text(value: Any) -> str:
-    """A value as an override has it."""
+    """A value in override syntax."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

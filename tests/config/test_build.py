@@ -5,12 +5,12 @@ import pytest
 from sft.config import UserError, build
 
 
-def test_builds_a_librarys_class_from_its_own_argument_names():
+def test_a_librarys_class_is_built_from_its_own_argument_names():
     lora = build({"_target_": "peft.LoraConfig", "r": 3, "target_modules": ["q_proj"]}, where="lora")
     assert (type(lora).__name__, lora.r, lora.target_modules) == ("LoraConfig", 3, {"q_proj"})
 
 
-def test_nothing_builds_nothing():
+def test_a_missing_node_builds_none():
     assert build(None) is None
 
 
@@ -19,7 +19,7 @@ def test_a_refused_target_is_not_imported():
         build({"_target_": "os.system", "command": "touch owned"}, where="callbacks.evil")
 
 
-def test_what_a_constructor_refuses_is_the_users_error():
+def test_a_constructors_error_becomes_a_user_error():
     with pytest.raises(UserError, match=r"evaluation\.max_new_tokens: 0 is out of range"):
         build({"_target_": "sft.evaluation.spec.Evaluation", "max_new_tokens": 0}, where="evaluation")
     with pytest.raises(UserError, match=r"^trainer: ") as caught:
@@ -30,5 +30,5 @@ def test_what_a_constructor_refuses_is_the_users_error():
     assert "nonsense" in caught.value.what
 
 
-def test_an_extra_argument_wins_over_the_node():
+def test_an_extra_argument_overrides_the_node():
     assert build({"_target_": "peft.LoraConfig", "r": 3}, where="lora", r=5).r == 5

@@ -33,11 +33,11 @@ def test_option_composes_and_passes_the_check(compose, option):
     assert compose(option, *NEEDS.get(option, [])).errors == []
 
 
-def test_every_group_of_the_contract_is_there():
+def test_every_documented_group_exists():
     assert {option.split("=")[0] for option in OPTIONS} == set(GROUPS)
 
 
-def test_options_that_are_off_give_nothing(compose):
+def test_disabled_options_compose_to_none(compose):
     config = compose("quant=none", "lora=none", "callbacks=none", "tracker=none").config
     assert [config[key] for key in ("quant", "lora", "callbacks", "tracker")] == [None] * 4
 

@@ -1,4 +1,4 @@
-"""What lies around a command: .env, directories of configs behind links, flags that do not go together."""
+"""The surroundings of a command: .env, config directories behind symlinks, incompatible flags."""
 
 import pytest
 
@@ -13,14 +13,14 @@ from sft.config.errors import UserError
         b"X%d=%s\n" % (n, b"${X%d}" % (n - 1) * 10) for n in range(1, 10)
     )], ids=["no UTF-8", "UTF-16", "NUL", "endless"]
 )  # fmt: skip
-def test_a_broken_env_file_is_named(content, tmp_path, monkeypatch):
+def test_a_broken_env_file_is_reported(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes(content)
     with pytest.raises(UserError, match=r"\.env: cannot be read"):
         read_dotenv()
 
 
-def test_configs_behind_a_link_are_looked_at_too(tmp_path, monkeypatch):
+def test_configs_behind_a_symlink_are_checked_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/evil.yaml").write_text("a: &a [*a]\n")
@@ -31,7 +31,7 @@ def test_configs_behind_a_link_are_looked_at_too(tmp_path, monkeypatch):
         check_command(config_loader(), "train", ["callbacks=evil"], "train", False)
 
 
-def test_smoothing_that_no_loss_here_does_is_refused():
+def test_unsupported_label_smoothing_is_refused():
     with pytest.raises(UserError, match=r"trainer\.label_smoothing_factor: the loss is plain cross entropy"):
         compose("model=tiny", "trainer.label_smoothing_factor=0.1")
     assert (

@@ -1,4 +1,4 @@
-"""An encoder of words in place of tokens, so that pipelines are tested without a tokenizer, and files of rows."""
+"""An encoder with words as tokens, so that pipelines are tested without a tokenizer, and files of rows."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ def chat(system: str | None) -> dict:
         ([], None),
     ],
 )
-def test_it_is_there_where_all_begin_with_it(conversations, wanted):
+def test_a_shared_system_message_is_found_if_all_conversations_begin_with_it(conversations, wanted):
     assert common_system(conversations) == wanted
 
 
-def test_two_assistant_messages_are_refused_or_one_turn_as_the_dataset_says(word_encoder, settings, write):
+def test_consecutive_assistant_messages_follow_the_datasets_policy(word_encoder, settings, write):
     said = [("user", "q"), ("assistant", "a"), ("assistant", "b")]
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
     sources = {"main": {"path": write("main.jsonl", [row, row])}}

@@ -1,4 +1,4 @@
-"""Mixtures reach their weights within one row, and follow from counts, weights and seed alone."""
+"""Mixtures match their weights within one row, and depend only on counts, weights and seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 300)
 
 
 @given(SOURCES, st.one_of(st.none(), st.integers(1, 1000)), st.integers(0, 3))
-def test_weights_are_reached_within_one_row(sources, size, seed):
+def test_weights_are_matched_within_one_row(sources, size, seed):
     counts = {name: count for name, (count, _) in sources.items()}
     weights = {name: weight for name, (_, weight) in sources.items()}
     mixture = mix(counts, weights, size=size, seed=seed)
@@ -52,7 +52,7 @@ def test_one_source_gives_all_its_rows_once_whatever_its_weight(weight):
     assert mix({"a": 4}, {"a": weight}, size=None, seed=9).rows["a"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_weight_of_nothing_gives_no_rows():
+def test_a_zero_weight_selects_no_rows():
     mixture = mix({"a": 4, "b": 4}, {"a": 1, "b": 0}, size=None, seed=0)
     assert {name: len(rows) for name, rows in mixture.rows.items()} == {"a": 4, "b": 0}
     assert mixture.shares == {"a": 1.0, "b": 0.0}
@@ -63,12 +63,12 @@ def test_decimal_weights_are_exact():
 
 
 @given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 200))
-def test_a_smaller_draw_is_part_of_a_larger_one(count, one, two):
+def test_a_smaller_sample_is_part_of_a_larger_one(count, one, two):
     small, large = (np.bincount(draw(count, n, seed=4, name="a"), minlength=count) for n in sorted((one, two)))
     assert (small <= large).all()
 
 
-def test_the_draw_of_a_source_depends_on_seed_and_name_only():
+def test_the_sample_of_a_source_depends_only_on_seed_and_name():
     alone = mix({"a": 100, "b": 100}, {"a": 0.5, "b": 0.5}, size=60, seed=1).rows["a"]
     among = mix({"c": 9, "a": 100}, {"a": 0.5, "c": 0.5}, size=60, seed=1).rows["a"]
     other = mix({"a": 100, "b": 100}, {"a": 0.5, "b": 0.5}, size=60, seed=2).rows["a"]

@@ -1,4 +1,4 @@
-"""From files to rows: every row is accounted for, and what comes out follows from files, options and seed alone."""
+"""From files to rows: every row is accounted for, and the result depends only on files, options and seed."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def check_rows(prepared, files: dict, encoder, options: dict) -> None:
                 assert not cut or (options["on_long"] == "truncate" and document[-1] == 1)
 
 
-def test_order_and_choice_depend_on_the_seed_alone(word_encoder, settings, write, chat):
+def test_order_and_selection_depend_only_on_the_seed(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat(f"q {i}", f"a {i}") for i in range(60)])
     dataset = settings({"a": {"path": path}}, eval_fraction=0.2, size=30, packing=True, max_length=32)
     one, two, other = (prepare(dataset, word_encoder(), seed=seed) for seed in (5, 5, 6))
@@ -141,7 +141,7 @@ def test_order_and_choice_depend_on_the_seed_alone(word_encoder, settings, write
     assert list(one.train) != list(other.train) and tuples(one.eval["a"]) != tuples(other.eval["a"])
 
 
-def test_several_processes_give_what_one_gives(word_encoder, settings, write, chat):
+def test_several_processes_give_the_same_result_as_one(word_encoder, settings, write, chat):
     rows = [chat(f"q {i}", f"a {i}") if i % 7 else "broken" for i in range(1200)]
     path = write("rows.jsonl", rows)
     made = [
@@ -152,7 +152,7 @@ def test_several_processes_give_what_one_gives(word_encoder, settings, write, ch
     assert made[0].report == made[1].report and made[0].report["sources"]["a"]["broken"] == 172
 
 
-def test_broken_rows_stop_the_run_and_are_all_named(word_encoder, settings, write, chat):
+def test_broken_rows_stop_the_run_and_are_all_reported(word_encoder, settings, write, chat):
     good = chat("hi", "hello")
     path = write(
         "bad.jsonl", [good, {"messages": [{"role": "user", "content": "no answer"}]}, {"messages": 7}, "not json"]
@@ -166,7 +166,7 @@ def test_broken_rows_stop_the_run_and_are_all_named(word_encoder, settings, writ
     assert "dataset.max_dropped=0.75" in text
 
 
-def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write, chat):
+def test_a_reason_shared_by_many_rows_is_reported_once(word_encoder, settings, write, chat):
     path = write("bad.jsonl", ["{"] * 50 + [chat("q", "unlabelled")])
     with pytest.raises(UserError) as caught:
         prepare(settings({"a": {"path": path}}, max_dropped=0.5), word_encoder(), seed=0)
@@ -180,7 +180,7 @@ def test_a_reason_that_many_rows_have_is_told_once(word_encoder, settings, write
     ]
 
 
-def test_a_long_list_of_reasons_is_cut_and_counted(word_encoder, settings, write, chat, monkeypatch):
+def test_a_long_list_of_reasons_is_truncated_and_counted(word_encoder, settings, write, chat, monkeypatch):
     monkeypatch.setattr("sft.data.report.dropped.LINES", 2)
     rows = [*["{"] * 4, chat("q", "unlabelled"), {"messages": []}, {"messages": 1}, chat("q", "a")]
     with pytest.raises(UserError) as caught:
@@ -193,7 +193,7 @@ def test_a_long_list_of_reasons_is_cut_and_counted(word_encoder, settings, write
     ]
 
 
-def test_rows_that_are_all_too_long_name_their_lengths_and_the_key(word_encoder, settings, write, chat):
+def test_if_all_rows_are_too_long_lengths_and_key_are_reported(word_encoder, settings, write, chat):
     rows = [chat("q", "word " * count) for count in (40, 60, 90)]
     with pytest.raises(UserError) as caught:
         prepare(settings({"a": {"path": write("long.jsonl", rows)}}, max_length=32), word_encoder(), seed=0)
@@ -218,14 +218,14 @@ def test_rows_over_max_length_do_not_count_as_broken(word_encoder, settings, wri
     assert (source["too_long"], source["broken"]) == (1, 0)
 
 
-def test_on_long_error_names_the_rows_and_the_length_that_holds_them(word_encoder, settings, write, chat):
+def test_on_long_error_names_the_rows_and_the_length_they_need(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "word " * 50), chat("q", "a"), chat("q", "word " * 20)])
     with pytest.raises(UserError, match=r"2 rows are longer than max_length=10: rows.jsonl row 1, 3") as caught:
         prepare(settings({"a": {"path": path}}, max_length=10, on_long="error"), word_encoder(), seed=0)
     assert "dataset.max_length=55" in str(caught.value)
 
 
-def test_a_cut_ends_after_a_whole_answer_or_the_row_is_dropped(word_encoder, settings, write, chat):
+def test_truncation_ends_after_a_complete_answer_or_the_row_is_dropped(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "a b", "more", "word " * 50), chat("q", "word " * 50)])
     prepared = prepare(settings({"a": {"path": path}}, max_length=12, on_long="truncate"), word_encoder(), seed=0)
     (row,) = prepared.train
@@ -235,13 +235,13 @@ def test_a_cut_ends_after_a_whole_answer_or_the_row_is_dropped(word_encoder, set
     assert source["dropped_rows"] == {"no whole answer within max_length=12": {"rows.jsonl": "2"}}
 
 
-def test_a_source_of_which_nothing_is_left_is_refused(word_encoder, settings, write, chat):
+def test_a_source_without_remaining_rows_is_refused(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "word " * 50)])
     with pytest.raises(UserError, match="none of its 1 rows remains: longer than max_length=10"):
         prepare(settings({"a": {"path": path}}, max_length=10), word_encoder(), seed=0)
 
 
-def test_a_source_with_nothing_to_train_is_refused(word_encoder, settings, write):
+def test_a_source_without_trained_tokens_is_refused(word_encoder, settings, write):
     path = write("rows.jsonl", [{"text": ""}, {"text": "word"}])
 
     class Untrained(word_encoder):
@@ -284,7 +284,7 @@ def test_expanded_turns_of_one_conversation_stay_on_one_side(word_encoder, setti
     assert (source["read"], source["rows"], source["eval"]["rows"]) == (10, 20, 6)
 
 
-def test_rows_masked_whole_are_reported_and_not_broken(word_encoder, settings, write, chat):
+def test_fully_masked_rows_are_reported_and_not_broken(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "a"), chat("q", "unmatched a")])
     prepared = prepare(settings({"a": {"path": path}}), word_encoder(), seed=0)
     source = prepared.report["sources"]["a"]
@@ -293,14 +293,14 @@ def test_rows_masked_whole_are_reported_and_not_broken(word_encoder, settings, w
     assert source["dropped_rows"] == {"no match, masked whole": {"rows.jsonl": "2"}}
 
 
-def test_a_text_column_is_made_of_messages(word_encoder, settings, write, chat):
+def test_a_text_column_is_rendered_from_messages(word_encoder, settings, write, chat):
     path = write("rows.jsonl", [chat("q", "a b")])
     encoder = word_encoder()
     prepare(settings({"a": {"path": path}}, use_text_column=True), encoder, seed=0)
     assert encoder.encoded == [{"text": "q / a b"}]
 
 
-def test_the_check_sees_rows_of_every_source_once(word_encoder, settings, write, chat):
+def test_the_check_gets_rows_of_every_source_once(word_encoder, settings, write, chat):
     paths = {
         name: {"path": write(name, [chat(f"{name} {i}", "a") for i in range(30)])} for name in ("a.jsonl", "b.jsonl")
     }

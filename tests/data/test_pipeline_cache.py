@@ -1,4 +1,4 @@
-"""A second run tokenizes nothing; a change of anything that tokens follow from is never served stale."""
+"""A second run tokenizes nothing; after a change of anything that tokens depend on, no stale entry is used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_second_run_tokenizes_nothing_and_says_so(run, write, rows):
     assert again.report == first.report
 
 
-def test_what_is_done_after_tokenizing_needs_no_second_tokenizing(run, write, rows, tmp_path):
+def test_later_steps_do_not_need_tokenizing_again(run, write, rows, tmp_path):
     path = write("rows.jsonl", rows)
     run({"a": {"path": path}})
     for options in ({"packing": True}, {"max_length": 9}, {"eval_fraction": 0.5}, {"size": 30}, {"shuffle": False}):
@@ -101,7 +101,7 @@ def test_a_failed_check_is_not_remembered_as_passed(run, write, rows, word_encod
             run(sources, encoder=word_encoder(disagree=True))
 
 
-def test_broken_rows_are_reported_alike_from_the_cache(run, write, rows):
+def test_broken_rows_are_reported_the_same_from_the_cache(run, write, rows):
     sources = {"a": {"path": write("rows.jsonl", [*rows, "broken", {"messages": 7}])}}
     texts = []
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_broken_rows_are_reported_alike_from_the_cache(run, write, rows):
     assert encoded == 0 and result.report["sources"]["a"]["broken"] == 2
 
 
-def test_a_damaged_entry_is_made_again(run, write, rows, tmp_path):
+def test_a_damaged_entry_is_recreated(run, write, rows, tmp_path):
     sources = {"a": {"path": write("rows.jsonl", rows)}}
     first = list(run(sources)[0].train)
     (ids,) = (tmp_path / "sft-cache" / "data").glob("*/input_ids.bin")
@@ -123,13 +123,13 @@ def test_a_damaged_entry_is_made_again(run, write, rows, tmp_path):
     assert run(sources)[1] == 0
 
 
-def test_with_the_cache_off_nothing_is_kept(run, write, rows, tmp_path):
+def test_a_disabled_cache_keeps_nothing(run, write, rows, tmp_path):
     sources = {"a": {"path": write("rows.jsonl", rows)}}
     assert [run(sources, cache=False)[1] for _ in range(2)] == [10, 10]
     assert not (tmp_path / "sft-cache").exists()
 
 
-def test_a_users_function_counts_by_what_it_gives(run, write, rows, tmp_path, monkeypatch):
+def test_a_users_function_is_keyed_by_its_results(run, write, rows, tmp_path, monkeypatch):
     """The function's own module does not change, a module that it imports does."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_helper.py").write_text("WORD = 'one'\n")
@@ -148,20 +148,20 @@ def test_a_users_function_counts_by_what_it_gives(run, write, rows, tmp_path, mo
         sys.modules.pop(name)
 
 
-def test_a_generator_of_the_users_counts_by_its_rows(run, chat):
+def test_a_users_generator_is_keyed_by_its_rows(run, chat):
     made = [chat("q", "a"), chat("q 2", "b")]
     assert [run({"a": {"generator": lambda: made}})[1] for _ in range(2)] == [2, 0]
     made.append(chat("q 3", "c"))
     assert run({"a": {"generator": lambda: made}})[1] == 3
 
 
-def test_a_generator_of_the_packages_counts_by_its_arguments(run):
+def test_a_packaged_generator_is_keyed_by_its_arguments(run):
     node = {"_target_": "sft.data.tickets.generate", "part": "train", "rows": 20}
     assert [run({"a": {"generator": node}})[1] for _ in range(2)] == [20, 0]
     assert run({"a": {"generator": {**node, "seed": 1}}})[1] == 20
 
 
-def test_a_hub_dataset_counts_by_its_files(run, rows, tmp_path, monkeypatch):
+def test_a_hub_dataset_is_keyed_by_its_files(run, rows, tmp_path, monkeypatch):
     import datasets
 
     from sft.data.readers import hub
@@ -178,7 +178,7 @@ def test_a_hub_dataset_counts_by_its_files(run, rows, tmp_path, monkeypatch):
     assert [run({"a": {"name": "somebody/rows"}})[1] for _ in range(2)] == [4, 0]
 
 
-def test_files_of_a_directory_and_compressed_ones_count_by_content(run, write, rows, tmp_path):
+def test_files_of_a_directory_and_compressed_files_are_keyed_by_content(run, write, rows, tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
     for name in ("one.jsonl.gz", "two.jsonl.gz"):
@@ -191,7 +191,7 @@ def test_files_of_a_directory_and_compressed_ones_count_by_content(run, write, r
     assert run(sources)[1] == 21
 
 
-def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(word_encoder, settings, write, rows):
+def test_of_two_concurrent_runs_one_tokenizes_and_the_other_waits(word_encoder, settings, write, rows):
     dataset = settings({"a": {"path": write("rows.jsonl", rows)}}, num_proc=1)
     encoders = [word_encoder(), word_encoder()]
     threads = [threading.Thread(target=prepare, args=(dataset, each), kwargs={"seed": 0}) for each in encoders]
@@ -218,7 +218,7 @@ prepare(Dataset(path=sys.argv[1], num_proc=2, check_rows=0), Slow(), seed=0)
 """
 
 
-def test_a_killed_run_leaves_no_lock_and_no_half_entry(run, write, rows, tmp_path):
+def test_a_killed_run_leaves_no_lock_and_no_partial_entry(run, write, rows, tmp_path):
     path = write("rows.jsonl", rows * 120)
     environment = {**os.environ, "SFT_CACHE": str(tmp_path / "sft-cache"), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", SLOW, path], stdout=subprocess.PIPE, text=True, env=environment)

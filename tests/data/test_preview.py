@@ -1,4 +1,5 @@
-"""What preview shows is what is trained: exact pieces, nothing hidden, nothing that a page or a terminal would run."""
+"""The preview shows exactly what is trained, hides nothing, and contains nothing that a page or a terminal would
+execute."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_trained_pieces_join_to_the_trained_tokens(text, data, tokenizer):
     assert len(pieces) == len(spans)
 
 
-def test_a_piece_is_a_span():
+def test_each_trained_piece_is_a_span():
     ids = list(b"ask yes ask no")
     labels = [token if 4 <= i < 8 or i >= 12 else -100 for i, token in enumerate(ids)]
     assert trained_pieces(ids, labels, Letters()) == ["yes ", "no"]
@@ -73,7 +74,7 @@ def test_token_texts_join_to_the_text_and_split_no_character(text):
     assert [first for _, first in found] == sorted({first for _, first in found})
 
 
-def test_nothing_is_invisible():
+def test_every_character_is_visible():
     assert visible("a\tb\nc\x1b[31m\x00\u202e\u200b") == "a→\tb↵\nc␛[31m␀⟨U+202E⟩⟨U+200B⟩"
     assert visible("ordinary words, 日本語 é") == "ordinary words, 日本語 é"
 
@@ -92,7 +93,7 @@ def rows(settings, write, chat):
     return make
 
 
-def test_sources_take_turns_and_lines_have_what_was_trained(rows):
+def test_sources_alternate_and_lines_have_the_trained_text(rows):
     previews = preview_rows(rows(), Letters(), 5)
     lines = [json.loads(line) for line in to_jsonl(previews).splitlines()]
     assert [line["source"] for line in lines] == ["many", "few", "many", "many", "many"]

@@ -1,4 +1,4 @@
-"""The config node `dataset`: defaults, the one-source shorthand, and mistakes named by their key."""
+"""The config node `dataset`: defaults, the one-source shorthand, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "no length": ({"path": "x", "max_length": 0}, "dataset.max_length", "a whole number of 1 or more"),
     "a length of text": ({"path": "x", "max_length": "long"}, "dataset.max_length", "not 'long'"),
     "another policy": ({"path": "x", "consecutive": "join"}, "dataset.consecutive", "not one of refuse, merge"),
-    "a choice nobody has": ({"path": "x", "on_long": "cut"}, "dataset.on_long", "not one of drop, truncate, error"),
+    "an invalid choice": ({"path": "x", "on_long": "cut"}, "dataset.on_long", "not one of drop, truncate, error"),
     "a marker missing": ({"path": "x", "masking": "response_template"}, "dataset.response_template", "needs the text"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_names_its_key_and_what_to_do(name: str) -> None:
+def test_an_error_names_the_key_and_a_remedy(name: str) -> None:
     given, where, text = MISTAKES[name]
     with pytest.raises(UserError) as caught:
         Dataset(**given)

@@ -1,4 +1,4 @@
-"""The evaluation split follows from content and seed; equal rows stay together."""
+"""The evaluation split depends only on content and seed; equal rows stay together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_distinct_rows_give_the_fraction_exactly(values, fraction):
     assert held.sum() == max(1, min(round(fraction * len(groups)), len(groups) - 1))
 
 
-def test_nothing_is_held_out_of_nothing_of_one_row_or_of_equal_rows():
+def test_nothing_is_held_out_of_zero_one_or_equal_rows():
     for groups in ([], [7], [7, 7, 7]):
         assert not held_out(np.array(groups, np.uint64), 0.5, 0).any()
     assert not held_out(np.arange(9, dtype=np.uint64), 0.0, 0).any()
@@ -45,7 +45,7 @@ def test_another_seed_holds_out_other_rows():
     assert held_out(groups, 0.1, 0).tolist() != held_out(groups, 0.1, 1).tolist()
 
 
-def test_a_conversations_digest_follows_from_its_rows_in_order():
+def test_a_conversations_digest_depends_on_its_rows_in_order():
     digests = np.array([5, 6, 6, 5, 5, 6], np.uint64)
     conversation = np.array([0, 0, 1, 1, 3, 3])
     groups = combined(digests, conversation, 4)

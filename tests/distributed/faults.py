@@ -1,4 +1,4 @@
-"""What goes wrong in one of several processes, on purpose; the tests put this directory on PYTHONPATH."""
+"""Deliberate failures in one of several processes; the tests put this directory on PYTHONPATH."""
 
 import os
 import signal

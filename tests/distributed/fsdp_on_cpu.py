@@ -1,6 +1,6 @@
-"""`sft.train` with FSDP2 over gloo: accelerate spreads weights over processes with devices, so it is told that they have.
+"""`sft.train` with FSDP2 over gloo: accelerate shards only over devices, so it is made to believe that there are some.
 
-For torchrun, in place of `-m sft.train`. What shards, gathers, saves and loads is torch's and accelerate's own.
+For torchrun, instead of `-m sft.train`. Sharding, gathering, saving and loading are torch's and accelerate's own.
 """
 
 import os

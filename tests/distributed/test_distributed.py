@@ -1,4 +1,4 @@
-"""Two processes on the CPU, for real: torchrun's start, gloo between them, one run directory."""
+"""Two real processes on the CPU, started by torchrun with gloo, and one run directory."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(one, two):
+def test_two_processes_have_the_same_losses_as_one(one, two):
     directory, _ = two
     assert_same_curve(one, directory)
     first, second = read(one), read(directory)
@@ -110,7 +110,7 @@ def test_two_processes_give_the_losses_of_one(one, two):
 
 
 @pytest.mark.slow
-def test_rank_0_alone_writes_and_speaks(two):
+def test_only_rank_0_writes_and_prints(two):
     directory, done = two
     assert done.stdout.splitlines() == [f"{directory}  " + done.stdout.partition("  ")[2].rstrip("\n")]
     assert "[rank 1]" not in done.stderr
@@ -125,7 +125,7 @@ def test_rank_0_alone_writes_and_speaks(two):
 
 
 @pytest.mark.slow
-def test_accumulated_batches_give_the_losses_of_one_process(one, tmp_path):
+def test_accumulated_batches_have_the_same_losses_as_one_process(one, tmp_path):
     both = ["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2"]
     done = launch(*ROWS, *both, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
@@ -136,7 +136,7 @@ def test_accumulated_batches_give_the_losses_of_one_process(one, tmp_path):
 @pytest.mark.parametrize(
     "more", [["lora=none", "trainer.learning_rate=1e-3"], ["dataset.packing=true", "dataset.max_length=256"]]
 )
-def test_full_fine_tunes_and_packs_give_the_losses_of_one_process(more, tmp_path):
+def test_full_fine_tunes_and_packs_have_the_same_losses_as_one_process(more, tmp_path):
     from sft.api import compose, train
 
     rows = [override for override in ROWS if not override.startswith("lora") or "lora=none" not in more]
@@ -147,7 +147,7 @@ def test_full_fine_tunes_and_packs_give_the_losses_of_one_process(more, tmp_path
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_two_ends_like_one_that_was_not(tmp_path):
+def test_an_interrupted_run_of_two_processes_ends_like_an_uninterrupted_one(tmp_path):
     dropout = ["lora.lora_dropout=0.1", "trainer.logging_steps=2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(*ROWS, *HALF, *dropout, f"hydra.run.dir={whole}").returncode == 0
@@ -167,7 +167,7 @@ def test_an_interrupted_run_of_two_ends_like_one_that_was_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_with_two(two):
+def test_a_run_of_two_processes_resumes_with_two(two):
     directory, _ = two
     copied = directory.with_name("copied")
     subprocess.run(["cp", "-r", directory, copied], check=True)
@@ -185,7 +185,7 @@ def test_a_run_of_two_goes_on_with_two(two):
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on(tmp_path):
+def test_torchrun_forwards_a_signal(tmp_path):
     done = launch(*ROWS, *HALF, *fault("agent"), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode != 0
     assert "stopped by SIGTERM at step 3" in done.stderr
@@ -202,7 +202,7 @@ def test_torchrun_passes_a_signal_on(tmp_path):
         ("kill", 1, "exited without an error report: killed, or out of memory"),
     ],
 )
-def test_a_rank_that_fails_ends_all_and_is_named(what, rank, said, tmp_path):
+def test_a_failing_rank_ends_all_and_is_named(what, rank, said, tmp_path):
     done = launch(*ROWS, *HALF, *fault(what, rank), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert said in done.stderr.partition("FAILED")[0]
@@ -215,7 +215,7 @@ def test_a_rank_that_fails_ends_all_and_is_named(what, rank, said, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_on_one_rank_is_everyones(tmp_path):
+def test_a_non_finite_loss_on_one_rank_affects_all(tmp_path):
     done = launch(*ROWS, *HALF, *fault("poison"), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert last_words(done).startswith("NonFinite: the loss of step 3 is not finite on tickets rows ")
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_on_one_rank_is_everyones(tmp_path):
 
 
 @pytest.mark.slow
-def test_broken_rows_are_told_once(tmp_path):
+def test_broken_rows_are_reported_once(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
     done = launch(*ROWS[:4], *HALF, "dataset=local", f"dataset.path={bad}", f"hydra.run.dir={tmp_path / 'run'}")
@@ -236,7 +236,7 @@ def test_broken_rows_are_told_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wrong_key_is_told_once(tmp_path):
+def test_a_wrong_key_is_reported_once(tmp_path):
     done = launch(*ROWS, "trainer.learnig_rate=1", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.stderr.count("error: trainer.learnig_rate: no such key") == 1
     assert "exitcode  : 2" in done.stderr
@@ -244,14 +244,14 @@ def test_a_wrong_key_is_told_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_cache_rank_0_still_tokenizes_alone(tmp_path):
+def test_without_a_cache_only_rank_0_tokenizes(tmp_path):
     done = launch(*ROWS, *HALF, "dataset.cache=false", f"hydra.run.dir={tmp_path / 'run'}", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("sft-rows-*"))
 
 
 @pytest.mark.slow
-def test_batches_of_tokens_are_shared_out(tmp_path):
+def test_token_limited_batches_are_distributed(tmp_path):
     done = launch(*ROWS, "trainer.max_tokens_per_batch=400", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     report, figures = read(tmp_path / "run", "data_report.json"), read(tmp_path / "run")
@@ -300,7 +300,7 @@ def launch_spread(*overrides):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_in_shares_ends_like_one_that_was_not(tmp_path):
+def test_an_interrupted_sharded_run_ends_like_an_uninterrupted_one(tmp_path):
     rows = [*ROWS, *HALF, "lora.lora_dropout=0.1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = launch_spread(*rows, f"hydra.run.dir={whole}")
@@ -318,7 +318,7 @@ def test_an_interrupted_run_in_shares_ends_like_one_that_was_not(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["lora=none", "trainer.learning_rate=1e-3"]])
-def test_weights_in_shares_give_the_losses_of_one_process_and_whole_files(more, tmp_path):
+def test_sharded_weights_have_the_same_losses_as_one_process_and_full_files(more, tmp_path):
     from sft.api import compose, train
 
     rows = [override for override in ROWS if not override.startswith("lora") or not more]
@@ -340,7 +340,7 @@ def test_weights_in_shares_give_the_losses_of_one_process_and_whole_files(more, 
         ("trainer=deepspeed_zero3", "trainer.deepspeed: DeepSpeed is not installed"),
     ],
 )
-def test_shares_need_several_processes_and_their_library(override, what, monkeypatch):
+def test_sharding_needs_several_processes_and_its_library(override, what, monkeypatch):
     from sft.api import compose
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -348,7 +348,7 @@ def test_shares_need_several_processes_and_their_library(override, what, monkeyp
         check_sharding_supported(compose("model=tiny", override))
 
 
-def test_shares_need_a_gpu(monkeypatch):
+def test_sharding_needs_a_gpu(monkeypatch):
     from sft.api import compose
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -371,7 +371,7 @@ def test_shares_need_a_gpu(monkeypatch):
         ),
     ],
 )
-def test_what_shares_do_not_go_with_is_refused_before_anything_is_loaded(overrides, key):
+def test_settings_incompatible_with_sharding_are_refused_before_anything_is_loaded(overrides, key):
     from sft.api import compose
 
     with pytest.raises(UserError, match=key):
@@ -379,13 +379,13 @@ def test_what_shares_do_not_go_with_is_refused_before_anything_is_loaded(overrid
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed_zero2", "deepspeed_zero3"])
-def test_the_options_for_shares_compose(name):
+def test_the_sharding_options_compose(name):
     from sft.api import compose
 
     assert compose("model=tiny", f"trainer={name}").trainer.learning_rate == 2e-4
 
 
-def test_fsdp_drops_activations_itself():
+def test_fsdp_uses_its_own_activation_checkpointing():
     found = with_fsdp_checkpointing({"fsdp": True, "gradient_checkpointing": True, "fsdp_config": {"version": 2}})
     assert found == {
         "fsdp": True,
@@ -395,7 +395,7 @@ def test_fsdp_drops_activations_itself():
 
 
 @pytest.mark.parametrize(("arguments", "key"), [(["-m", "lora.r=4,8"], "-m: a sweep's jobs"), ([], "")])
-def test_sweeps_and_other_commands_are_for_one_process(arguments, key, monkeypatch):
+def test_sweeps_and_other_commands_need_one_process(arguments, key, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     name, together = ("train", True) if arguments else ("evaluate", False)
     with pytest.raises(UserError, match=key or "sft.evaluate: this command works in one process"):

@@ -38,7 +38,7 @@ AFTER = Answers(
 BEFORE = Answers([answered(row.question.source, row.question.row, RECORD, "Sure!") for row in AFTER.rows])
 
 
-def test_a_question_ends_where_the_last_answer_begins(bound: Any) -> None:
+def test_a_prompt_ends_where_the_last_answer_begins(bound: Any) -> None:
     found = make_questions(bound, [conversation("a", "b", "c", "d", "e")], "s")
     assert len(found) == 1
     assert found[0].reference == "d"
@@ -46,17 +46,17 @@ def test_a_question_ends_where_the_last_answer_begins(bound: Any) -> None:
     assert found[0].prompt.endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_raw_text_and_rows_without_an_answer_ask_nothing(bound: Any) -> None:
+def test_raw_text_and_rows_without_an_answer_yield_no_prompt(bound: Any) -> None:
     rows = [{"text": "raw"}, conversation("only a question"), conversation("q", "a")]
     assert [question.row for question in make_questions(bound, rows, "s")] == [2]
 
 
-def test_the_limit_counts_questions(bound: Any) -> None:
+def test_the_limit_counts_prompts(bound: Any) -> None:
     rows = [{"text": "raw"}] + [conversation(f"q{i}", f"a{i}") for i in range(5)]
     assert [question.reference for question in make_questions(bound, rows, "s", 2)] == ["a0", "a1"]
 
 
-def test_a_tool_call_is_asked_for_in_the_templates_notation(bound: Any) -> None:
+def test_a_tool_call_reference_uses_the_templates_notation(bound: Any) -> None:
     call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     assert make_questions(bound, [{"messages": messages}], "s")[0].reference == "<call>weather</call>"
@@ -97,21 +97,21 @@ def test_the_table_shows_before_and_after_of_each_part() -> None:
     assert "before" not in score_table(AFTER).splitlines()[0]
 
 
-def test_the_table_says_on_how_many_rows_the_model_was_asked_before() -> None:
+def test_the_table_shows_the_number_of_rows_answered_before_training() -> None:
     fewer = Answers([next(row for row in BEFORE.rows if row.question.source == source) for source in BEFORE.sources])
     lines = score_table(AFTER, fewer).splitlines()
     assert "before (first 1)" in lines[0]
     assert lines[2].split()[:4] == ["known", "2", "exact", "match"]  # rows are those of the model after
 
 
-def test_fewer_rows_may_be_answered_before() -> None:
+def test_fewer_rows_can_be_answered_before_training() -> None:
     assert Evaluation().of_before().max_samples is None
     assert Evaluation(max_samples=5).of_before().max_samples == 5
     assert Evaluation(before_samples=8).of_before().max_samples == 8
     assert Evaluation(max_samples=5, before_samples=8).of_before().max_samples == 5
 
 
-def test_samples_are_drawn_from_each_source_in_turn() -> None:
+def test_samples_alternate_between_sources() -> None:
     assert [(row.question.source, row.question.row) for row in pick(AFTER, 2)] == [("known", 0), ("unseen", 0)]
     text = sample_table(AFTER, BEFORE, 2)
     assert text.count("before    Sure!") == 2
@@ -134,7 +134,7 @@ def test_samples_jsonl_holds_every_answer() -> None:
     assert "base_answer" not in json.loads(samples_jsonl(AFTER).splitlines()[0])
 
 
-def test_samples_html_escapes_what_models_and_data_say() -> None:
+def test_samples_html_escapes_answers_and_data() -> None:
     hostile = Answers([answered("<script>", 0, "</pre><script>alert(1)</script>", '"><img src=x onerror=y>')])
     page = samples_html(hostile, hostile, title="<title>")
     assert "<script>" not in page
@@ -144,7 +144,7 @@ def test_samples_html_escapes_what_models_and_data_say() -> None:
     assert samples_html(AFTER, count=2).count("<article>") == 2
 
 
-def test_all_faults_of_the_settings_are_named_at_once() -> None:
+def test_all_invalid_settings_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         Evaluation(temperature=-1.0, max_samples=0, top_p=0.0)
     text = str(caught.value)
@@ -154,6 +154,6 @@ def test_all_faults_of_the_settings_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("generate", "generates", "loss"), [(False, False, True), (True, True, True), ("only", True, False)]
 )
-def test_generate_is_a_switch_of_three(generate: Any, generates: bool, loss: bool) -> None:
+def test_generate_accepts_true_false_and_only(generate: Any, generates: bool, loss: bool) -> None:
     spec = Evaluation(generate=generate)
     assert (spec.generates, spec.measures_loss) == (generates, loss)

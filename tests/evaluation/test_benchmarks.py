@@ -61,7 +61,7 @@ def log_likelihood(model, tokenizer, text: str, continuation: str) -> float:
     return sum(float(logs[i - 1, whole[i]]) for i in range(len(start), len(whole)))
 
 
-def test_figures_are_those_of_the_models_own_probabilities_and_answers(tasks, build_model, tokenizer):
+def test_scores_follow_from_the_models_probabilities_and_answers(tasks, build_model, tokenizer):
     import torch
 
     from sft.evaluation.generate import generate_answers
@@ -91,12 +91,12 @@ def test_figures_are_those_of_the_models_own_probabilities_and_answers(tasks, bu
     assert f"{right / 8:.4f} ± " in table and "own_text" in table
 
 
-def test_a_limit_asks_fewer_questions(tasks, build_model, tokenizer):
+def test_a_limit_reduces_the_questions(tasks, build_model, tokenizer):
     spec = LmEval(tasks=[str(tasks / "own_choice.yaml")], limit=3)
     assert run_benchmarks(build_model(), tokenizer, spec).about["own_choice"]["questions"] == 3
 
 
-def test_data_that_cannot_be_had_is_told_before_a_model_is_loaded(tasks):
+def test_unavailable_data_is_reported_before_a_model_is_loaded(tasks):
     with pytest.raises(UserError, match=r"the data of task 'far' is not on this machine(.|\n)*include_path=DIR"):
         prepare_tasks(LmEval(tasks=["far"], include_path=str(tasks)))
     with pytest.raises(UserError, match="there is no such directory"):
@@ -104,13 +104,13 @@ def test_data_that_cannot_be_had_is_told_before_a_model_is_loaded(tasks):
 
 
 @pytest.mark.slow  # lm-eval reads its thousands of task files
-def test_an_unknown_task_is_told_with_the_nearest(tasks):
+def test_an_unknown_task_is_reported_with_the_nearest(tasks):
     for name, near in (("own_choise", "own_choice"), ("hellaswg", "hellaswag")):
         with pytest.raises(UserError, match=f"there is no task '{name}'(.|\n)*did you mean {near}"):
             prepare_tasks(LmEval(tasks=[name], include_path=str(tasks)))
 
 
-def test_lm_eval_is_missed_with_the_extra_to_install(monkeypatch):
+def test_missing_lm_eval_is_reported_with_the_extra_to_install(monkeypatch):
     import sys
 
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
@@ -121,7 +121,7 @@ def test_lm_eval_is_missed_with_the_extra_to_install(monkeypatch):
         prepare_tasks(LmEval(tasks=["arc_easy"]))
 
 
-def test_settings_that_make_no_sense_are_named():
+def test_invalid_settings_are_reported():
     for given, key in (({"tasks": []}, "tasks"), ({"limit": 1.5}, "limit"), ({"num_fewshot": -1}, "num_fewshot")):
         with pytest.raises(UserError, match=f"evaluation.{key}"):
             LmEval(**{"tasks": ["arc_easy"], **given})

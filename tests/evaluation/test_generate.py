@@ -1,4 +1,4 @@
-"""Batched generation: the same answers as one at a time, in order, and nothing left behind."""
+"""Batched generation: the same answers as one at a time, in order, without side effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_batch_answers_as_single_prompts_do(architecture: str, build_model: An
     assert len(set(alone)) > 1
 
 
-def test_texts_and_ids_are_the_same_prompts(build_model: Any, tokenizer: Any) -> None:
+def test_text_and_id_prompts_are_equivalent(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
     assert answer_prompts(model, tokenizer, ids, max_new_tokens=5) == answer_prompts(
@@ -43,7 +43,7 @@ def test_batches_cost_fewer_forward_passes(build_model: Any, tokenizer: Any) -> 
     assert len(calls) <= 6
 
 
-def test_training_goes_on_as_if_nothing_had_happened(build_model: Any, tokenizer: Any) -> None:
+def test_generation_does_not_disturb_training(build_model: Any, tokenizer: Any) -> None:
     model = build_model(use_cache=False)
     model.train()
     model.model.layers[0].eval()
@@ -60,7 +60,7 @@ def test_training_goes_on_as_if_nothing_had_happened(build_model: Any, tokenizer
     assert (numpy.random.get_state()[1] == states[2]).all()
 
 
-def test_state_comes_back_after_an_error_too(build_model: Any, tokenizer: Any) -> None:
+def test_state_is_restored_after_an_error(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     model.train()
     own = model.generation_config
@@ -70,14 +70,14 @@ def test_state_comes_back_after_an_error_too(build_model: Any, tokenizer: Any) -
     assert model.generation_config is own
 
 
-def test_greedy_whatever_the_model_prefers(build_model: Any, tokenizer: Any) -> None:
+def test_decoding_is_greedy_despite_the_models_defaults(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     plain = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=10)
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=50, repetition_penalty=9.0, max_new_tokens=2)
     assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=10) == plain
 
 
-def test_draws_follow_the_seed(build_model: Any, tokenizer: Any) -> None:
+def test_sampling_follows_the_seed(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
 
     def draw(seed: int) -> list[str]:
@@ -87,7 +87,7 @@ def test_draws_follow_the_seed(build_model: Any, tokenizer: Any) -> None:
     assert draw(1) != draw(2)
 
 
-def test_one_token_of_choice_is_greedy(build_model: Any, tokenizer: Any) -> None:
+def test_top_k_of_one_is_greedy(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     greedy = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=8)
     assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=2.0, top_k=1) == greedy
@@ -105,7 +105,7 @@ def _always_say(model: Any, *tokens: int) -> Any:
     return model.lm_head.register_forward_hook(force)
 
 
-def test_an_answer_ends_before_its_stop_token(build_model: Any, tokenizer: Any) -> None:
+def test_an_answer_excludes_its_stop_token(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     a, end, b = (tokenizer.convert_tokens_to_ids(token) for token in ("a", "<|im_end|>", "b"))
     hook = _always_say(model, a, a, end, b)
@@ -114,7 +114,7 @@ def test_an_answer_ends_before_its_stop_token(build_model: Any, tokenizer: Any) 
     assert {(answer.text, answer.tokens, answer.stopped) for answer in answers} == {("aa", 3, True)}
 
 
-def test_a_stop_text_of_several_tokens_ends_too(build_model: Any, tokenizer: Any) -> None:
+def test_a_stop_text_of_several_tokens_stops_too(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     ids = tokenizer("abEND", add_special_tokens=False)["input_ids"]
     hook = _always_say(model, *ids)
@@ -123,7 +123,7 @@ def test_a_stop_text_of_several_tokens_ends_too(build_model: Any, tokenizer: Any
     assert (answers[0].text, answers[0].stopped) == ("ab", True)
 
 
-def test_an_answer_that_does_not_end_says_so(build_model: Any, tokenizer: Any) -> None:
+def test_an_unfinished_answer_is_flagged(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     hook = _always_say(model, tokenizer.convert_tokens_to_ids("a"))
     answer = answer_prompts(model, tokenizer, ["x"], max_new_tokens=4)[0]
@@ -131,7 +131,7 @@ def test_an_answer_that_does_not_end_says_so(build_model: Any, tokenizer: Any) -
     assert (answer.text, answer.tokens, answer.stopped) == ("aaaa", 4, False)
 
 
-def test_the_models_positions_bound_an_answer(build_model: Any, tokenizer: Any) -> None:
+def test_the_models_context_length_limits_an_answer(build_model: Any, tokenizer: Any) -> None:
     model = build_model("gpt2")
     hook = _always_say(model, tokenizer.convert_tokens_to_ids("a"))
     answer = answer_prompts(model, tokenizer, [[5] * 250], max_new_tokens=50)[0]
@@ -139,12 +139,12 @@ def test_the_models_positions_bound_an_answer(build_model: Any, tokenizer: Any) 
     assert answer.tokens == 6
 
 
-def test_an_empty_prompt_is_the_users_mistake(build_model: Any, tokenizer: Any) -> None:
+def test_an_empty_prompt_is_a_user_error(build_model: Any, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="empty"):
         answer_prompts(build_model(), tokenizer, ["a", ""])
 
 
-def test_stops_are_given_own_and_the_tokenizers(build_model: Any, tokenizer: Any) -> None:
+def test_stop_tokens_include_given_own_and_the_tokenizers(build_model: Any, tokenizer: Any) -> None:
     model = build_model()
     model.generation_config.eos_token_id = [1, 3]
     stops = find_stops(tokenizer, ["<|im_start|>", "no such token"], model)
@@ -153,7 +153,7 @@ def test_stops_are_given_own_and_the_tokenizers(build_model: Any, tokenizer: Any
     assert pad_id(tokenizer, stops) == 0
 
 
-def test_padding_is_no_stop_where_another_token_is_there(tokenizer: Any) -> None:
+def test_the_padding_token_is_not_a_stop_token_if_there_is_another(tokenizer: Any) -> None:
     import copy
 
     padded_with_end = copy.deepcopy(tokenizer)
@@ -161,12 +161,12 @@ def test_padding_is_no_stop_where_another_token_is_there(tokenizer: Any) -> None
     assert pad_id(padded_with_end, find_stops(padded_with_end, [])) == tokenizer.bos_token_id
 
 
-def test_special_tokens_are_no_part_of_the_text(tokenizer: Any) -> None:
+def test_special_tokens_are_not_part_of_the_text(tokenizer: Any) -> None:
     start, a = tokenizer.convert_tokens_to_ids(["<|im_start|>", "a"])
     assert read_answer(tokenizer, [start, a, a], find_stops(tokenizer, [])).text == "aa"
 
 
-def test_adapter_is_part_of_the_answer(build_model: Any, tokenizer: Any) -> None:
+def test_the_adapter_affects_the_answer(build_model: Any, tokenizer: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     plain = generate_answers(build_model(), tokenizer, PROMPTS, max_new_tokens=6)
@@ -187,7 +187,7 @@ def test_progress_counts_prompts(build_model: Any, tokenizer: Any) -> None:
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7))
-def test_batches_hold_every_place_once_the_longest_first(lengths: list[int], size: int) -> None:
+def test_batches_cover_every_prompt_once_longest_first(lengths: list[int], size: int) -> None:
     batches = list(by_length(lengths, size))
     places = [i for batch in batches for i in batch]
     assert sorted(places) == list(range(len(lengths)))

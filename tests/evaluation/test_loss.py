@@ -1,4 +1,4 @@
-"""Loss per trained token: that of full logits, whatever the batches and packs."""
+"""Loss per trained token: equal to that of full logits, for any batches and packs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_packs_count_as_their_documents(build_model: Any) -> None:
     assert whole == pytest.approx(apart, rel=1e-6)
 
 
-def test_sources_are_apart_and_weigh_by_tokens(build_model: Any) -> None:
+def test_sources_are_separate_and_weighted_by_tokens(build_model: Any) -> None:
     model = build_model()
     known, unseen = make_rows(3, seed=1), make_rows(5, seed=2)
     found = evaluate_loss(model, {"known": known, "unseen": unseen}, batch_size=2)
@@ -73,7 +73,7 @@ def test_sources_are_apart_and_weigh_by_tokens(build_model: Any) -> None:
     assert set(evaluate_loss(model, {"only": known})) == {"eval_loss", "eval_perplexity", "eval_token_accuracy"}
 
 
-def test_a_model_that_gives_all_logits_measures_the_same(build_model: Any) -> None:
+def test_a_model_with_full_logits_gives_the_same_loss(build_model: Any) -> None:
     model, rows = build_model(), make_rows(3)
 
     class Plain(torch.nn.Module):
@@ -93,7 +93,7 @@ def test_rows_without_a_trained_token_add_nothing(build_model: Any) -> None:
     assert math.isnan(evaluate_loss(model, {"a": silent})["eval_loss"])
 
 
-def test_the_model_is_left_in_training(build_model: Any) -> None:
+def test_the_model_stays_in_training_mode(build_model: Any) -> None:
     model = build_model("gpt2")  # it has dropout
     model.train()
     state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Text metrics against known values and against slow, obvious versions of themselves."""
+"""Text metrics compared with known values and with slow, simple implementations."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_f1_and_rouge_l(answer: str, reference: str, f1: float, rouge: float) ->
     assert metrics.rouge_l(answer, reference) == pytest.approx(rouge)
 
 
-def test_exact_match_forgives_white_space_around_alone() -> None:
+def test_exact_match_only_ignores_surrounding_white_space() -> None:
     assert metrics.exact_match(" yes\n", "yes") == 1.0
     assert metrics.exact_match("Yes", "yes") == 0.0
     assert metrics.exact_match('{"a":1}', '{"a": 1}') == 0.0
 
 
 @given(JSON)
-def test_json_survives_its_own_comparison(value: object) -> None:
+def test_json_equals_itself(value: object) -> None:
     assert metrics.same_json(value, json.loads(json.dumps(value)))
     assert metrics.parse_json(json.dumps(value)) == value
 
@@ -71,7 +71,7 @@ def test_json_survives_its_own_comparison(value: object) -> None:
 @pytest.mark.parametrize(
     "text", ["", "NaN", "[Infinity]", '{"a": 1} {"a": 1}', "```json\n{}\n```", "{'a': 1}", "[" * 5000]
 )
-def test_what_is_no_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         metrics.parse_json(text)
 
@@ -89,7 +89,7 @@ def test_true_is_not_one_but_one_is_one_point_zero() -> None:
     assert not metrics.same_json({"a": 1}, {"a": 1, "b": 2})
 
 
-def test_json_scores_by_field_whatever_the_order() -> None:
+def test_json_is_scored_by_field_in_any_order() -> None:
     reference = '{"name": "Ana", "tags": ["x", "y"], "age": null}'
     found = metrics.score('{"age": null, "tags": ["x", "z"], "name": "Ana"}', reference)
     assert found["json_valid"] == 1.0
@@ -99,7 +99,7 @@ def test_json_scores_by_field_whatever_the_order() -> None:
     assert (spaced["exact_match"], spaced["json_match"], spaced["json_field_accuracy"]) == (0.0, 1.0, 1.0)
 
 
-def test_a_missing_field_is_not_a_null_one() -> None:
+def test_a_missing_field_differs_from_null() -> None:
     assert metrics.field_matches("{}", {"age": None}) == {"age": 0.0}
     assert metrics.field_matches("no json", {"a": 1, "b": {"c": 2}}) == {"a": 0.0, "b.c": 0.0}
 
@@ -109,7 +109,7 @@ def test_text_references_have_no_json_scores() -> None:
     assert set(metrics.score("4", "4")) == {"exact_match", "f1", "rouge_l"}
 
 
-def test_means_are_over_the_rows_that_have_a_score() -> None:
+def test_means_only_include_rows_with_a_score() -> None:
     rows = [metrics.score("x", "x"), metrics.score("[1]", "[1]"), metrics.score("bad", "[1]")]
     mean = metrics.mean_scores(rows)
     assert mean["exact_match"] == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Merged and whole models: the same logits, tied or untied as they have to be, written whole."""
+"""Merged and full models: the same logits, correctly tied or untied, written atomically."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_adapter_on_a_tied_input_embedding_unties_it(built, tmp_path, targets
         assert_near(logits_of(merged, IDS), logits_of(model, IDS))
 
 
-def test_what_rounding_takes_of_an_adapter_is_told(built, tmp_path, caplog):
+def test_the_rounding_error_of_a_merge_is_reported(built, tmp_path, caplog):
     spec, model = adapter(built, tmp_path / "adapter", "model.dtype=bfloat16")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -91,14 +91,14 @@ def test_what_rounding_takes_of_an_adapter_is_told(built, tmp_path, caplog):
     assert "rounding the merged weights to bfloat16 changes the logits by" in caplog.text
 
 
-def test_an_adapter_that_does_nothing_is_merged(built, tmp_path):
+def test_an_adapter_without_effect_can_be_merged(built, tmp_path):
     spec, quant, lora = built("lora=r8")
     model, _ = attach(load_model(spec, quant), lora, spec, seed=3)
     save_adapter(model, tmp_path / "adapter")
     assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-2
 
 
-def test_a_bias_of_the_adapters_own_needs_a_layer_that_has_one(built, tmp_path, assert_near):
+def test_an_adapters_bias_needs_a_layer_with_a_bias(built, tmp_path, assert_near):
     with pytest.raises(UserError, match=r"lora.lora_bias: the adapter has a bias for .*q_proj"):
         adapter(built, tmp_path / "adapter", "lora.lora_bias=true")
     spec, model = adapter(built, tmp_path / "adapter", "model.architecture=gpt2", "lora.lora_bias=true")
@@ -106,7 +106,7 @@ def test_a_bias_of_the_adapters_own_needs_a_layer_that_has_one(built, tmp_path, 
     assert_near(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), IDS), logits_of(model, IDS))
 
 
-def test_an_adapter_trained_over_4_bits_is_merged_into_full_precision(built, tmp_path):
+def test_an_adapter_trained_on_a_4_bit_base_is_merged_in_full_precision(built, tmp_path):
     spec, _ = adapter(built, tmp_path / "adapter", "quant=nf4")
     assert merge(spec, tmp_path / "adapter", tmp_path / "merged").difference < 1e-4
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
@@ -120,7 +120,7 @@ def test_a_merge_that_changes_the_logits_is_refused(built, tmp_path, monkeypatch
     assert not (tmp_path / "merged").exists()
 
 
-def test_saving_replaces_what_was_there_and_leaves_nothing_beside(built, tmp_path):
+def test_saving_replaces_the_old_model_and_leaves_no_temporary_files(built, tmp_path):
     spec, model = adapter(built, tmp_path / "adapter")
     (tmp_path / "adapter" / "stale").write_text("")
     save_adapter(model, tmp_path / "adapter", load_tokenizer(spec), chat_template="{{ messages }}")
@@ -131,7 +131,7 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside(built, tmp_pat
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template == "{{ messages }}"
 
 
-def test_a_failed_save_keeps_what_was_there(built, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_model(built, tmp_path, monkeypatch):
     _, model = adapter(built, tmp_path / "adapter")
     before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setattr(model, "save_pretrained", lambda *a, **k: 1 / 0)
@@ -157,7 +157,7 @@ def test_sampling_settings_without_sampling_do_not_stop_the_save(built, tmp_path
     assert GenerationConfig.from_pretrained(tmp_path / "model").temperature == 0.6
 
 
-def test_a_tokenizer_is_saved_without_notes_of_this_machine(built, tmp_path):
+def test_a_saved_tokenizer_has_no_local_paths(built, tmp_path):
     spec, _, _ = built()
     tokenizer = load_tokenizer(spec)
     save_tokenizer(tokenizer, tmp_path, chat_template="x")

@@ -1,4 +1,4 @@
-"""sft.merge: the merged model is whole, answers as the adapter does, and takes nobody's place."""
+"""sft.merge: the merged model is complete, answers as the adapter does, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_a_full_fine_tune_has_nothing_to_merge(trained, settings):
     with pytest.raises(UserError, match=f"model.name={run / 'model'}"):
         merge(settings("merge", f"run={run}"))
     assert GenerationConfig.from_pretrained(run / "model").do_sample is False
-    talk = open_chat_session(settings("chat", f"model.name={run / 'model'}", "max_new_tokens=4"))
-    assert talk.system == open_chat_session(settings("chat", f"run={run}")).system is not None
+    chat_session = open_chat_session(settings("chat", f"model.name={run / 'model'}", "max_new_tokens=4"))
+    assert chat_session.system == open_chat_session(settings("chat", f"run={run}")).system is not None
 
 
 def test_training_merges_the_same_way(trained):

@@ -1,4 +1,4 @@
-"""What the attacks need: the tiny model's directory, and copies of it to break."""
+"""Fixtures of the attacks: the tiny model's directory, and copies of it to corrupt."""
 
 from __future__ import annotations
 

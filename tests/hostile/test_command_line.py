@@ -1,4 +1,4 @@
-"""Whatever is typed behind `python -m sft.train`: it composes, or it is refused as a mistake; nothing else comes out."""
+"""Arbitrary arguments of `python -m sft.train`: they compose, or are refused with a UserError; nothing else happens."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def loader():
 @example(typed=["~lora=true"], multirun=False)
 @example(typed=["quant=null"], multirun=False)
 @example(typed=["hydra/launcher=null"], multirun=False)
-def test_it_composes_or_is_refused(typed, multirun, loader):
+def test_any_command_line_composes_or_is_refused(typed, multirun, loader):
     try:
         line = parse_command_line([*(["-m"] if multirun else []), *typed])
         check_command(loader, "train", line.overrides, "train", line.multirun)

@@ -1,4 +1,4 @@
-"""Attacks by the command line: code, secrets and paths in a config. Each is refused before anything is built or written."""
+"""Attacks through the command line: code, secrets and paths in a config. Each is refused before anything is built."""
 
 from __future__ import annotations
 
@@ -192,14 +192,14 @@ def told(loader, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_refused_with_its_reason(name, told):
+def test_each_hostile_config_is_refused_with_its_reason(name, told):
     overrides, reason = ATTACKS[name]
     answer = told(overrides)
     assert reason in answer
     assert TOKEN not in answer and ":pass@" not in answer
 
 
-def test_what_looks_alike_and_is_meant_is_let_through(told):
+def test_similar_legitimate_configs_are_accepted(told):
     for fine in (
         ["name=team/first try"],
         ["++hydra.job.env_set.OMP_NUM_THREADS=2"],

@@ -1,4 +1,5 @@
-"""Attacks by files of rows: bombs, pipes, endless lines, code in columns. Memory stays bounded, and file and row are named."""
+"""Attacks through files of rows: bombs, pipes, endless lines, code in columns. Memory stays bounded; file and row are
+named."""
 
 from __future__ import annotations
 
@@ -247,7 +248,7 @@ def told(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_refused_with_file_and_reason(name, tmp_path, monkeypatch):
+def test_each_hostile_file_is_refused_with_its_name_and_reason(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make, file, reason = ATTACKS[name]
     monkeypatch.setattr(streams, "SMALLEST_BOMB", 1 << 20)
@@ -262,7 +263,7 @@ def test_it_is_refused_with_file_and_reason(name, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
-def test_a_line_of_a_gigabyte_takes_no_gigabyte(suffix, tmp_path):
+def test_a_gigabyte_line_does_not_take_a_gigabyte_of_memory(suffix, tmp_path):
     path = without_end(tmp_path / f"a.{suffix}", 1 << 30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer = told(path)
@@ -271,7 +272,7 @@ def test_a_line_of_a_gigabyte_takes_no_gigabyte(suffix, tmp_path):
     assert grown < (3 << 20 if suffix == "json" else 1 << 19)
 
 
-def test_a_long_line_is_read_past_and_the_next_is_read(tmp_path, monkeypatch):
+def test_a_too_long_line_is_skipped_and_the_next_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "LONGEST_LINE", 100)
     monkeypatch.setattr(json_rows, "LONGEST_LINE", 100)
     long = json.dumps({"text": "x" * 500}).encode() + b"\n"
@@ -284,7 +285,7 @@ def test_a_long_line_is_read_past_and_the_next_is_read(tmp_path, monkeypatch):
     ]
 
 
-def test_what_shrinks_as_text_does_is_read(tmp_path, monkeypatch):
+def test_normally_compressed_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "SMALLEST_BOMB", 1 << 10)
     data = b"".join(LINE.replace(b"hi", b"hi %d" % i) for i in range(5000))
     for suffix, compress in ((".gz", gzip.compress), (".zst", zstandard.compress)):
@@ -300,7 +301,7 @@ def test_what_shrinks_as_text_does_is_read(tmp_path, monkeypatch):
     st.lists(st.lists(st.text(max_size=8).filter(lambda t: "\0" not in t), min_size=2, max_size=2), max_size=4),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
-def test_any_table_comes_back(tmp_path_factory, names, records, end):
+def test_any_table_round_trips(tmp_path_factory, names, records, end):
     import csv
 
     names = [name.strip().replace("\r", "").replace("\n", "") or f"n{i}" for i, name in enumerate(names)]
@@ -324,7 +325,7 @@ def test_any_table_comes_back(tmp_path_factory, names, records, end):
                     | st.dictionaries(st.sampled_from(["messages", "role", "content", "a"]), inner, max_size=3).map(
                         lambda items: "{" + ",".join(f'"{k}": {v}' for k, v in items.items()) + "}"), max_leaves=12),
        st.sampled_from(["json", "jsonl"]))  # fmt: skip
-def test_any_json_is_a_row_or_has_its_reason(tmp_path_factory, text, suffix):
+def test_any_json_is_a_row_or_gets_a_reason(tmp_path_factory, text, suffix):
     path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
     path.write_text(f"{text}\n")
     assert told(path)

@@ -1,4 +1,4 @@
-"""Attacks by a model's or an adapter's directory: code, pickles, false headers, broken JSON. Nothing of it is run."""
+"""Attacks through a model or adapter directory: code, pickles, false headers, broken JSON. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def told(directory: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_refused_with_its_reason_and_not_run(name, broken_model, tmp_path, monkeypatch):
+def test_each_hostile_model_is_refused_with_its_reason_and_not_executed(name, broken_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files, keys, reason = ATTACKS[name]
     directory = broken_model(files, keys)
@@ -258,7 +258,7 @@ def adapter(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_is_refused_with_its_reason_and_not_run(name, adapter, tiny, tmp_path, monkeypatch):
+def test_each_hostile_adapter_is_refused_with_its_reason_and_not_executed(name, adapter, tiny, tmp_path, monkeypatch):
     import shutil
 
     from sft.model.adapters.existing import check_adapter, load_adapter

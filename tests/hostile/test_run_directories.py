@@ -1,4 +1,5 @@
-"""Attacks by a run directory from elsewhere: its files are data, are never unpickled unvouched, and lead nowhere else."""
+"""Attacks through an untrusted run directory: no file is unpickled without a matching manifest, no path leaves the
+directory."""
 
 from __future__ import annotations
 
@@ -130,7 +131,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], str], str]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_refused_with_its_reason(name, tmp_path, monkeypatch):
+def test_each_hostile_run_directory_is_refused_with_its_reason(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     attack, reason = ATTACKS[name]
     assert reason in attack(tmp_path)

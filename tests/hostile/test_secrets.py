@@ -1,4 +1,4 @@
-"""Keys of the environment and of .env are in nothing that a run leaves or says, also where it fails over them."""
+"""Keys from the environment and .env are in no file or output of a run, also if it fails because of them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def leaks(done: subprocess.CompletedProcess[str], directory: Path) -> list[str]:
     return found
 
 
-def test_a_run_keeps_no_secret(run):
+def test_a_run_writes_no_secret(run):
     done, directory = run(
         "whole",
         "callbacks=[quiet]",
@@ -94,7 +94,7 @@ def test_a_run_keeps_no_secret(run):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_keeps_no_secret(run):
+def test_a_failing_run_writes_no_secret(run):
     done, directory = run(
         *("fails", "callbacks=[quiet]", "+callbacks.telltale={_target_: telltale.Telltale, fail: true}"),
         "allow_targets=[telltale.Telltale]",

@@ -1,4 +1,5 @@
-"""Attacks on who looks: escapes for the terminal, scripts for the page, formulas for the spreadsheet. All are shown as text."""
+"""Attacks on viewers: escapes for the terminal, scripts for the page, formulas for the spreadsheet. All are shown as
+text."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ NO_ESCAPE, NO_SCRIPT, NO_FORMULA, NO_SECRET = (
 
 
 def left(error: BaseException) -> str:
-    """What a door prints when it leaves with an error."""
+    """What a command prints when it exits with an error."""
     printed, before = io.StringIO(), sys.stderr
     sys.stderr = printed
     try:
@@ -172,7 +173,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], str], str]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_shown_as_text(name, tmp_path, monkeypatch):
+def test_hostile_text_is_shown_as_text(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     make, becomes = ATTACKS[name]
     shown = make(tmp_path)
@@ -192,7 +193,7 @@ def test_it_is_shown_as_text(name, tmp_path, monkeypatch):
 
 
 @given(st.text())
-def test_harmless_text_has_no_control_characters_and_keeps_the_rest(text):
+def test_cleaned_text_has_no_control_characters_and_keeps_the_rest(text):
     shown = without_control_characters(text)
     assert all(c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) for c in shown)
     assert without_control_characters(shown) == shown
@@ -201,7 +202,7 @@ def test_harmless_text_has_no_control_characters_and_keeps_the_rest(text):
 
 
 @given(st.text(max_size=60))
-def test_any_text_stands_in_a_page_as_text(text):
+def test_any_text_is_escaped_in_a_page(text):
     from sft.data.preview import PreviewRow, to_html, visible
 
     row = PreviewRow("a", 1, "a", None, [1], [1], text, [text], [(text, True)])

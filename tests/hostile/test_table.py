@@ -1,4 +1,4 @@
-"""docs/reliability.md lists exactly the attacks that are tested, in the words of their tests."""
+"""docs/reliability.md lists exactly the tested attacks, as their tests describe them."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_the_page_lists_the_attacks_as_they_are_tested():
     assert there == written(), "run: python tests/hostile/test_table.py"
 
 
-def test_there_are_more_than_a_hundred_and_the_page_counts_them():
+def test_there_are_more_than_a_hundred_attacks_and_the_page_counts_them():
     count = sum(len(list(attacks(file))) for file in CHAPTERS)
     assert count >= 100
     assert re.search(rf"\b{count} attacks", PAGE.read_text(encoding="utf-8"))
 
 
-def test_every_file_of_attacks_has_its_chapter():
+def test_every_attack_file_has_a_section():
     with_tables = {path.name for path in HERE.glob("test_*.py") if "\nATTACKS: " in path.read_text()}
     assert with_tables == set(CHAPTERS)
 

@@ -1,4 +1,4 @@
-"""Attacks by a chat template: out of the sandbox, without end, beyond memory. Each ends in seconds with its reason."""
+"""Attacks through a chat template: escaping the sandbox, endless loops, exhausting memory. Each ends within seconds."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def rendered(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_ends_with_its_reason(name, monkeypatch, tmp_path):
+def test_each_hostile_template_ends_with_its_reason(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text, reason = ATTACKS[name]
     if reason == ENDLESS:
@@ -117,7 +117,7 @@ def test_it_ends_with_its_reason(name, monkeypatch, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_an_endless_template_ends_the_command_and_is_not_passed_over(monkeypatch, tiny_tokenizer):
+def test_an_endless_template_ends_the_command_and_is_not_skipped(monkeypatch, tiny_tokenizer):
     monkeypatch.setattr(limits, "SECONDS", 0.2)
     for text, name in ((LOOP + "{% endfor %}{% endfor %}", "own"), (LOOP + "{% endfor %}{% endfor %}", "file")):
         tiny_tokenizer.chat_template = text
@@ -126,12 +126,12 @@ def test_an_endless_template_ends_the_command_and_is_not_passed_over(monkeypatch
             bind(template, tiny_tokenizer, sample=[{"messages": MESSAGES}])
 
 
-def test_the_budget_is_each_renderings_own():
+def test_each_rendering_has_its_own_budget():
     for _ in range(30):
         assert render("{% for i in range(20000) %}{% endfor %}x", MESSAGES, {}) == "x"
 
 
-def test_large_conversations_are_rendered_whole():
+def test_large_conversations_are_rendered_completely():
     text = "{% for m in messages %}{{ '<' + m.role + '>' ~ m.content|trim + '\n' }}{% endfor %}"
     many = [{"role": "user", "content": "word " * 2000}] * 1000
     assert render(text, many, {}) == ("<user>" + ("word " * 2000).strip() + "\n") * 1000
@@ -142,7 +142,7 @@ def test_large_conversations_are_rendered_whole():
     st.text(st.characters(codec="utf-8"), max_size=60),
     st.text(string.ascii_letters + "{}%#-_.'\"|()[]<> \n", max_size=60),
 )
-def test_contents_are_never_code(user, assistant):
+def test_contents_are_never_executed(user, assistant):
     text = "{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{% endfor %}"
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     assert render(text, messages, {}) == f"[user]{user}[assistant]{assistant}"

@@ -1,4 +1,4 @@
-"""Attacks by YAML: a directory of configs, or a run's, from elsewhere. Nothing of it is built, and no memory runs out."""
+"""Attacks through YAML: an untrusted config directory or run. Nothing is built, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ def told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_is_refused_with_its_reason(name, told, tmp_path):
+def test_each_hostile_yaml_file_is_refused_with_its_reason(name, told, tmp_path):
     file, text, reason = ATTACKS[name]
     assert reason in told(file, text, CHOSEN)
     assert not (tmp_path / "owned").exists()
 
 
-def test_aliases_that_are_meant_are_read(tmp_path):
+def test_legitimate_aliases_are_read(tmp_path):
     path = tmp_path / "fine.yaml"
     path.write_text("x: &x {b: [1, 2]}\ny: *x\nz: [*x, *x]\n")
     assert check_yaml(path) is None
@@ -139,7 +139,7 @@ RUNS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_directory_from_elsewhere_is_refused(name, tmp_path):
+def test_a_hostile_run_directory_is_refused(name, tmp_path):
     text, reason = RUNS[name]
     (tmp_path / "config.resolved.yaml").write_text(text)
     line = parse_command_line([f"run={tmp_path}"])

@@ -40,7 +40,7 @@ def usage(text: str) -> str:
     return found[1]
 
 
-def test_the_front_matter_is_what_the_hub_reads() -> None:
+def test_the_front_matter_is_valid_for_the_hub() -> None:
     text = card(hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", settings={"learning_rate": 2e-4}, tags=["tickets"]).text()
     data = ModelCard(text).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -50,13 +50,13 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert data.to_dict()["base_model_relation"] == "adapter"
 
 
-def test_a_local_base_is_no_base_model_of_the_hubs() -> None:
+def test_a_local_base_is_not_listed_as_a_hub_model() -> None:
     data = ModelCard(card().text()).data
     assert data.base_model is None
     assert ModelCard(card(model_path="Qwen/Qwen3-0.6B").text()).data.base_model == "Qwen/Qwen3-0.6B"
 
 
-def test_it_says_what_was_trained_on_what_with_what_result() -> None:
+def test_the_card_has_model_data_and_results() -> None:
     text = card(settings={"learning_rate": 2e-4, "max_steps": None}).text()
     for expected in (
         "| lora.r | 8 |",
@@ -74,7 +74,7 @@ def test_it_says_what_was_trained_on_what_with_what_result() -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_the_snippet_is_python_for_what_lies_beside_it(method: str) -> None:
+def test_the_snippet_is_valid_python_for_the_saved_weights(method: str) -> None:
     text = card(method=method, hub_id="org/base").text()
     code = usage(text)
     ast.parse(code)
@@ -84,13 +84,13 @@ def test_the_snippet_is_python_for_what_lies_beside_it(method: str) -> None:
     assert ("full-fine-tuning" in ModelCard(text).data.tags) is (method == "full")
 
 
-def test_nothing_known_is_still_a_card(tmp_path: Path) -> None:
+def test_a_card_is_written_without_any_information(tmp_path: Path) -> None:
     path = Card("empty", TrainingInfo(), Metrics()).write(tmp_path)
     assert path == tmp_path / "README.md"
     assert "Not recorded." in path.read_text()
     ModelCard(path.read_text())
 
 
-def test_secrets_are_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_contains_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "very-secret-value")
     assert "very-secret-value" not in card(settings={"note": "very-secret-value"}).text()

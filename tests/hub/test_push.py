@@ -1,4 +1,4 @@
-"""Pushing to the hub: the requests that arrive at a server."""
+"""Pushing to the hub: the requests that a server receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An unreachable hub is found by one short request, and only for the time of a load."""
+"""An unreachable hub is detected by one short request, and only for the duration of a load."""
 
 import socket
 
@@ -29,11 +29,11 @@ def closed():
     return f"http://127.0.0.1:{port}"
 
 
-def test_any_answer_is_a_reachable_hub(service):
+def test_any_response_means_the_hub_is_reachable(service):
     assert reach.unreachable(service.url + "/no-such-page") is None
 
 
-def test_a_refused_connection_is_told_and_asked_once(closed, caplog):
+def test_a_refused_connection_is_reported_after_one_request(closed, caplog):
     assert "refused" in reach.unreachable(closed)
     assert "refused" in reach.unreachable(closed)
     assert caplog.text.count("only locally cached files are used") == 1
@@ -44,7 +44,7 @@ def test_a_server_without_an_answer_is_waited_for_no_longer_than_the_timeout(sil
     assert reach.unreachable(silent) in ("no answer within 0.2 s", "The read operation timed out", "timed out")
 
 
-def test_the_block_alone_is_offline(closed, monkeypatch):
+def test_only_the_block_is_offline(closed, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", closed)
     with pytest.raises(RuntimeError), reach.cached_files_if_unreachable("org/model"):
         assert constants.is_offline_mode()
@@ -52,13 +52,13 @@ def test_the_block_alone_is_offline(closed, monkeypatch):
     assert not constants.is_offline_mode()
 
 
-def test_a_directory_is_loaded_without_asking(closed, monkeypatch, tmp_path):
+def test_a_directory_is_loaded_without_a_request(closed, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", closed)
     with reach.cached_files_if_unreachable(str(tmp_path)):
         assert not constants.is_offline_mode() and not reach._asked
 
 
-def test_a_model_of_an_unreachable_hub_is_answered_with_one_request(closed, monkeypatch, caplog):
+def test_a_model_of_an_unreachable_hub_fails_after_one_request(closed, monkeypatch, caplog):
     from sft.config.errors import UserError
     from sft.model.load import load_config
     from sft.model.spec import Model

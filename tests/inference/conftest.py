@@ -1,4 +1,4 @@
-"""One small run for all tests of what is done with a finished run, and the doors' functions in this process."""
+"""One small run for all tests of commands on a finished run, and the commands' functions in this process."""
 
 from tests.runs import run_in, settings, trained
 

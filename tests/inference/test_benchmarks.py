@@ -1,4 +1,4 @@
-"""`evaluation=lm_eval` at the end of a training and over a finished run: the same figures, the base's beside them."""
+"""`evaluation=lm_eval` at the end of training and for a finished run: the same scores, also of the base."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def figures(metrics: dict) -> dict[str, float]:
 @pytest.mark.parametrize(
     "options", [(), pytest.param(("quant=nf4",), marks=pytest.mark.slow)], ids=["lora", "4-bit base"]
 )
-def test_benchmarks_are_run_at_the_end_of_a_training_and_come_out_again(trained, asks, options):
+def test_benchmarks_after_training_are_reproduced_by_evaluate(trained, asks, options):
     run = trained(*asks, *options)
     logged = figures(json.loads((run / "metrics.json").read_text()))
     names = {f"{when}lm_eval_own_sums_{name}" for when in ("", "before_") for name in ("acc", "acc_norm")}
@@ -60,6 +60,6 @@ def test_benchmarks_are_run_at_the_end_of_a_training_and_come_out_again(trained,
     assert len((found.directory / "lm_eval_samples.jsonl").read_text().splitlines()) == 12
 
 
-def test_weights_after_a_training_with_benchmarks_are_those_without(trained, asks):
+def test_benchmarks_do_not_change_the_trained_weights(trained, asks):
     with_them, without = (trained(*options) / "adapter" / "adapter_model.safetensors" for options in (asks, ()))
     assert with_them.read_bytes() == without.read_bytes()

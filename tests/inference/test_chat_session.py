@@ -1,4 +1,4 @@
-"""Chat: what is asked is what is answered, with the training's system prompt, and nothing is left behind."""
+"""Chat: prompts reach the model unchanged, with the training's system prompt, and nothing is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prompts(monkeypatch):
     return seen
 
 
-def test_the_prompt_is_rendered_as_training_rendered_rows(loaded, prompts, trained):
+def test_the_prompt_is_rendered_as_in_training(loaded, prompts, trained):
     loaded().ask("My phone is broken")
     row = json.loads((trained() / "preview.jsonl").read_text().splitlines()[0])["text"]
     head = row[: row.index(SYSTEM) + len(SYSTEM)]
@@ -56,7 +56,7 @@ def test_the_prompt_is_rendered_as_training_rendered_rows(loaded, prompts, train
     assert row[row.index("assistant") :].startswith(prompt[prompt.rindex("assistant") :])
 
 
-def test_any_punctuation_of_a_prompt_reaches_the_model(loaded, prompts, settings, trained):
+def test_prompts_with_any_punctuation_reach_the_model(loaded, prompts, settings, trained):
     config = settings("chat", f"run={trained()}", f"prompt={ASKED}")
     assert config["prompt"] == ASKED
     loaded().ask(config["prompt"])
@@ -64,7 +64,7 @@ def test_any_punctuation_of_a_prompt_reaches_the_model(loaded, prompts, settings
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(["system=Be brief, = kind"], "Be brief, = kind"), (["system="], None)])
-def test_the_system_prompt_can_be_another_or_none(loaded, given, wanted):
+def test_the_system_prompt_can_be_changed_or_removed(loaded, given, wanted):
     assert loaded(*given).system == wanted
     assert loaded().system == SYSTEM
 
@@ -93,7 +93,7 @@ def test_pieces_join_to_the_answer_and_greedy_is_the_default(loaded):
     assert loaded("temperature=2.0", "seed=1").ask("hello") == drawn
 
 
-def test_settings_out_of_range_are_named(loaded):
+def test_settings_out_of_range_are_reported(loaded):
     with pytest.raises(UserError, match=r"(?s)max_new_tokens.*top_p"):
         loaded("max_new_tokens=0", "top_p=2.0")
 
@@ -124,7 +124,7 @@ class Letters:
         ("a<e b", ["a", "<e", " b"]),  # what only began like one
     ],
 )
-def test_a_stream_shows_what_is_certain(text, pieces):
+def test_a_stream_yields_only_complete_text(text, pieces):
     shown: list[str] = []
     stream = Stream(Letters(), shown.append, ["<end>"])
     stream.put(torch.tensor([[1, 2, 3]]))
@@ -166,11 +166,11 @@ def test_the_commands_of_the_terminal(loaded, tmp_path):
     assert "nothing has been asked yet" in chat(chat_session, "/regenerate")
 
 
-def test_an_answer_cannot_drive_the_terminal():
+def test_an_answer_cannot_send_control_sequences_to_the_terminal():
     assert without_control_characters("a\x1b]0;title\x07\x1b[2Jb\u202ec\r\n\té") == "a]0;title[2Jbc\n\té"
 
 
-def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
+def test_piped_standard_input_is_the_prompt(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  Wie geht's?\n")))
     assert _question(None) == "Wie geht's?"
     assert _question("said") == "said"
@@ -180,7 +180,7 @@ def test_standard_input_is_the_prompt_where_it_is_piped(monkeypatch):
     assert _question(None) is None
 
 
-def test_the_door_prints_the_answer_alone_and_leaves_nothing(loaded, trained, tmp_path, command):
+def test_the_command_prints_only_the_answer_and_writes_nothing(loaded, trained, tmp_path, command):
     done = command("chat", f"run={trained()}", "max_new_tokens=12", f"prompt={ASKED}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == loaded().ask(ASKED) + "\n"

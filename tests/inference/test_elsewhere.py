@@ -1,4 +1,4 @@
-"""Adapters that were trained elsewhere, or whose run is not here: chat, evaluate and merge take them."""
+"""Adapters that were trained elsewhere, or whose run is missing: chat, evaluate and merge accept them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answers(chat_session):
     return [chat_session.ask(text) for text in ("My phone is broken", "Hello?")]
 
 
-def test_the_adapter_of_a_run_stands_for_the_run(trained, settings):
+def test_a_runs_adapter_directory_means_the_run(trained, settings):
     run = trained()
     assert (run / "adapter" / "training_info.json").read_bytes() == (run / "training_info.json").read_bytes()
     whole = open_chat_session(settings("chat", f"run={run}", "max_new_tokens=12"))
@@ -47,7 +47,7 @@ def test_the_adapter_of_a_run_stands_for_the_run(trained, settings):
 
 
 @pytest.mark.parametrize("files", [PLAIN, WITH_TOKENIZER, WITH_INFO], ids=["plain peft", "with tokenizer", "of sft"])
-def test_a_bare_adapter_answers_over_the_base_it_names(trained, bare, settings, files):
+def test_a_bare_adapter_is_loaded_on_the_base_it_names(trained, bare, settings, files):
     adapter = bare(*files)
     whole = open_chat_session(settings("chat", f"run={trained()}", "max_new_tokens=12"))
     system = [] if "training_info.json" in files else [f"system={whole.system}"]
@@ -62,7 +62,7 @@ def test_a_bare_adapter_answers_over_the_base_it_names(trained, bare, settings, 
     assert type(named.model).__name__ == "PeftModelForCausalLM"
 
 
-def test_a_bare_adapter_is_merged_where_it_is_told(trained, bare, settings, tmp_path, assert_near):
+def test_a_bare_adapter_is_merged_into_the_given_directory(trained, bare, settings, tmp_path, assert_near):
     import torch
 
     from sft.export.reload import logits_of
@@ -98,7 +98,7 @@ def test_a_bare_adapter_is_evaluated(trained, bare, tmp_path, files):
     assert part.metrics["eval_loss"] == pytest.approx(whole.metrics["eval_loss"], rel=1e-6)
 
 
-def test_what_is_missing_is_said(trained, bare, settings):
+def test_missing_files_and_settings_are_reported(trained, bare, settings):
     adapter = bare(*PLAIN)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/nowhere/base"}))

@@ -1,4 +1,4 @@
-"""Evaluating what training left: the same figures, whichever form the weights have."""
+"""Evaluating a finished run: the same metrics for every form of the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def losses(figures: dict) -> dict[str, float]:
     ],
     ids=lambda options: " ".join(options) or "lora",
 )
-def test_a_run_has_the_loss_that_its_training_logged(trained, options):
+def test_evaluating_a_run_reproduces_its_logged_loss(trained, options):
     run = trained(*options)
     found = evaluate(run).metrics
     rounding = 1e-4 if "trainer.bf16=true" in options else 1e-5
@@ -40,7 +40,7 @@ def test_a_run_has_the_loss_that_its_training_logged(trained, options):
     assert len(losses(found)) == (1 if "eval_fraction" in str(options) else 3)
 
 
-def test_base_and_fine_tuned_stand_side_by_side(trained):
+def test_base_and_fine_tuned_are_shown_side_by_side(trained):
     run = trained()
     found = evaluate(run, *ANSWERS)
     metrics = json.loads((found.directory / "metrics.json").read_text())
@@ -58,18 +58,18 @@ def test_base_and_fine_tuned_stand_side_by_side(trained):
     assert "fine-tuned" in table and "token accuracy" in table and table.endswith(str(found.directory))
 
 
-def test_the_base_beside_a_full_fine_tune_is_the_one_it_started_from(trained):
+def test_the_base_of_a_full_fine_tune_is_the_model_before_training(trained):
     whole, adapted = (evaluate(trained(*o), "evaluation.before=true").metrics for o in (("lora=none",), ()))
     assert whole["before_eval_loss"] == pytest.approx(adapted["before_eval_loss"], abs=1e-5)
     assert whole["eval_loss"] < whole["before_eval_loss"]
 
 
-def test_generation_alone_measures_no_loss(trained):
+def test_generate_only_computes_no_loss(trained):
     found = evaluate(trained(), *ANSWERS, "evaluation.generate=only", "evaluation.before=false")
     assert "eval_loss" not in found.metrics and found.metrics["eval_answers"] == 4
 
 
-def test_a_bare_base_on_ones_own_rows_is_evaluated_on_all_of_them(trained, tmp_path):
+def test_a_base_model_is_evaluated_on_all_given_rows(trained, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{i} + 1 =", "response": str(i + 1)}) + "\n" for i in range(12)))
     own = ("dataset=local", f"dataset.path={rows}", "evaluation=generate", "evaluation.max_new_tokens=2")
@@ -83,7 +83,7 @@ def test_a_bare_base_on_ones_own_rows_is_evaluated_on_all_of_them(trained, tmp_p
     assert "Extract" not in (tmp_path / "bare" / "samples.jsonl").read_text()
 
 
-def test_another_base_than_the_trained_one_is_refused(trained, tmp_path):
+def test_a_different_base_than_the_trained_one_is_refused(trained, tmp_path):
     import shutil
 
     from sft.model.spec import TinyModel
@@ -99,7 +99,7 @@ def test_another_base_than_the_trained_one_is_refused(trained, tmp_path):
         evaluate(trained(), f"model.name={other}")
 
 
-def test_a_run_without_weights_says_how_to_go_on(trained, tmp_path):
+def test_a_run_without_weights_says_how_to_resume(trained, tmp_path):
     import shutil
 
     run = tmp_path / "run"
@@ -108,7 +108,7 @@ def test_a_run_without_weights_says_how_to_go_on(trained, tmp_path):
         evaluate(run)
 
 
-def test_two_evaluations_of_one_second_have_two_directories(tmp_path):
+def test_two_evaluations_in_the_same_second_have_separate_directories(tmp_path):
     from sft.inference.evaluated import free_directory
     from sft.run.directory import RunDirectory
 

@@ -1,4 +1,4 @@
-"""`sft.evaluate` with a judge: verdicts in every file, what is missing told, the key nowhere."""
+"""`sft.evaluate` with a judge: verdicts in every file, missing ones reported, the key nowhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(service, tmp_path):
 
 
 @pytest.fixture
-def door(command):
+def command_process(command):
     """Arguments and variables -> the ended process of an evaluation."""
     keys = {"GEMINI_API_KEY": KEY, "GOOGLE_API_KEY": ""}
     return lambda *arguments, **environment: command("evaluate", *arguments, env={**keys, **environment})
@@ -60,11 +60,11 @@ def test_verdicts_of_base_and_fine_tuned_are_in_every_file(trained, service, ask
 
 
 @pytest.mark.slow
-def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again(trained, service, ask, tmp_path, door):
+def test_missing_verdicts_exit_with_1_and_are_requested_again(trained, service, ask, tmp_path, command_process):
     service.say = lambda prompt: "no idea" if "hallucination" in prompt else '{"reason": "r", "score": 5}'
     out = tmp_path / "out"
     settings = (*ask("evaluation.before=false", "judge.retries=0", "judge.concurrency=1"), f"hydra.run.dir={out}")
-    done = door(f"run={trained()}", *settings)
+    done = command_process(f"run={trained()}", *settings)
     assert done.returncode == 1, done.stderr
     assert "4 of 8 verdicts are missing, the others are scored" in done.stderr
     assert "known row 1, hallucination: the judge's answer is not a JSON object: 'no idea'" in done.stderr
@@ -74,7 +74,7 @@ def test_verdicts_that_are_missing_are_told_with_exit_code_1_and_asked_for_again
     assert KEY not in done.stderr + done.stdout + files_of(out)
 
 
-def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path, door):
+def test_a_missing_key_is_reported_before_a_model_is_searched(tmp_path, command_process):
     from omegaconf import OmegaConf
 
     from sft.config.compose import plain  # the config of a run that has no weights, nor ever had a judge
@@ -82,12 +82,12 @@ def test_a_missing_key_is_said_before_a_model_is_looked_for(tmp_path, door):
     run = tmp_path / "run"
     run.mkdir()
     OmegaConf.save(OmegaConf.create(plain(compose("experiment=smoke"))), run / "config.resolved.yaml")
-    done = door(f"run={run}", "judge=gemini", GEMINI_API_KEY="")
+    done = command_process(f"run={run}", "judge=gemini", GEMINI_API_KEY="")
     assert done.returncode == 2 and "GEMINI_API_KEY or GOOGLE_API_KEY is not set" in done.stderr
     assert list(run.iterdir()) == [run / "config.resolved.yaml"]
 
 
-def test_no_judge_is_an_option_that_composes_and_sweeps(settings, monkeypatch):
+def test_judge_none_composes_and_can_be_swept(settings, monkeypatch):
     monkeypatch.setattr(
         "sft.config.checks.requirements._installed", lambda module: True
     )  # DeepEval has an environment of its own
@@ -103,7 +103,7 @@ def test_no_judge_is_an_option_that_composes_and_sweeps(settings, monkeypatch):
         compose("judge=local", "judge.metrics=[corectness]", command="evaluate")
 
 
-def test_whole_conversations_are_led_anew(trained, tmp_path):
+def test_whole_conversations_are_replayed(trained, tmp_path):
     rows = tmp_path / "rows.jsonl"
     turns = [("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2")]
     rows.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n")

@@ -1,4 +1,5 @@
-"""Attention by blocks of queries is causal attention: values and gradients, with grouped heads, at every border of a block."""
+"""Attention by blocks of queries equals causal attention: values and gradients, with grouped heads, at block
+boundaries."""
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def reference(query, key, value, scale):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_values_and_gradients_are_those_of_causal_attention(length, assert_near):
+def test_values_and_gradients_equal_those_of_causal_attention(length, assert_near):
     inputs = tensors(length)
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = reference(*inputs, 0.3)
@@ -45,7 +46,7 @@ def test_values_and_gradients_are_those_of_causal_attention(length, assert_near)
         assert_near(one, other, roundings=64 * FP32 / FP64)
 
 
-def test_in_16_bits_it_is_as_near_the_truth_as_twice_the_rounding_of_its_inputs():
+def test_the_16_bit_error_is_within_twice_the_rounding_of_its_inputs():
     exact = tensors(200)
     rounded = [each.detach().bfloat16().requires_grad_() for each in exact]
     grad = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -65,7 +66,7 @@ def kept_by(compute):
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(1, 5), (140, 150), (5, 300), (400, 600)])
-def test_the_last_tokens_of_more_keys(tokens, keys, assert_near):
+def test_fewer_queries_than_keys(tokens, keys, assert_near):
     query, key, value = tensors(keys)
     grad = torch.randn(query[:, :, -tokens:].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = reference(query, key, value, 0.3)[:, :, -tokens:]
@@ -76,7 +77,7 @@ def test_the_last_tokens_of_more_keys(tokens, keys, assert_near):
         assert_near(one, other, roundings=64 * FP32 / FP64)
 
 
-def test_what_is_kept_for_the_backward_pass_is_counted():
+def test_memory_kept_for_the_backward_pass_is_counted():
     for length in LENGTHS:
         query, key, value = tensors(length)
         saved = kept_by(lambda given=(query, key, value): causal.causal_attention(*given, 1.0))
@@ -85,7 +86,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
     assert causal.kept_probabilities(causal.KEPT + 1) == 0 < causal.kept_probabilities(causal.KEPT)
 
 
-def test_varlen_attention_takes_it_in_16_bits_and_gives_the_same_as_each_document_alone():
+def test_varlen_attention_uses_it_in_16_bits_and_equals_each_document_alone():
     lengths = [5, 140, 1]
     borders = torch.tensor([0, 5, 145, 146])
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,5 @@
-"""Cross entropy of a chunk of logits and its gradient by hand: those of PyTorch, and exact where the model is sure."""
+"""The handwritten cross entropy of a chunk of logits and its gradient: equal to PyTorch's, and exact for confident
+models."""
 
 import pytest
 import torch

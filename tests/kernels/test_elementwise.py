@@ -1,4 +1,5 @@
-"""Norms and rotations in fewer passes: transformers' own values and gradients, and transformers' own for all else."""
+"""Norms and rotary embeddings in fewer passes: transformers' values and gradients, and transformers' code for the
+rest."""
 
 from functools import partial
 
@@ -46,7 +47,7 @@ def distance(one, other):
     return float((one.double() - other.double()).norm() / other.double().norm())
 
 
-def test_a_norm_is_that_of_llama_in_value_and_gradient(assert_near):
+def test_norms_match_llamas_in_value_and_gradient(assert_near):
     norm = llama.LlamaRMSNorm(16, eps=0.01).requires_grad_(False)
     norm.weight.copy_(numbers(16))
     x = numbers(2, 5, 16).requires_grad_()
@@ -55,7 +56,7 @@ def test_a_norm_is_that_of_llama_in_value_and_gradient(assert_near):
     assert_near(gradient(got, x), gradient(want, x))
 
 
-def test_in_16_bits_a_norm_is_rounded_as_llamas_and_its_gradient_no_more():
+def test_in_16_bits_norms_round_like_llamas_and_gradients_no_worse():
     norm = llama.LlamaRMSNorm(64).requires_grad_(False)
     norm.weight.copy_(numbers(64))
     x = numbers(7, 64).bfloat16().requires_grad_()
@@ -68,7 +69,7 @@ def test_in_16_bits_a_norm_is_rounded_as_llamas_and_its_gradient_no_more():
     assert distance(gradient(got, x), wanted) <= 1.05 * distance(gradient(want, x), wanted)
 
 
-def test_a_rotation_is_that_of_llama_in_value_and_gradient(assert_near):
+def test_rotary_embeddings_match_llamas_in_value_and_gradient(assert_near):
     q, k = numbers(1, 4, 6, 8).double().requires_grad_(), numbers(1, 2, 6, 8).double().requires_grad_()
     cos, sin = numbers(2, 1, 6, 8).double()
     for x, want in zip((q, k), ROTATE(q, k, cos, sin), strict=True):
@@ -77,7 +78,7 @@ def test_a_rotation_is_that_of_llama_in_value_and_gradient(assert_near):
         assert_near(gradient(got, x), gradient(want, x))
 
 
-def test_what_computes_something_else_is_told_by_trying():
+def test_different_functions_are_detected_by_trial():
     assert [elementwise._normalizes(kind) for kind in (llama.LlamaRMSNorm, Qwen3RMSNorm)] == [True, True]
     # one adds 1 to its weight, one rounds after it, one has another signature
     others = (GemmaRMSNorm, Olmo2RMSNorm, torch.nn.LayerNorm, torch.nn.Linear)
@@ -87,7 +88,7 @@ def test_what_computes_something_else_is_told_by_trying():
     assert not elementwise._is_rotation(lambda q, k, cos, sin: (q, k))
 
 
-def test_trying_draws_no_number():
+def test_the_trial_uses_no_global_random_numbers():
     elementwise._normalizes.cache_clear()
     elementwise._is_rotation.cache_clear()
     before = torch.get_rng_state()
@@ -111,7 +112,7 @@ def embeddings_gradient(model, dtype):
     return torch.autograd.grad(out.float(), embedded)[0]
 
 
-def test_a_whole_model_has_the_gradient_it_had(ours):
+def test_a_whole_models_gradient_is_unchanged(ours):
     exact = embeddings_gradient(tower().double(), torch.float64)
     theirs = embeddings_gradient(tower().bfloat16(), torch.bfloat16)
     model = tower().bfloat16()
@@ -122,7 +123,7 @@ def test_a_whole_model_has_the_gradient_it_had(ours):
     assert elementwise.install(tower()) == (5, 0)  # the function is replaced already, once
 
 
-def test_a_forward_that_another_library_put_on_a_norm_stays():
+def test_a_norms_forward_patched_by_another_library_is_kept():
     model = tower().bfloat16()
     add_hook_to_module(model.model.norm, AlignDevicesHook(execution_device="cpu"))
     hooked = model.model.norm.forward
@@ -130,7 +131,7 @@ def test_a_forward_that_another_library_put_on_a_norm_stays():
     assert elementwise.install(model) == (0, 0)
 
 
-def test_transformers_own_is_taken_without_gradients_in_fp32_and_where_norms_are_trained(ours):
+def test_transformers_own_code_is_used_without_gradients_in_fp32_and_for_trained_norms(ours):
     model = tower().bfloat16()
     elementwise.install(model)
     with torch.no_grad():

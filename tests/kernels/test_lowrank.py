@@ -1,4 +1,4 @@
-"""LoRA's branch in few passes: the outputs and gradients of peft's own forward, and peft's own wherever it is another."""
+"""The LoRA branch in few passes: outputs and gradients equal peft's forward, which is used for unsupported layers."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +60,7 @@ X = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_outputs_and_gradients_are_pefts(fused, dropout, rslora, assert_near):
+def test_outputs_and_gradients_equal_pefts(fused, dropout, rslora, assert_near):
     plain, ours = (results(model.train(), X) for model in pair(lora_dropout=dropout, use_rslora=rslora))
     assert fused == 2 * ["added" if dropout else "whole"] and plain.keys() == ours.keys() and len(plain) == 6
     for name in plain:
@@ -78,14 +78,14 @@ def test_under_autocast_it_rounds_less_than_peft(fused, weights):
         assert error < 1.2 * theirs + 1e-6, name
 
 
-def test_adapters_in_another_precision_than_the_base_are_computed_as_peft_does(fused):
+def test_adapters_in_another_precision_than_the_base_use_pefts_forward(fused):
     plain, ours = (results(model, X.bfloat16()) for model in pair(torch.bfloat16))
     assert not fused  # bf16 weights, fp32 adapter, no autocast
     for name in plain:
         assert torch.equal(plain[name], ours[name]), name
 
 
-def test_what_is_no_plain_branch_keeps_pefts_forward(fused, assert_near):
+def test_unsupported_layers_keep_pefts_forward(fused, assert_near):
     for settings in ({"use_dora": True}, {"lora_bias": True}):
         plain, ours = (results(model, X) for model in pair(**settings))
         assert all(torch.equal(plain[name], ours[name]) for name in plain)
@@ -113,7 +113,7 @@ def test_a_hook_on_the_adapter_is_called():
     assert seen == [1]
 
 
-def test_the_first_layer_needs_no_gradient_of_its_input():
+def test_the_first_layers_input_needs_no_gradient():
     _, ours = pair()
     ours(X).sum().backward()
     assert all(p.grad is not None for n, p in ours.named_parameters() if "lora_" in n)
@@ -144,7 +144,7 @@ def attention(targets=("q_proj", "k_proj", "v_proj"), **settings):
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("q_proj", "v_proj"), ("v_proj",)])
-def test_layers_of_one_input_are_computed_together(fused, targets, assert_near):
+def test_layers_with_the_same_input_are_computed_together(fused, targets, assert_near):
     plain, ours = (results(model, X) for model in attention(targets))
     assert fused == ["whole"] and plain.keys() == ours.keys() and len(plain) == 2 + 2 * len(targets)
     for name in plain:
@@ -167,7 +167,7 @@ class Quantized(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("base", [torch.nn.Linear, Quantized])
-def test_the_model_may_write_into_outputs(fused, base, assert_near):
+def test_outputs_can_be_modified_in_place(fused, base, assert_near):
     plain, ours = attention()
     for layer in (ours.base_model.model.q_proj, ours.base_model.model.k_proj, ours.base_model.model.v_proj):
         layer.base_layer.__class__ = base
@@ -177,7 +177,7 @@ def test_the_model_may_write_into_outputs(fused, base, assert_near):
         assert_near(ours[name], plain[name], name=name)
 
 
-def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused, assert_near):
+def test_an_unsupported_layer_does_not_affect_the_others(fused, assert_near):
     plain, ours = attention()
     for model in (plain, ours):
         model.base_model.model.k_proj.enable_adapters(False)
@@ -187,7 +187,7 @@ def test_a_layer_that_is_no_plain_one_leaves_the_others_to_themselves(fused, ass
         assert_near(ours[name], plain[name], name=name)
 
 
-def test_what_was_computed_ahead_is_not_given_for_anything_else(fused, assert_near):
+def test_precomputed_outputs_are_only_used_for_the_same_input(fused, assert_near):
     plain, ours = attention()
     theirs, layers = plain.base_model.model, ours.base_model.model
     x = X.clone().requires_grad_()
@@ -210,7 +210,7 @@ def test_what_was_computed_ahead_is_not_given_for_anything_else(fused, assert_ne
     assert adapted._OUTPUT_CACHE.x is None and not adapted._OUTPUT_CACHE.outputs  # all were asked for: nothing is held
 
 
-def test_threads_do_not_see_what_others_computed(assert_near):
+def test_precomputed_outputs_are_per_thread(assert_near):
     plain, ours = attention()
     inputs = [X + at for at in range(4)]
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""Tokens that the base model lacks: added once, given room, trained, saved with the adapter, and found again."""
+"""Tokens that the base model lacks: added once, embedded, trained, saved with the adapter, and loaded again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_new_rows_train_are_saved_and_load_again(built, tmp_path, architecture, 
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 300_000  # not the whole embedding
 
 
-def test_the_adapter_loads_with_plain_peft_once_the_base_has_room(built, tmp_path):
+def test_the_adapter_loads_with_plain_peft_after_resizing_the_base(built, tmp_path):
     spec, _, tokenizer, model, _, _, ids = prepared(built)
     save_adapter(model, tmp_path / "adapter", tokenizer)
     want = logits_of(model, ids)
@@ -86,7 +86,7 @@ def test_a_merged_model_has_the_new_rows(built, tmp_path, architecture, assert_n
     assert is_tied(merged) is (architecture == "llama")
 
 
-def test_going_on_from_an_adapter_with_new_rows(built, tmp_path):
+def test_training_an_adapter_with_new_rows_further(built, tmp_path):
     spec, _, tokenizer, model, _, _, ids = prepared(built)
     save_adapter(model, tmp_path / "adapter", tokenizer)
     spec, _, lora = built(f"model.adapter={tmp_path / 'adapter'}")
@@ -130,7 +130,7 @@ def test_spare_rows_are_used_before_the_embedding_grows(built):
     assert model.get_input_embeddings().weight.shape == (1600, 64)
 
 
-def test_new_rows_start_from_what_is_known_and_draw_no_random_number(built):
+def test_new_rows_are_initialized_from_existing_ones_without_random_numbers(built):
     spec, _, _ = built("model.architecture=mistral")
     tokenizer, model = load_tokenizer(spec), load_model(spec)
     old = [m.weight.detach().clone() for m in (model.get_input_embeddings(), model.get_output_embeddings())]
@@ -147,7 +147,7 @@ def test_new_rows_start_from_what_is_known_and_draw_no_random_number(built):
         torch.testing.assert_close(module.weight[1536], before.mean(dim=0))
 
 
-def test_rows_that_were_reserved_and_never_trained_count_as_new(built):
+def test_reserved_untrained_rows_count_as_new(built):
     spec, _, _ = built()
     tokenizer, model = load_tokenizer(spec), load_model(spec)
     row = tokenizer.convert_tokens_to_ids("<|eom_id|>")
@@ -177,7 +177,7 @@ def test_special_tokens_of_the_config_are_set_and_added(built):
 
 @pytest.mark.parametrize("whole", ["embed_tokens", "lm_head"])
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
-def test_whole_embeddings_that_train_are_saved_and_tied_ones_stay_tied(built, tmp_path, architecture, whole):
+def test_fully_trained_embeddings_are_saved_and_tied_ones_stay_tied(built, tmp_path, architecture, whole):
     overrides = (f"model.architecture={architecture}", f"lora.modules_to_save=[{whole}]")
     spec, _, tokenizer, model, _, _, ids = prepared(built, *overrides)
     save_adapter(model, tmp_path / "adapter", tokenizer)

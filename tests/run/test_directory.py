@@ -1,4 +1,4 @@
-"""The run directory: whole files or none, strict JSON, names that stay inside."""
+"""The run directory: atomic writes, strict JSON, no path traversal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
 
 
-def test_every_file_of_the_contract_has_its_path(run: RunDirectory) -> None:
+def test_every_documented_file_has_a_path(run: RunDirectory) -> None:
     names = {
         "config": "config.resolved.yaml",
         "run_json": "run.json",
@@ -52,7 +52,7 @@ def test_every_file_of_the_contract_has_its_path(run: RunDirectory) -> None:
     assert {name: getattr(run, name).relative_to(run.path).as_posix() for name in names} == names
 
 
-def test_nothing_is_made_before_the_first_write(run: RunDirectory) -> None:
+def test_nothing_is_created_before_the_first_write(run: RunDirectory) -> None:
     assert not run.path.exists()
     run.write_text("note.txt", "x")
     assert [p.name for p in run.path.iterdir()] == ["note.txt"]
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, value: dict) -> None:
     assert run.read_jsonl("x.jsonl") == [value, value]
 
 
-def test_json_is_strict_and_knows_numbers_of_other_kinds(run: RunDirectory) -> None:
+def test_json_is_strict_and_accepts_numpy_numbers(run: RunDirectory) -> None:
     run.write_json(
         "x.json", {"nan": float("nan"), "inf": [float("inf")], "np": numpy.float32(0.5), "p": Path("a"), "s": {2, 1}}
     )
@@ -84,7 +84,7 @@ def test_json_is_strict_and_knows_numbers_of_other_kinds(run: RunDirectory) -> N
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", ".", "", "a/../.."])
-def test_names_that_lead_out_are_refused(run: RunDirectory, name: str) -> None:
+def test_path_traversal_is_refused(run: RunDirectory, name: str) -> None:
     with pytest.raises(UserError, match="not a file inside"):
         run.write_text(name, "x")
     assert not run.path.parent.joinpath("x").exists()
@@ -96,7 +96,7 @@ def test_names_inside_may_be_deep_or_absolute(run: RunDirectory) -> None:
     assert run.inside("a/../d.txt") == run.path / "d.txt"
 
 
-def test_a_failing_writer_leaves_the_old_file_and_no_other(run: RunDirectory) -> None:
+def test_a_failing_write_keeps_the_old_file_and_leaves_no_other(run: RunDirectory) -> None:
     run.write_text("x.txt", "old")
 
     def half(path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_failing_writer_leaves_the_old_file_and_no_other(run: RunDirectory) ->
     assert (run.path / "x.txt").read_text() == "old"
 
 
-def test_a_directory_is_replaced_whole_or_not_at_all(run: RunDirectory) -> None:
+def test_a_directory_is_replaced_atomically(run: RunDirectory) -> None:
     with run.replacing_directory("adapter") as new:
         (new / "a").write_text("1")
     with pytest.raises(RuntimeError), run.replacing_directory("adapter") as new:
@@ -142,7 +142,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not run.path.exists()
 
 
-def test_torn_lines_are_left_out_and_dropped_lines_counted(run: RunDirectory) -> None:
+def test_incomplete_lines_are_skipped_and_dropped_lines_counted(run: RunDirectory) -> None:
     for step in range(5):
         run.append_jsonl("m.jsonl", {"step": step, "text": "line\u2028separator"})
     with open(run.path / "m.jsonl", "a") as file:
@@ -153,14 +153,14 @@ def test_torn_lines_are_left_out_and_dropped_lines_counted(run: RunDirectory) ->
     assert run.keep_jsonl("missing.jsonl", lambda line: True) == 0
 
 
-def test_a_broken_json_file_is_named(run: RunDirectory) -> None:
+def test_a_broken_json_file_is_reported(run: RunDirectory) -> None:
     run.write_text("x.json", "{")
     with pytest.raises(UserError, match=r"x\.json.*not valid JSON"):
         run.read_json("x.json")
     assert run.read_json("absent.json", 7) == 7
 
 
-def test_a_file_in_the_way_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises((StorageError, FileExistsError)):
         RunDirectory(tmp_path / "run" / "deeper").create()
@@ -175,7 +175,7 @@ def test_a_file_in_the_way_is_the_users_to_mend(tmp_path: Path) -> None:
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no space is left"),
     ],
 )
-def test_what_the_file_system_refuses_is_one_clear_line(run: RunDirectory, error: Exception, said: str) -> None:
+def test_file_system_errors_are_one_clear_line(run: RunDirectory, error: Exception, said: str) -> None:
     def refuse(path: Path) -> None:
         raise error
 

@@ -1,4 +1,4 @@
-"""One writer a directory."""
+"""One writer per directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_a_second_run_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_with_the_holder(tmp_path: Path) -> None:
     process = hold(tmp_path)
     try:
         with pytest.raises(UserError) as caught:
@@ -60,7 +60,7 @@ def test_a_killed_runs_lock_is_taken_over(tmp_path: Path, caplog: pytest.LogCapt
     assert not (tmp_path / ".lock").exists()
 
 
-def test_an_orphan_of_a_killed_run_does_not_hold_it(tmp_path: Path) -> None:
+def test_an_orphan_of_a_killed_run_does_not_hold_the_lock(tmp_path: Path) -> None:
     """Data workers are forked after the lock is taken and may outlive a killed run."""
     process = hold(
         tmp_path, "import os; child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)"
@@ -80,7 +80,7 @@ def end_parent_only(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def test_a_run_that_ends_well_leaves_nothing(tmp_path: Path) -> None:
+def test_a_finished_run_leaves_no_lock(tmp_path: Path) -> None:
     with RunLock(tmp_path / "new"):
         assert (tmp_path / "new" / ".lock").exists()
     assert list((tmp_path / "new").iterdir()) == []
@@ -88,7 +88,7 @@ def test_a_run_that_ends_well_leaves_nothing(tmp_path: Path) -> None:
         pass
 
 
-def test_within_one_process_too(tmp_path: Path) -> None:
+def test_the_lock_also_works_within_one_process(tmp_path: Path) -> None:
     with RunLock(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()}"):
             RunLock(tmp_path, patience=0).acquire()
@@ -104,7 +104,7 @@ def test_only_rank_0_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert holder(tmp_path) is None
 
 
-def test_a_forked_child_gives_nothing_back(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_release_the_lock(tmp_path: Path) -> None:
     process = hold(
         tmp_path,
         "import os; child = os.fork(); (child or lock.release()); os.write(1, b'%d\\n' % child); time.sleep(60)",
@@ -131,7 +131,7 @@ def _race(directory: str, wins: str) -> None:
             pass
 
 
-def test_no_two_hold_it_however_often_it_changes_hands(tmp_path: Path) -> None:
+def test_the_lock_never_has_two_holders(tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(tmp_path), str(tmp_path / "win")]
     racers = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0, 0, 0]

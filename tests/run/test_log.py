@@ -1,4 +1,4 @@
-"""train.log has everything, stderr a short form, and all is as before when the log is closed."""
+"""train.log has everything, stderr a short form, and closing the log restores everything."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def unchanged() -> Iterator[None]:
     assert (list(root.handlers), root.level, warnings.showwarning) == before
 
 
-def test_both_get_the_message_each_in_its_form(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+def test_file_and_stderr_get_the_message_in_their_formats(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
     with RunLog(run):
         logging.getLogger("sft.data").info("read %d rows", 3)
         logging.getLogger("sft.data").warning("one is empty")
@@ -57,7 +57,7 @@ def test_both_get_the_message_each_in_its_form(run: RunDirectory, capsys: pytest
     ]
 
 
-def test_what_a_library_says_at_its_import_is_for_the_file(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+def test_import_messages_of_libraries_go_to_the_file(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
     with RunLog(run):
         library = logging.getLogger("bitsandbytes.backends.cpu.ops")
         library.warning("Failed to load CPU gemm_4bit_forward from %s", "somewhere")
@@ -67,7 +67,7 @@ def test_what_a_library_says_at_its_import_is_for_the_file(run: RunDirectory, ca
     assert "gemm_4bit" not in err and "warning: bitsandbytes: something else failed" in err
 
 
-def test_an_error_leaves_its_traceback_in_the_file_alone(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+def test_an_errors_traceback_is_only_in_the_file(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ZeroDivisionError), RunLog(run):
         1 / 0  # noqa: B018
     with pytest.raises(UserError), RunLog(run):
@@ -134,7 +134,7 @@ def test_a_resumed_run_adds_to_its_log(run: RunDirectory) -> None:
     assert [line.rpartition(": ")[2] for line in run.train_log.read_text().splitlines()] == ["session 1", "session 2"]
 
 
-def test_other_ranks_have_no_file_and_say_who_they_are(
+def test_other_ranks_write_no_file_and_prefix_their_rank(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -146,7 +146,7 @@ def test_other_ranks_have_no_file_and_say_who_they_are(
     assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == ["[rank 1] warning: alarming"]
 
 
-def test_printing_handlers_are_set_aside_and_come_back(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+def test_printing_handlers_are_removed_and_restored(run: RunDirectory, capsys: pytest.CaptureFixture) -> None:
     logger = logging.getLogger("a_library_that_prints")
     own, kept = logging.StreamHandler(sys.stderr), logging.StreamHandler(io.StringIO())
     logger.handlers, logger.propagate = [own, kept], False
@@ -182,7 +182,7 @@ assert not datasets.are_progress_bars_disabled()
 """
 
 
-def test_the_libraries_speak_once_and_to_the_right_place(tmp_path: Path) -> None:
+def test_library_messages_appear_once_and_in_the_right_place(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("CI", None)
     command = [sys.executable, "-c", LIBRARIES, str(tmp_path)]

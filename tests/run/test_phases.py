@@ -1,11 +1,11 @@
-"""The clock of a start: its parts add up, and the last mark closes it."""
+"""The start-up phases: they add up, and the last mark ends them."""
 
 import time
 
 from sft.run.phases import Phases, process_start
 
 
-def test_the_parts_add_up_to_the_whole(monkeypatch):
+def test_the_phases_add_up_to_the_total(monkeypatch):
     now = iter([103.0, 103.5, 104.5, 107.0])
     monkeypatch.setattr(time, "time", lambda: next(now))
     phases = Phases(began=100.0)
@@ -16,5 +16,5 @@ def test_the_parts_add_up_to_the_whole(monkeypatch):
     assert phases.line() == "first step after 7.0 s: imports 4.0, data 0.5, first step 2.5"
 
 
-def test_the_process_began_a_while_ago():
+def test_the_process_start_time_is_in_the_past():
     assert 0 < time.time() - process_start() < 86400

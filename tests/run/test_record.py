@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
 
 
-def test_run_json_has_what_reproduces_the_run(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_json_has_everything_to_reproduce_the_run(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "very-secret-value")
     record = RunRecord(run)
     command = ["-m", "sft.train", "name=very-secret-value", "trainer.hub_token=x", "lora.r=8"]
@@ -75,7 +75,7 @@ def test_a_resumed_run_keeps_its_first_start_and_counts_its_sessions(run: RunDir
     assert read_record(run)["error"] is None
 
 
-def test_an_unknown_status_is_a_mistake_in_the_program(run: RunDirectory) -> None:
+def test_an_unknown_status_is_a_programming_error(run: RunDirectory) -> None:
     with pytest.raises(ValueError, match="status is one of"):
         RunRecord(run).finish("done")  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def test_git_state_names_commit_and_changes(tmp_path: Path) -> None:
     assert environment.git_state(tmp_path) == {**found, "dirty": True}
 
 
-def test_looking_at_the_environment_imports_nothing_heavy() -> None:
+def test_recording_the_environment_imports_nothing_heavy() -> None:
     code = (
         "import sys; import sft.run.record, sft.run.info, sft.run.log, sft.run.lock, sft.run.checkpoint, sft.hub.card,"
         " sft.drawing.curves, sft.run.trackers.wandb, sft.run.trackers.mlflow, sft.run.trackers.trackio,"
@@ -127,12 +127,12 @@ def test_training_info_is_read_back(run: RunDirectory) -> None:
     assert TrainingInfo.read(run).extra == {"newer_key": 1}
 
 
-def test_a_directory_without_it_is_no_run(run: RunDirectory) -> None:
+def test_a_directory_without_training_info_is_not_a_run(run: RunDirectory) -> None:
     with pytest.raises(UserError, match=r"no training_info\.json"):
         TrainingInfo.read(run)
 
 
-def test_metrics_json_has_the_contracts_keys_flat(run: RunDirectory) -> None:
+def test_metrics_json_has_the_documented_keys(run: RunDirectory) -> None:
     Metrics(status="finished", steps=12, eval_loss=1.0, extra={"eval_names_loss": 0.5, "steps": 99}).write(run)
     found = json.loads(run.metrics_json.read_text())
     assert set(found) == {
@@ -163,11 +163,11 @@ def test_metrics_json_has_the_contracts_keys_flat(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("loss", "expected"), [(0.0, 1.0), (None, None), (float("nan"), None), (float("inf"), None), (5000.0, None)]
 )
-def test_perplexity_is_a_number_or_nothing(loss: float | None, expected: float | None) -> None:
+def test_perplexity_is_finite_or_missing(loss: float | None, expected: float | None) -> None:
     assert perplexity(loss) == expected
 
 
-def test_the_last_logged_values_win() -> None:
+def test_the_last_logged_values_are_used() -> None:
     history = [{"step": 1, "loss": 2.0, "eval_loss": 3.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": None}]
     assert last_values(history) == {"step": 2, "loss": 1.0, "eval_loss": 3.0}
 

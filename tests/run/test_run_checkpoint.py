@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent."""
+"""Checkpoints are atomic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checkpoints(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_saved_one_is_complete_and_named_by_its_step(checkpoints: Path) -> None:
+def test_a_saved_checkpoint_is_complete_and_named_by_its_step(checkpoints: Path) -> None:
     assert [p.name for p in checkpoint.listed(checkpoints)] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-5"]
     assert all(complete(p) for p in checkpoint.listed(checkpoints))
@@ -47,7 +47,7 @@ def test_a_saved_one_is_complete_and_named_by_its_step(checkpoints: Path) -> Non
     assert checkpoint.latest_good(checkpoints) == checkpoints / "checkpoint-100"
 
 
-def test_while_it_is_written_it_is_absent(tmp_path: Path) -> None:
+def test_a_checkpoint_is_absent_while_it_is_written(tmp_path: Path) -> None:
     with checkpoint.writing(tmp_path, 5) as path:
         (path / "x").write_text("x")
         assert checkpoint.listed(tmp_path) == []
@@ -106,7 +106,7 @@ def leads_out(path: Path) -> None:
         (leads_out, "no readable manifest"),
     ],
 )
-def test_a_damaged_one_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     checkpoints: Path, damage, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(checkpoints / "checkpoint-100")
@@ -115,7 +115,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(
     assert reason in caplog.text
 
 
-def test_none_is_good(tmp_path: Path) -> None:
+def test_no_intact_checkpoint_is_reported(tmp_path: Path) -> None:
     assert checkpoint.latest_good(tmp_path / "absent") is None
     cut(save(tmp_path, 1))
     assert checkpoint.latest_good(tmp_path) is None
@@ -159,7 +159,7 @@ def test_a_kill_between_two_renames_loses_nothing(checkpoints: Path) -> None:
     assert len(list(checkpoints.iterdir())) == 3
 
 
-def test_half_written_ones_are_cleared_away(checkpoints: Path) -> None:
+def test_partially_written_checkpoints_are_removed(checkpoints: Path) -> None:
     (checkpoints / ".tmp-checkpoint-300").mkdir()
     (checkpoints / ".tmp-checkpoint-300" / "part").write_text("x")
     (checkpoints / ".tmp-gone-checkpoint-1").mkdir()
@@ -168,7 +168,7 @@ def test_half_written_ones_are_cleared_away(checkpoints: Path) -> None:
     checkpoint.recover(checkpoints / "absent")
 
 
-def test_several_ranks_write_one(tmp_path: Path) -> None:
+def test_several_ranks_write_one_checkpoint(tmp_path: Path) -> None:
     order: list[str] = []
     with checkpoint.writing(tmp_path, 3, main=True, barrier=lambda: order.append("main")) as path:
         (path / "rng_state_0.json").write_text("0")
@@ -197,7 +197,7 @@ def test_a_full_disk_keeps_the_last_good_one(checkpoints: Path) -> None:
         (errno.EDQUOT, "the disk quota is used up"),
     ],
 )
-def test_a_place_that_may_not_be_written_keeps_the_last_good_one(checkpoints: Path, number: int, says: str) -> None:
+def test_an_unwritable_directory_keeps_the_last_good_one(checkpoints: Path, number: int, says: str) -> None:
     with pytest.raises(StorageError, match=says), checkpoint.writing(checkpoints, 200) as path:
         (path / "x").write_text("x")
         raise OSError(number, os.strerror(number), str(path / "y"))
@@ -222,7 +222,7 @@ for step in range(start + 1, 100000):
 """
 
 
-def test_killed_at_any_moment_there_is_always_a_good_one(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     """A process that does nothing but save and prune is killed at moments spread over its work."""
     last = 0
     for round_ in range(8):

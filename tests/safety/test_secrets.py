@@ -77,13 +77,13 @@ def test_wandb_disabled_is_a_switch_and_not_a_secret() -> None:
     assert redact("callbacks are disabled", {"WANDB_API_KEY": "disabled"}) == "callbacks are disabled"
 
 
-def test_credentials_that_stand_in_no_variable_are_hidden_by_their_shape() -> None:
+def test_credentials_outside_of_variables_are_hidden_by_their_form() -> None:
     assert redact("hf_" + "a" * 34, {}) == HIDDEN
     assert redact("https://me:pass@host/path", {}) == f"https://{HIDDEN}@host/path"
     assert redact("time 12:30 at a:b, hf_model", {}) == "time 12:30 at a:b, hf_model"
 
 
-def test_trees_lose_secrets_in_keys_and_in_values() -> None:
+def test_nested_configs_are_redacted_in_keys_and_values() -> None:
     tree = {"trainer": {"hub_token": "abc", "note": ["x", ENVIRONMENT["MY_DB_PASSWORD"]]}, "eos_token": "</s>", "n": 3}
     assert redact_tree(tree, ENVIRONMENT) == {
         "trainer": {"hub_token": HIDDEN, "note": ["x", HIDDEN]},
@@ -140,7 +140,7 @@ def test_no_secret_of_any_spelling_survives_in_a_json_file(tmp_path_factory, bef
 
 
 @pytest.mark.parametrize("quote", [str, repr, json.dumps, html.escape])
-def test_a_secret_of_several_lines_is_hidden_however_it_is_quoted(quote):
+def test_a_multiline_secret_is_hidden_however_it_is_quoted(quote):
     secret = 'first "line" here\nsecond <line> here'
     hidden = redact(f"it said {quote(secret)}", {"SIGN_SECRET": secret})
     assert "first" not in hidden and "second" not in hidden and hidden.startswith("it said ")

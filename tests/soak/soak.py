@@ -1,11 +1,12 @@
-"""Runs that are killed at random moments and resumed until done, each compared with one that was left alone.
+"""Runs that are killed at random moments and resumed until done, each compared with an uninterrupted one.
 
     python tests/soak/soak.py --rounds 50 --jobs 2
 
-A round starts `python -m sft.train` in a layout and kills the process with SIGKILL at a moment that is drawn: some time
-after a new checkpoint, while one is being written, in an evaluation, after the last step, or while weights are written and
-answers are generated at the end. It starts the same command again, and so on; the last start is left to finish. Its
-weights must be those of an uninterrupted run to the byte, its logged losses and its final figures those to the digit. Prints a table; exits 1 where a round ended otherwise.
+A round starts `python -m sft.train` in a layout and kills the process with SIGKILL at a random moment: some time after
+a new checkpoint, while one is being written, in an evaluation, after the last step, or while weights are written and
+answers are generated at the end. It starts the same command again, several times; the last start may finish. Its
+weights must be byte-identical to those of an uninterrupted run, and its logged losses and final metrics equal. Prints a
+table; exits with 1 if any round differs.
 """
 
 from __future__ import annotations

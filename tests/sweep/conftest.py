@@ -1,4 +1,4 @@
-"""Sweeps made of run directories as a run leaves them, without training."""
+"""Sweeps of run directories like those of finished runs, without training."""
 
 import json
 

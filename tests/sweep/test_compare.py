@@ -1,4 +1,4 @@
-"""sft.compare: settings, versions, data, figures and curves of runs side by side."""
+"""sft.compare: settings, versions, data, metrics and curves of runs side by side."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def two(make_run):
     return [str(first), str(second)]
 
 
-def test_what_differs_is_shown_and_nothing_else(two, capsys):
+def test_only_differences_are_shown(two, capsys):
     show(read_runs(two))
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[:4] == [["A", "a/run"], ["B", "b/run"], ["config", "A", "B"], ["lora.r", "4", "-"]]
@@ -55,7 +55,7 @@ def test_more_runs_are_compared_with_the_first(two, make_run):
     ]
 
 
-def test_runs_without_figures_are_compared_too(tmp_path, capsys):
+def test_runs_without_metrics_are_compared_too(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.resolved.yaml").write_text(f"name: {name}\n")
@@ -66,7 +66,7 @@ def test_runs_without_figures_are_compared_too(tmp_path, capsys):
     assert "<svg" in (tmp_path / "c.svg").read_text()
 
 
-def test_the_picture_has_both_runs_curves(two, tmp_path, recwarn):
+def test_the_plot_has_both_runs_curves(two, tmp_path, recwarn):
     write_picture(read_runs(two), tmp_path / "both.png")
     write_picture(read_runs([two[1], two[0]]), tmp_path / "swapped.png")
     with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "swapped.png") as swapped:
@@ -87,12 +87,12 @@ def test_the_picture_has_both_runs_curves(two, tmp_path, recwarn):
         (["a/run", "a"], "did you mean one of its jobs"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(two, tmp_path, names, says):
+def test_runs_that_cannot_be_compared_are_refused(two, tmp_path, names, says):
     with pytest.raises(UserError, match=says):
         read_runs([str(tmp_path / name) for name in names])
 
 
-def test_only_a_pictures_name_is_taken(tmp_path):
+def test_only_image_file_names_are_accepted(tmp_path):
     assert check_picture(f"{tmp_path}/x.PDF") == tmp_path / "x.PDF"
     for name, says in (("notes.txt", "is not the name of a picture"), ("", "is a directory")):
         with pytest.raises(UserError, match=says):
@@ -109,7 +109,7 @@ def test_runs_are_literal_text(given):
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2)), min_size=2, max_size=4))
-def test_a_key_is_listed_where_the_tables_do_not_agree(tables):
+def test_a_key_is_listed_if_the_tables_differ(tables):
     found = differing(tables)
     for key in "abcd":
         values = [each.get(key) for each in tables]
@@ -118,7 +118,7 @@ def test_a_key_is_listed_where_the_tables_do_not_agree(tables):
 
 
 @given(st.lists(st.lists(st.sampled_from(["x", "y", "z"]), min_size=1, max_size=4).map(tuple), min_size=2, unique=True))
-def test_names_tell_the_runs_apart(parts):
+def test_run_names_are_distinguishable(parts):
     paths = [Path("/", *each) for each in parts]
     names = distinct_names(paths)
     assert len(set(names)) == len(paths)

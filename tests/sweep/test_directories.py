@@ -1,4 +1,4 @@
-"""Two jobs of a sweep never write the same directory."""
+"""Two jobs of a sweep never write to the same directory."""
 
 import pytest
 from hydra.types import RunMode
@@ -39,7 +39,7 @@ SEEDS = [["seed=1"], ["seed=2"]]
         ("${nothing.of.that.name}", SEEDS),
     ],
 )
-def test_directories_of_their_own_are_fine(check, subdir, jobs):
+def test_distinct_directories_are_accepted(check, subdir, jobs):
     assert check(subdir, jobs) is None  # nothing is raised
 
 
@@ -60,13 +60,13 @@ def test_two_jobs_in_one_directory_are_refused(check, subdir, jobs, words):
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
-def test_whatever_launches_them(check, launcher):
+def test_two_jobs_in_one_directory_are_refused_with_every_launcher(check, launcher):
     with pytest.raises(UserError, match="jobs 0 and 1 would both write"):
         check("same", SEEDS, f"hydra/launcher={launcher}")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_it_is_looked_at_before_the_first_job_of_every_command_that_writes_any(command, tmp_path):
+def test_directories_are_checked_before_the_first_job_of_every_command_that_writes(command, tmp_path):
     config = config_loader().load_configuration(
         command,
         ["model=tiny", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same"],

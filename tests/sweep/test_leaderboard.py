@@ -1,4 +1,4 @@
-"""leaderboard.csv, .md and .png: order, points, winner, and what may stand in a cell."""
+"""leaderboard.csv, .md and .png: order, points, winner, and the contents of cells."""
 
 import csv
 import html
@@ -59,17 +59,17 @@ def test_finished_jobs_come_first_by_the_objective_and_the_others_by_number(make
     assert "second line" not in text
 
 
-def test_a_jobs_own_files_win_over_sweep_json(make_sweep):
+def test_a_jobs_own_files_take_precedence_over_sweep_json(make_sweep):
     sweep = make_sweep(["lora.r"], [(("4",), "finished", 1.0), (("8",), "running", 2.0), (("16",), "running", 3.0)])
     content = json.loads((sweep / "sweep.json").read_text())
     content["jobs"][0]["status"] = "running"
     (sweep / "sweep.json").write_text(json.dumps(content))
     with RunLock(sweep / "1_job"):
         found = {job.number: job.status for job in read_sweep(sweep).jobs}
-    assert found == {0: "finished", 1: "running", 2: "interrupted"}, "a run that nobody writes was killed"
+    assert found == {0: "finished", 1: "running", 2: "interrupted"}, "a running run without a holder was killed"
 
 
-def test_a_job_cut_short_shows_its_last_evaluation(make_sweep, make_run):
+def test_an_interrupted_job_shows_its_last_evaluation(make_sweep, make_run):
     sweep = make_sweep(["lora.r"], [(("4",), "finished", 1.0)])
     make_run("sweep/0_job", {}, "pruned", curve=[4.0, 3.5])
     (row,) = table(write_leaderboard(sweep).directory)
@@ -84,7 +84,7 @@ def test_broken_files_of_one_job_do_not_stop_the_others(make_sweep):
     assert "metrics.json" in board.unranked[0].error
 
 
-def test_without_sweep_json_the_keys_that_differ_are_the_swept_ones(make_run, tmp_path):
+def test_without_sweep_json_the_differing_keys_are_the_swept_ones(make_run, tmp_path):
     for number, (r, rate, name) in enumerate([(4, 1e-3, "a"), (8, 1e-3, "b"), (8, 1e-4, "c")]):
         config = {"name": name, "lora": {"r": r, "alpha": 16}, "trainer": {"learning_rate": rate}}
         make_run(f"sweep/{number + 9}_x", config, eval_loss=1.0 + number)
@@ -166,7 +166,7 @@ def test_a_sweep_without_evaluation_is_ranked_by_training_loss(make_run, tmp_pat
         (lambda d, run: run("sweep/0", {}, eval_loss=1.0), "eval_los", "did you mean objective=eval_loss?"),
     ],
 )
-def test_what_cannot_be_ranked_is_refused(tmp_path, make_run, prepare, objective, says):
+def test_jobs_that_cannot_be_ranked_are_refused(tmp_path, make_run, prepare, objective, says):
     prepare(tmp_path / "sweep", make_run)
     with pytest.raises(UserError, match=says.replace("?", r"\?")):
         write_leaderboard(tmp_path / "sweep", objective)
@@ -227,7 +227,7 @@ SWEEPS = {
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_gives_a_picture(make_sweep, name, recwarn):
+def test_every_sweep_can_be_plotted(make_sweep, name, recwarn):
     keys, jobs = SWEEPS[name]
     sweep = make_sweep(keys, jobs)
     show(write_leaderboard(sweep))
@@ -276,7 +276,7 @@ def test_no_text_breaks_a_markdown_table(text):
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(), st.text())
-def test_any_value_comes_back_from_the_csv_and_keeps_the_md_a_table(value, error):
+def test_any_value_round_trips_in_the_csv_and_keeps_the_markdown_table_valid(value, error):
     failed = job(1, {"key": value}, "failed")
     failed.error = error
     board = rank(SweepResults(Path("sweep"), ["key"], [job(0, {"key": value}, eval_loss=1.0), failed]))
@@ -285,7 +285,7 @@ def test_any_value_comes_back_from_the_csv_and_keeps_the_md_a_table(value, error
     assert len({line.count("|") for line in rows}) <= 2
 
 
-def test_the_door_prints_the_table_and_takes_any_directory(make_sweep, tmp_path):
+def test_the_command_prints_the_table_and_accepts_any_directory(make_sweep, tmp_path):
     sweep = make_sweep(["lora.r"], [(("4",), "finished", 2.0), (("8",), "finished", 1.0)])
     odd = sweep.rename(tmp_path / "a sweep, of=1 [x]?")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Sweeps through the real command: their directories, their record, failing jobs, going on, one base for all."""
+"""Sweeps through the real command: directories, record, failing jobs, resuming, a shared base."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_jobs_that_fail_do_not_stop_the_others(mixed):
 
 
 @pytest.mark.slow
-def test_a_shared_base_gives_what_each_run_gives_alone(shared, tmp_path):
+def test_a_shared_base_gives_the_same_results_as_single_runs(shared, tmp_path):
     directory, done = shared
     # every failed job has the base of the one before, but for pissa and none: these load their own
     assert done.stderr.count("the base model of the previous job is reused") == 2
@@ -116,7 +116,7 @@ def test_a_shared_base_gives_what_each_run_gives_alone(shared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shared_quantized_base_gives_what_each_run_gives_alone(quantized, tmp_path):
+def test_a_shared_quantized_base_gives_the_same_results_as_single_runs(quantized, tmp_path):
     directory, done = quantized
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the base model of the previous job is reused") == 1  # r8 for its second seed
@@ -126,7 +126,7 @@ def test_a_shared_quantized_base_gives_what_each_run_gives_alone(quantized, tmp_
         assert adapter(run) == want, run.name
 
 
-def test_a_job_that_follows_a_failed_one_gives_what_it_gives_alone(mixed, tmp_path):
+def test_a_job_after_a_failed_one_gives_the_same_result_as_alone(mixed, tmp_path):
     directory, done = mixed
     assert done.stderr.count("the base model of the previous job is reused") == 2
     run = directory / "2_lora-dora_learning_rate-1e-3"
@@ -144,7 +144,7 @@ def test_the_sweep_is_recorded_and_ranked(finished):
     assert "sft.chat run=" in done.stdout
 
 
-def test_the_same_command_again_trains_nothing_and_another_is_refused(finished, sweep):
+def test_repeating_the_command_trains_nothing_and_a_different_one_is_refused(finished, sweep):
     directory, _ = finished
     stamps = {path: path.stat().st_mtime_ns for path in directory.glob("*/adapter/*.safetensors")}
     again = sweep(directory, "lora=r8", "seed=1,2")
@@ -172,7 +172,7 @@ def test_a_changed_yaml_under_the_same_overrides_is_refused_before_the_first_job
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_same_results(tmp_path, sweep):
+def test_a_killed_sweep_resumes_to_the_same_results(tmp_path, sweep):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("lora=r8", "lora.r=4,8", "trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=3")
     assert sweep(whole, *options).returncode == 0
@@ -214,7 +214,7 @@ def test_an_interrupted_sweep_writes_its_state(tmp_path):
 
 
 @pytest.mark.slow
-def test_failed_jobs_are_tried_again_or_left(tmp_path, sweep):
+def test_failed_jobs_are_retried_or_left(tmp_path, sweep):
     directory = tmp_path / "sweep"
     options = ("lora=r8", "trainer.learning_rate=1e38", "seed=1,2", "sweep.retry_failed=false")
     assert sweep(directory, *options).returncode == 1

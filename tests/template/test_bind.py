@@ -1,4 +1,4 @@
-"""Which chat template is taken, why, and what is written into it."""
+"""Which chat template is chosen, why, and what is written into it."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def as_transformers(tokenizer, bound, conversation, **kwargs):
     )
 
 
-def test_auto_takes_the_models_own(tokenizer, conversations):
+def test_auto_uses_the_models_own(tokenizer, conversations):
     bound = bind(Template(), tokenizer(IM, template=OWN), sample=[conversations["system"]])
     assert (bound.name, bound.text, bound.stop_tokens[0]) == ("own", OWN, "<|im_end|>")
     assert bound.reason == "the model's own chat template is used" and bound.warnings == []
 
 
-def test_auto_takes_the_familys_where_the_model_has_none(tokenizer):
+def test_auto_uses_the_familys_if_the_model_has_none(tokenizer):
     bound = bind(Template(), tokenizer(detect("gemma3").control_tokens, bos="<bos>"), detect("gemma3"))
     assert (bound.name, bound.family, bound.stop_tokens[0]) == ("gemma", "gemma", "<end_of_turn>")
     assert "template of gemma" in bound.reason
 
 
-def test_auto_takes_chatml_for_an_unknown_model_and_names_the_missing_tokens(tokenizer):
+def test_auto_uses_chatml_for_an_unknown_model_and_names_the_missing_tokens(tokenizer):
     bound = bind(Template(), tokenizer())
     assert (bound.name, bound.missing_tokens) == ("chatml", ["<|im_start|>", "<|im_end|>"])
     assert bind(Template(), tokenizer(IM)).missing_tokens == []
 
 
-def test_auto_takes_chatml_where_the_own_one_drops_tools(tokenizer, conversations):
+def test_auto_uses_chatml_if_the_models_own_drops_tools(tokenizer, conversations):
     family = detect("llama", "SmolLM2-135M")
     bound = bind(Template(), tokenizer(IM, template=OWN), family, [conversations["plain"], conversations["tools"]])
     assert bound.name == "chatml"
@@ -77,14 +77,14 @@ def test_one_bad_row_does_not_change_the_template(tokenizer, conversations):
     assert bound.name == "gemma"
 
 
-def test_the_usual_template_of_a_format_where_the_model_has_none(tokenizer):
+def test_a_formats_usual_template_is_used_if_the_model_has_none(tokenizer):
     gpt2 = detect("gpt2")
     assert bind(Template(), tokenizer(), gpt2, formats=["instruction"]).name == "alpaca"
     assert bind(Template(), tokenizer(), gpt2, formats=["instruction", "messages"]).name == "chatml"
     assert bind(Template(), tokenizer(IM, template=OWN), gpt2, formats=["instruction"]).name == "own"
 
 
-def test_a_file_of_the_users(tokenizer, tmp_path, conversations):
+def test_a_users_template_file(tokenizer, tmp_path, conversations):
     path = tmp_path / "mine.jinja"
     path.write_text(OWN)
     assert bind(Template(name="file", path=str(path)), tokenizer(IM)).text == OWN
@@ -101,7 +101,7 @@ def test_a_file_of_the_users(tokenizer, tmp_path, conversations):
             bind(wrong, tokenizer(IM))
 
 
-def test_an_unknown_name_gets_the_nearest(tokenizer):
+def test_an_unknown_name_suggests_the_nearest(tokenizer):
     with pytest.raises(UserError, match="did you mean chatml"):
         bind(Template(name="chatm"), tokenizer())
 
@@ -136,7 +136,7 @@ def test_saved_templates_render_the_same_in_plain_transformers(tokenizer, trl_te
         assert as_transformers(tok, bound, conversations["plain"]) == bound.render(conversations["plain"]), name
 
 
-def test_a_missing_bos_is_added_and_said(tokenizer, conversations):
+def test_a_missing_bos_is_added_and_logged(tokenizer, conversations):
     tok = tokenizer(IM, adds_bos=True, template=OWN)
     bound = bind(Template(), tok)
     assert bound.bos == "<s>" and "does not write <s>" in bound.warnings[0]
@@ -146,7 +146,7 @@ def test_a_missing_bos_is_added_and_said(tokenizer, conversations):
     assert with_bos.warnings == [] and with_bos.render(conversations["plain"]).count("<s>") == 1
 
 
-def test_the_date_is_set_where_the_template_prints_one(tokenizer):
+def test_the_date_is_set_if_the_template_prints_one(tokenizer):
     dated = "{{ strftime_now('%Y') }}" + OWN
     assert bind(Template(name="file", text=OWN), tokenizer(IM)).date is None
     bound = bind(Template(name="file", text=dated, date="1999-12-31"), tokenizer(IM))
@@ -156,7 +156,7 @@ def test_the_date_is_set_where_the_template_prints_one(tokenizer):
         bind(Template(name="file", text=dated, date="soon"), tokenizer(IM))
 
 
-def test_thinking_follows_the_rows(tokenizer, trl_templates, conversations):
+def test_enable_thinking_follows_the_rows(tokenizer, trl_templates, conversations):
     think = tokenizer((*IM, "<think>", "</think>"), eos="<|im_end|>", template=trl_templates["nemotron_3_nano"])
     plain = bind(Template(), think, detect("nemotron_h"), [conversations["plain"]])
     assert plain.kwargs == {"enable_thinking": False} and "enable_thinking=false is set" in plain.warnings[0]
@@ -181,7 +181,7 @@ def test_thinking_follows_the_rows(tokenizer, trl_templates, conversations):
         ("gemma4_v5", "gemma4", "<turn|>", "<|tool_response>", False),
     ],
 )
-def test_how_a_turn_ends(name, model_type, stops, tool_stop, open_turn, tokenizer, trl_templates):
+def test_stop_tokens_are_detected(name, model_type, stops, tool_stop, open_turn, tokenizer, trl_templates):
     family = detect(model_type)
     eos = "<|endoftext|>" if name in ("phi3", "glm4moe") else stops
     tokens = (*family.control_tokens, *family.stop_tokens, family.tool_stop or "</s>")
@@ -189,7 +189,7 @@ def test_how_a_turn_ends(name, model_type, stops, tool_stop, open_turn, tokenize
     assert (bound.stop_tokens[0], bound.tool_stop, bound.open_turn) == (stops, tool_stop, open_turn)
 
 
-def test_the_end_of_a_turn_of_an_unknown_template(tokenizer):
+def test_stop_tokens_of_an_unknown_template(tokenizer):
     odd = "{% for m in messages %}[|{{ m.role }}|] {{ m.content }}[|endofturn|]\n{% endfor %}"
     known = bind(Template(), tokenizer(("[|endofturn|]",), template=odd), GENERIC)
     assert known.stop_tokens[0] == "[|endofturn|]" and known.missing_tokens == []
@@ -198,7 +198,7 @@ def test_the_end_of_a_turn_of_an_unknown_template(tokenizer):
     assert bound.open_turn and bound.stop_tokens == ["</s>"]
 
 
-def test_of_named_templates_the_one_for_tools_is_taken(tokenizer):
+def test_of_several_named_templates_the_one_for_tools_is_used(tokenizer):
     named = {"default": OWN.replace("<|im_end|>", "</s>"), "tool_use": OWN}
     assert bind(Template(), tokenizer(IM, template=named)).text == OWN
     assert bind(Template(), tokenizer(IM, template={"default": OWN, "rag": "x"})).text == OWN
@@ -211,7 +211,7 @@ def test_a_bound_template_can_be_pickled(tokenizer, conversations):
     assert pickle.loads(pickle.dumps(bound)).render(conversations["plain"]) == before
 
 
-def test_ids_that_a_template_refuses_are_replaced(tokenizer, conversations):
+def test_call_ids_refused_by_a_template_are_replaced(tokenizer, conversations):
     strict = (
         "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id|length != 9 %}{{ raise_exception('nine') }}"
         "{% endif %}[{{ c.id }} {{ c.function.name }} {{ c.function.arguments|tojson }}]{% endfor %}"
@@ -235,7 +235,7 @@ def test_ids_that_a_template_refuses_are_replaced(tokenizer, conversations):
     assert "<call_B>second" in lax.render({"messages": messages})
 
 
-def test_a_prompt_that_ends_inside_a_token_is_said(tokenizer):
+def test_a_prompt_that_ends_inside_a_token_is_warned_about(tokenizer):
     spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     (warning,) = bind(Template(name="file", text=spaced), tokenizer()).warnings
     assert "end the prompt without a space" in warning

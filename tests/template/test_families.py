@@ -1,4 +1,4 @@
-"""Families are found by model_type first, by name second; each has what it names."""
+"""Families are detected by model_type first, by name second; everything they refer to exists."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_template_finds_its_family():
     assert by_template("alpaca") is None
 
 
-def test_each_config_names_a_template_that_there_is():
+def test_each_config_names_an_existing_template():
     for path in CONF.glob("*.yaml"):
         name = path.read_text().split("name: ")[1].splitlines()[0]
         assert name in {"auto", "file", *packaged_templates()}, path.name

@@ -1,4 +1,4 @@
-"""The packaged templates write what their families' own templates write."""
+"""The packaged templates render the same text as their families' own templates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITHOUT_TOOLS = {"gemma4", "gptoss", "nemotron"}
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_text_is_the_familys(name, trl_templates, conversations):
+def test_the_packaged_template_renders_as_the_familys(name, trl_templates, conversations):
     variables = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     ours = renderer(packaged_text(name), variables, "2025-01-02")
     own = renderer(trl_templates[OWN[name]], variables, "2025-01-02")

@@ -1,4 +1,4 @@
-"""Chat templates in Go's notation: what they write is what the chat template writes."""
+"""Chat templates in Go's notation render the same text as the chat template."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_go(template: str, messages: list[dict[str, str]]) -> str:
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "qwen2", "phi3", "phi4", "zephyr", "gemma", "granite", "smollm3"])
 @pytest.mark.parametrize("messages", [CHAT[:1], CHAT, [SYSTEM, *CHAT[:1]], [SYSTEM, *CHAT]], ids=len)
-def test_the_go_template_writes_what_the_chat_template_does(name, messages):
+def test_the_go_template_renders_the_same_as_the_chat_template(name, messages):
     draw = renderer(packaged_text(name))
     pieces = find_pieces(draw, "<s>")
     if pieces is None:
@@ -70,7 +70,7 @@ def test_the_go_template_writes_what_the_chat_template_does(name, messages):
     assert run_go(pieces.go(), messages) == wanted
 
 
-def test_a_template_of_another_kind_is_left_out():
+def test_an_unsupported_template_is_skipped():
     assert find_pieces(renderer("{% for m in messages %}{{ m.content | upper }}{% endfor %}")) is None
     assert find_pieces(renderer("{% for m in messages %}{{ loop.index }}{{ m.content }};{% endfor %}")) is None
     assert find_pieces(renderer("{% for m in messages %}{{ '{{' }}{{ m.content }}{% endfor %}")) is None

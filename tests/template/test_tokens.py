@@ -1,4 +1,4 @@
-"""What is checked of a tokenizer."""
+"""Checks of a tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_ids_of_a_sentencepiece_model(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"\xff" * 30, model(unk=1)[:-1], b'{"json": 1}'])
-def test_a_file_that_is_no_sentencepiece_model(tmp_path, content):
+def test_a_file_that_is_not_a_sentencepiece_model(tmp_path, content):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a SentencePiece model"):
@@ -75,7 +75,7 @@ def test_a_tokenizer_that_does_not_fit(tokenizer):
     assert check_tokenizer(tok, expected_ids={"eos": tok.eos_token_id}) == []
 
 
-def test_an_end_of_sentence_token_that_ends_no_turn_is_said(tokenizer):
+def test_an_end_of_sentence_token_that_ends_no_turn_is_warned_about(tokenizer):
     tok = tokenizer(("<|im_end|>",))
     (warning,) = check_tokenizer(tok, stop_tokens=["<|im_end|>"])
     assert warning == "turns end with <|im_end|>, the end-of-sentence token is </s>"

@@ -1,6 +1,6 @@
-"""Each argument that may be set changes the run, or is refused: tables that are held against the signatures.
+"""Each argument that can be set changes the run, or is refused: tables that are compared with the signatures.
 
-An argument that a library adds is in none of them, and fails the first test of its kind until somebody has looked.
+An argument added by a library is in none of them, and fails the first test of its kind until it has been reviewed.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ ELSEWHERE = {
 }
 
 
-def test_every_argument_of_the_trainer_is_looked_at():
+def test_every_trainer_argument_is_tested():
     listed = [*LOOKED_AT, *READ_BY, *(key for found in ELSEWHERE.values() for key in found)]
     assert len(listed) == len(set(listed))
     assert set(listed) == keys("trainer", "sft.training.arguments.Arguments")
@@ -303,12 +303,12 @@ WITHOUT = {
 }
 
 
-def test_every_dependent_argument_is_looked_at():
+def test_every_dependent_argument_is_tested():
     assert {override.split()[-1].partition("=")[0] for override in NEEDING} == set(NEEDS)
 
 
 @pytest.mark.parametrize("override", NEEDING)
-def test_an_argument_is_refused_where_nothing_reads_it(faults, override):
+def test_an_unread_argument_is_refused(faults, override):
     key = override.split()[-1].partition("=")[0]
     without = WITHOUT.get(key, "").split()
     assert "has no effect" in faults(*override.split(), *without)[key]
@@ -351,7 +351,7 @@ OF_OTHERS = {
 }
 
 
-def test_every_argument_of_the_adapter_is_looked_at():
+def test_every_adapter_argument_is_tested():
     assert {*ADAPTERS, *COMPARED, *OF_OTHERS} == keys("lora", "peft.LoraConfig")
 
 
@@ -400,7 +400,7 @@ def test_an_argument_with_another_changes_what_trains(adapted, key):
     assert adapted(given, architecture) != adapted(compared, architecture)
 
 
-def test_biases_that_are_not_there_are_refused(adapted):
+def test_missing_biases_are_refused(adapted):
     with pytest.raises(UserError, match="no layer has a bias"):
         adapted({"bias": "all"})
 
@@ -420,7 +420,7 @@ QUANTIZED: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def test_every_argument_of_quantization_is_looked_at():
+def test_every_quantization_argument_is_tested():
     assert set(QUANTIZED) == keys("quant", "sft.model.quant.bits_and_bytes")
 
 

@@ -1,4 +1,4 @@
-"""The operations that training needs, counted by hand for a model of known sizes."""
+"""The FLOPs of training, counted by hand for a model of known sizes."""
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -16,7 +16,7 @@ def model():
 LAYERS = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)  # q; k and v; o; gate, up and down
 
 
-def test_a_full_fine_tune_needs_three_products_of_every_weight():
+def test_a_full_fine_tune_needs_three_products_per_weight():
     assert flops_per_token(model()) == FlopsPerToken(
         per_token=6.0 * LAYERS, per_trained=6.0 * 3200, per_pair=12.0 * 4 * 8 * 2
     )
@@ -30,7 +30,7 @@ def test_frozen_weights_need_two_and_an_adapters_own_three():
     assert flops.per_trained == 4.0 * 3200
 
 
-def test_weights_that_are_not_counted_give_no_figure():
+def test_models_with_uncounted_weights_have_no_flops():
     import torch
 
     odd = model()
@@ -38,7 +38,7 @@ def test_weights_that_are_not_counted_give_no_figure():
     assert flops_per_token(odd) is None
 
 
-def test_utilization_is_of_the_tokens_that_are_there():
+def test_utilization_counts_only_real_tokens():
     progress = Progress()
     progress.total_tokens, progress.trained_tokens, progress.padded_tokens = 10, 4, 16
     progress.pairs, progress.step_seconds = attention_pairs([4, 6]), 2.0

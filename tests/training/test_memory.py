@@ -1,4 +1,4 @@
-"""Memory that runs out: the answer to it, and batches that shrink by themselves."""
+"""Out of memory: the error message, and automatically shrinking batches."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def losses(result):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_effective_one_stays(run, limited):
+def test_a_batch_that_does_not_fit_is_halved_and_the_effective_batch_stays(run, limited):
     epoch = ("trainer.max_steps=-1", "trainer.num_train_epochs=2", "dataset.sources.tickets.generator.rows=22", DROPOUT)
     small = run(*epoch, "trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=4", to="small")
     sizes = limited(2)
@@ -60,7 +60,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_effective_one_stays(run, li
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_later_repeats_no_step(run, limited):
+def test_running_out_of_memory_later_repeats_no_step(run, limited):
     options = ("trainer.per_device_train_batch_size=4", "trainer.max_steps=6", "trainer.logging_steps=4")
     whole = run(*options, to="whole")
     sizes = limited(2, step=4)
@@ -92,7 +92,7 @@ def test_a_resumed_run_keeps_the_batch_that_was_found(run, limited):
 
 
 @pytest.mark.slow
-def test_one_row_that_does_not_fit_is_answered(run, limited):
+def test_a_single_row_that_does_not_fit_is_reported(run, limited):
     limited(0)
     with pytest.raises(RunFailed) as failed:
         run("trainer.auto_find_batch_size=true")
@@ -106,7 +106,7 @@ def test_one_row_that_does_not_fit_is_answered(run, limited):
 
 
 @pytest.mark.slow
-def test_the_answer_keeps_the_effective_batch_and_says_how_to_go_on(run, limited, tmp_path):
+def test_the_message_keeps_the_effective_batch_and_says_how_to_resume(run, limited, tmp_path):
     limited(3, step=3)
     with pytest.raises(RunFailed) as failed:
         run("trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.gradient_accumulation_steps=2")
@@ -150,7 +150,7 @@ def test_an_evaluation_that_does_not_fit_shrinks_no_training_batch(run, monkeypa
         (RuntimeError("shapes do not match"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error, answer):
+def test_out_of_memory_errors_are_recognized(error, answer):
     assert is_out_of_memory(error) is answer
 
 

@@ -31,7 +31,7 @@ def reproduce(tmp_path):
     return start
 
 
-def test_the_command_takes_the_runs_config(run, command):
+def test_the_command_uses_the_runs_config(run, command):
     result = run(DROPOUT, "lora.r=5")
     done = command("reproduce", f"run={result.directory}", "--cfg", "job", "--package", "lora")
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_the_command_takes_the_runs_config(run, command):
 
 
 @pytest.mark.parametrize("options", [(DROPOUT,), ("lora=none",)])
-def test_a_replay_is_the_same_to_the_byte(run, reproduce, capsys, options):
+def test_a_replay_is_byte_identical(run, reproduce, capsys, options):
     result = run(*options)
     before = {path: path.read_bytes() for path in result.directory.rglob("*") if path.is_file()}
     reproduce(result.directory)
@@ -51,7 +51,7 @@ def test_a_replay_is_the_same_to_the_byte(run, reproduce, capsys, options):
     assert {path: path.read_bytes() for path in result.directory.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_was_itself_resumed(run, reproduce, capsys):
+def test_a_resumed_run_can_be_replayed(run, reproduce, capsys):
     from transformers import TrainerCallback
 
     class Break(TrainerCallback):
@@ -66,7 +66,7 @@ def test_a_run_that_was_itself_resumed(run, reproduce, capsys):
     assert " NO" not in capsys.readouterr().out
 
 
-def test_what_differs_is_named(run, reproduce, capsys):
+def test_differences_are_named(run, reproduce, capsys):
     result = run()
     with pytest.raises(UserError, match=r"seed: the run to replay had 42, not 7"):
         reproduce(result.directory, "seed=7")
@@ -98,7 +98,7 @@ def test_versions_and_rows_are_checked_first(run, reproduce, tmp_path):
         reproduce(result.directory)
 
 
-def test_the_original_is_not_written_over(run, reproduce):
+def test_the_original_is_not_overwritten(run, reproduce):
     result = run()
     with pytest.raises(UserError, match="a replay must not overwrite its original"):
         reproduce(result.directory, to="run")

@@ -1,4 +1,4 @@
-"""Whole runs of tiny models, by what they leave behind."""
+"""Whole runs of tiny models, checked by their files."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_every_family_trains_and_its_loss_falls(run, family):
         "model.architecture=gemma3",
     ],
 )
-def test_the_adapter_over_the_plain_base_gives_the_trained_models_logits(run, options):
+def test_the_adapter_on_the_plain_base_gives_the_trained_models_logits(run, options):
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
@@ -78,7 +78,7 @@ def test_the_adapter_over_the_plain_base_gives_the_trained_models_logits(run, op
     assert (after - before).abs().max() > 10 * (after - kept["logits"]).abs().max()
 
 
-def test_full_fine_tuning_writes_a_whole_model(run):
+def test_full_fine_tuning_writes_a_full_model(run):
     from transformers import AutoModelForCausalLM
 
     result = run("lora=none")
@@ -88,7 +88,7 @@ def test_full_fine_tuning_writes_a_whole_model(run):
     assert json.loads((result.directory / "training_info.json").read_text())["method"] == "full"
 
 
-def test_the_run_directory_has_what_the_contract_lists(run):
+def test_the_run_directory_has_all_documented_files(run):
     result = run()
     for name in (
         ".hydra/config.yaml",
@@ -161,7 +161,7 @@ def test_the_same_run_twice_is_bit_identical(run):
     ).read_bytes()
 
 
-def test_a_broken_off_run_resumes_to_the_same_weights(run):
+def test_an_interrupted_run_resumes_to_the_same_weights(run):
     from transformers import TrainerCallback
 
     class Break(TrainerCallback):
@@ -198,14 +198,14 @@ def test_a_changed_config_in_the_same_directory_is_refused_by_name(run):
     assert "0.5" not in (first.directory / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(run, tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_names_the_rows(run, tmp_path):
     with pytest.raises(RunFailed, match=r"step \d+ is not finite"):
         run("trainer.learning_rate=1e25", "trainer.warmup_steps=0", "trainer.max_grad_norm=0", "trainer.max_steps=8")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["status"] == "failed"
     assert "tickets rows" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_callbacks_and_metrics_of_ones_own(run):
+def test_the_users_callbacks_and_metrics_are_used(run):
     from transformers import TrainerCallback
 
     seen = []
@@ -236,19 +236,19 @@ def test_generation_reports_exact_match_before_and_after(run):
     assert len((result.directory / "samples.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_merged_model_is_saved_when_asked_for(run):
+def test_a_merged_model_is_saved_on_request(run):
     from transformers import AutoModelForCausalLM
 
     result = run("save_merged_model=true")
     assert AutoModelForCausalLM.from_pretrained(result.directory / "merged").num_parameters() > 0
 
 
-def test_a_tokenizer_with_other_ids_than_asked_for_is_refused(run):
+def test_a_tokenizer_with_unexpected_ids_is_refused(run):
     with pytest.raises(UserError, match="eos"):
         run("model.tokenizer.expected_ids={eos: 99999}")
 
 
-def test_a_start_that_was_refused_before_the_first_step_binds_nobody(run, tmp_path):
+def test_a_start_refused_before_the_first_step_does_not_fix_the_config(run, tmp_path):
     with pytest.raises(UserError):
         run("dataset.max_length=3")
     result = run("dataset.max_length=512")

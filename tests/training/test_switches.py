@@ -1,4 +1,4 @@
-"""The switches of speed on whole runs of the tiny model: what each leaves as it was, and what it changes."""
+"""Performance options on whole runs of the tiny model: what each changes, and what it does not."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ class StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("attention", [[], [PADDED]])
-def test_batches_by_tokens_make_the_steps_that_the_report_says(run, attention):
+def test_token_limited_batches_give_the_reported_number_of_steps(run, attention):
     result = run(LIMIT, "trainer.max_steps=-1", "trainer.num_train_epochs=2", *attention)
     report = json.loads((result.directory / "data_report.json").read_text())["train"]
     assert result.metrics["steps"] == 2 * report["steps_per_epoch"]
@@ -46,7 +46,7 @@ def test_batches_by_tokens_make_the_steps_that_the_report_says(run, attention):
     assert (result.metrics["padding"] > 0) == bool(attention)
 
 
-def test_a_resumed_run_goes_on_within_the_epoch(run):
+def test_a_resumed_run_continues_within_the_epoch(run):
     steps = [LIMIT, "trainer.max_steps=-1", "trainer.num_train_epochs=3", "trainer.gradient_accumulation_steps=2"]
     steps += ["trainer.save_strategy=steps", "trainer.save_steps=1"]
     whole = run(*steps, to="whole")
@@ -64,14 +64,14 @@ def test_a_row_beyond_the_limit_stops_the_run(run):
         run("trainer.max_tokens_per_batch=60")
 
 
-def test_no_tokens_and_no_two_ways_to_size_a_batch(run):
+def test_invalid_and_conflicting_batch_sizes_are_refused(run):
     with pytest.raises(UserError, match="0 is not a whole number of 1 or more"):
         run("trainer.max_tokens_per_batch=0")
     with pytest.raises(UserError, match="not made smaller automatically"):
         run(LIMIT, "trainer.auto_find_batch_size=true")
 
 
-def test_noise_is_of_the_documents_length_in_every_layout():
+def test_noise_scales_with_the_documents_length_in_every_layout():
     flat = {"input_ids": torch.zeros(1, 6), "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1]])}
     padded = {"input_ids": torch.zeros(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
     assert document_lengths(flat).tolist() == [[4, 4, 4, 4, 2, 2]]
@@ -86,7 +86,7 @@ def test_noise_is_of_the_documents_length_in_every_layout():
 
 
 @pytest.mark.slow
-def test_noise_on_the_embeddings_changes_training_and_leaves_evaluation(run):
+def test_embedding_noise_affects_training_but_not_evaluation(run):
     noisy = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="noisy")
     again = run("trainer.neftune_noise_alpha=5", "trainer.learning_rate=0", to="again")
     still = run("trainer.learning_rate=0", to="still")
@@ -125,14 +125,14 @@ def test_pure_bf16(run, lora):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_the_losses_of_the_plain_one(run):
+def test_a_compiled_model_has_the_same_losses(run):
     steps = ["trainer.max_steps=2", "trainer.learning_rate=1e-3", "dataset.eval_sources=null", PADDED]
     plain = run(*steps, to="plain")
     compiled = run(*steps, "trainer.torch_compile=true", to="compiled")
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 
 
-def test_ligers_loss_does_not_take_the_place_of_ours(monkeypatch):
+def test_ligers_loss_does_not_replace_ours(monkeypatch):
     with pytest.raises(UserError, match="run on GPUs"):
         supported({"use_liger_kernel": True}, cuda=False)
     with pytest.raises(UserError, match="liger-kernel is not installed"):
@@ -149,7 +149,7 @@ def test_tf32_needs_a_gpu():
         supported({"tf32": True}, cuda=False)
 
 
-def test_figures_of_speed_and_of_the_start(run):
+def test_speed_and_start_up_metrics_are_logged(run):
     result = run()
     metrics = result.metrics
     assert metrics["trained_tokens_per_second"] == pytest.approx(
@@ -196,7 +196,7 @@ def test_a_profile_is_written_and_changes_nothing(run):
         (["trainer.max_steps=-1", "trainer.num_train_epochs=0.2"], []),
     ],
 )
-def test_a_setting_that_another_overrules_is_told(run_in, tmp_path, typed, told):
+def test_an_overridden_setting_is_logged(run_in, tmp_path, typed, told):
     run_in(tmp_path / "run", *typed)
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
     assert [line.partition("sft.training.resume.start: ")[2] for line in lines if "is ignored" in line] == told

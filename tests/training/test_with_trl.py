@@ -15,7 +15,7 @@ def losses(result) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_it_makes_the_steps_of_ours(run):
+def test_trl_makes_the_same_steps_as_ours(run):
     ours, trls = run(*SAME, to="ours"), run("trainer=trl", *SAME, to="trl")
     want = losses(ours)
     assert losses(trls) == pytest.approx(want, rel=2e-5)
@@ -25,14 +25,14 @@ def test_it_makes_the_steps_of_ours(run):
     assert ours.metrics["padding"] == 0 < trls.metrics["padding"] < 1
 
 
-def test_packs_keep_their_documents_apart(run):
+def test_packed_documents_stay_isolated(run):
     packed = ["dataset.packing=true", "dataset.max_length=512", "trainer.per_device_train_batch_size=1", *SAME]
     want = losses(run(*packed, to="ours"))
     assert losses(run("trainer=trl", *packed, to="trl")) == pytest.approx(want, rel=2e-5)
 
 
 @pytest.mark.slow
-def test_it_goes_on_from_its_checkpoint(run):
+def test_a_trl_run_resumes_from_its_checkpoint(run):
     steps = ["trainer=trl", "trainer.max_steps=4", "trainer.save_strategy=steps", "trainer.save_steps=2"]
     whole = run(*steps, to="whole")
 
@@ -55,6 +55,6 @@ def test_it_goes_on_from_its_checkpoint(run):
         ("model.attn_implementation=varlen", "TRL's batches are padded"),
     ],
 )
-def test_what_is_ours_is_not_given_to_it(run, override, message):
+def test_our_own_settings_are_not_passed_to_trl(run, override, message):
     with pytest.raises(UserError, match=message):
         run("trainer=trl", override)

@@ -1,4 +1,4 @@
-"""What the callbacks of a config do for a run as a whole: each class says it by its `role`."""
+"""The roles of a config's callbacks in a run, declared by each class's `role`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def role_of(node: Mapping[str, Any]) -> str | None:
 
 
 def follows_objective(node: Any) -> bool:
-    """Whether a callback's node is one that may go by the run's objective."""
+    """Whether a callback's node may follow the run's objective."""
     if not isinstance(node, Mapping):
         return False
     return role_of(node) == "saves" or class_attribute(node.get("_target_"), "figure_argument") is not None

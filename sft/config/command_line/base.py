@@ -89,7 +89,7 @@ def is_snapshot(config: DictConfig) -> bool:
 def register_base(base: DictConfig, command: str, overrides: list[str], groups: set[str]) -> list[str]:
     """Register `base` as the primary config BASE_NAME, the command's own keys beside it.
 
-    A group that the overrides choose anew is removed from the base (it would be merged otherwise) and appended.
+    A group chosen again by the overrides is removed from the base (it would be merged otherwise) and appended.
 
     Args:
         overrides: the command line's.

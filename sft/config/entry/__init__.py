@@ -1,1 +1,1 @@
-"""What surrounds a command's task: the environment, Hydra's jobs, and the exit code that an error leads to."""
+"""What surrounds a command's task: the environment, Hydra's jobs, and the exit codes of errors."""

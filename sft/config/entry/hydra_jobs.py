@@ -79,7 +79,7 @@ class _Jobs:
         self.error = None
         try:
             value = self.task(config)
-            self.error = None  # jobs that train together end in any order
+            self.error = None  # fused jobs end in any order
             return value
         except (Interrupted, KeyboardInterrupt) as error:
             raise PastHydra(error) from error

@@ -1,4 +1,4 @@
-"""What a command finds around it: .env, the threads' way of waiting, and other processes of the same start."""
+"""The surroundings of a command: .env, how threads wait, and other processes of the same launch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sft.system.processes import usable_cores
 
 def prepare_threads() -> None:
     """Say how threads wait for work, where the environment does not; read when torch is loaded."""
-    # threads that spin while they wait stall small models whenever a core is busy
+    # threads that spin while waiting stall small models whenever a core is busy
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # spin for some microseconds: waking a thread for each of a step's thousands of operations costs a sixth of its time
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

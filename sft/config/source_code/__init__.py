@@ -1,1 +1,1 @@
-"""What is read from the source of the classes that a config names, with nothing imported."""
+"""Reading the source of the classes that a config names, without importing them."""

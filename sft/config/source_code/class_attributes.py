@@ -1,6 +1,6 @@
-"""What the class that a `_target_` names says of itself by a class attribute, read from its source.
+"""Class attributes of the class that a `_target_` names, read from its source.
 
-A check of a config so asks the class, and not its name: a subclass of the user's own says what its base says.
+So config checks depend on the class and not on its name, and a user's subclass inherits its base's attributes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sft.config.source_code.definitions import DEFINED_IN, base_classes, find_definition
 
 _Class = tuple[ast.ClassDef, Path]
-# What classes of libraries would say if they were ours.
+# Attributes for classes of libraries.
 OF_LIBRARIES: dict[str, dict[str, Any]] = {
     "transformers.EarlyStoppingCallback": {"role": "stops_early"},
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": {"requires": ("joblib", "joblib")},
@@ -27,9 +27,9 @@ def class_attribute(target: object, name: str, default: Any = None) -> Any:
     """The value of a class attribute, the class's own or that of the nearest base that has it.
 
     Args:
-        target: what a node's `_target_` says; whatever names no class that can be found has the default.
-        name: of the attribute, which is assigned a literal in the body of its class.
-        default: where neither the class nor a base has it.
+        target: a node's `_target_`; the default is returned if it names no class that can be found.
+        name: of the attribute, which is assigned a literal in the class body.
+        default: returned if neither the class nor a base has it.
     """
     if not isinstance(target, str):
         return default
@@ -46,18 +46,18 @@ def class_attribute(target: object, name: str, default: Any = None) -> Any:
 def _classes(target: str) -> tuple[_Class, ...]:
     """A class and its bases in the order in which Python looks attributes up."""
     order: dict[ast.ClassDef, Path] = {}
-    with contextlib.suppress(SyntaxError, ValueError, OSError):  # a file that is no Python, or no file
+    with contextlib.suppress(SyntaxError, ValueError, OSError):  # not Python, or not a file
         found = find_definition(DEFINED_IN.get(target, target))
         if found is None or not isinstance(found[0], ast.ClassDef):
             return ()
         for node, home in _with_bases(found[0], found[1]):
-            order.pop(node, None)  # a base of several classes comes behind the last of them
+            order.pop(node, None)  # a common base comes after the last class that has it
             order[node] = home
     return tuple(order.items())
 
 
 def _with_bases(node: ast.ClassDef, home: Path) -> list[_Class]:
-    """A class and all its bases, each before its own; one of several classes as often."""
+    """A class and all its bases, each before its own bases; common bases are repeated."""
     return [(node, home), *(each for base in base_classes(node, home) for each in _with_bases(*base))]
 
 
@@ -75,7 +75,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _of_library(node: ast.ClassDef) -> dict[str, Any]:
-    """What is said for a library's class."""
+    """The attributes set here for a library's class."""
     for target, values in OF_LIBRARIES.items():
         if target.rpartition(".")[2] == node.name:
             found = find_definition(DEFINED_IN.get(target, target))

@@ -1,4 +1,4 @@
-"""A text that is no conversation, as a row that is trained whole."""
+"""A text that is not a conversation, as a row that is trained completely."""
 
 from __future__ import annotations
 

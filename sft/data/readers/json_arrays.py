@@ -24,7 +24,7 @@ def array_rows(text: str, start: int, label: str) -> Iterator[tuple[int, Row]]:
         label: the file's name, for errors.
 
     Raises:
-        UserError: the elements cannot be told apart from somewhere on.
+        UserError: at some point the elements cannot be separated.
     """
     try:
         values = DECODER.decode(text)
@@ -67,7 +67,7 @@ def _one_by_one(text: str, at: int, label: str) -> Iterator[tuple[int, Row]]:
 
 
 def _relative(error: Exception, text: str) -> Exception:
-    """The error with positions relative to the element, for somebody who looks at that element."""
+    """The error with positions relative to the element for messages about that element."""
     try:
         DECODER.decode(text)
     except (ValueError, RecursionError) as own:

@@ -1,4 +1,5 @@
-"""A sweep's jobs together in one process, for hydra/launcher=fused: which may train with which, and each job's start."""
+"""Fused training of a sweep's jobs in one process, for hydra/launcher=fused: how jobs are grouped, and how each
+starts."""
 
 from __future__ import annotations
 
@@ -35,20 +36,20 @@ def run_fused(
     n_jobs: int | None = None,
     max_tokens: int | None = None,
 ) -> list[JobReturn]:
-    """Run jobs, those that share a base together, the others one after another.
+    """Run jobs: those that share a base together, the others one after another.
 
     Args:
         context, task, config: of Hydra, as a launcher's `setup` has them.
         jobs: the overrides of each.
         first: the first job's number.
-        n_jobs: how many train at a time; None: as many as the memory allows.
-        max_tokens: of a pass; None for no bound.
+        n_jobs: how many train at a time; None: as many as memory allows.
+        max_tokens: per pass; None for no limit.
 
     Returns:
         one for each job, in their order.
 
     Raises:
-        PastHydra: jobs were interrupted; those that ran have written their checkpoints.
+        PastHydra: jobs were interrupted; running ones have written their checkpoints.
     """
     returned = run_claimed(context, task, config, jobs, first, n_jobs, max_tokens)
     return [returned[first + at] for at in range(len(jobs))]
@@ -89,7 +90,7 @@ def _composed(context: HydraContext, config: DictConfig, overrides: Sequence[str
 
 
 def by_base(configs: Mapping[int, DictConfig]) -> tuple[list[list[int]], dict[int, str]]:
-    """Jobs that may share a pass, by what they share; and those that train alone, with the reason."""
+    """Groups of jobs that may share a pass; and those that train alone, with the reason."""
     together: dict[str, list[int]] = {}
     alone: dict[int, str] = {}
     for number, config in configs.items():
@@ -113,7 +114,7 @@ def by_base(configs: Mapping[int, DictConfig]) -> tuple[list[list[int]], dict[in
 
 
 def _why_hydra_alone(hydra: DictConfig) -> str | None:
-    """Settings of the process that jobs at the same time cannot each have."""
+    """Process-wide settings that concurrent jobs cannot have individually."""
     if OmegaConf.select(hydra, "job.chdir"):
         return "hydra.job.chdir=true changes the directory of the process"
     if OmegaConf.select(hydra, "job.env_set"):
@@ -127,7 +128,7 @@ def train_together(
     max_tokens: int | None = None,
     claim: Callable[[int], bool] = lambda number: True,
 ) -> dict[int, Any]:
-    """Run jobs of one base together; gives what each returned.
+    """Run jobs with the same base together; return each job's result.
 
     Args:
         jobs: what runs each, by number.
@@ -135,7 +136,7 @@ def train_together(
         claim: whether a job is this process's to train, asked when there is room for it.
 
     Raises:
-        BaseException: what the first job raised that was interrupted, or else any; the others have ended by then.
+        BaseException: that of the first interrupted job, or else of any failed one; the others have ended by then.
     """
     from sft.config.errors import Interrupted, PastHydra
     from sft.training.fused.group import Group, Member, QueuedJob
@@ -159,7 +160,7 @@ def train_together(
     finally:
         passes.close()
     if group.stopping and not errors:
-        errors.append(PastHydra(Interrupted("stopped before its first job; the same command goes on", 130)))
+        errors.append(PastHydra(Interrupted("stopped before its first job; the same command continues it", 130)))
     if errors:
         interrupted = [error for error in errors if isinstance(error, PastHydra | Interrupted)]
         raise (interrupted or errors)[0]
@@ -167,7 +168,7 @@ def train_together(
 
 
 def _rungs(config: DictConfig) -> Rungs | None:
-    """What judges the jobs of a search by halving or hyperband, all that reach a rung at once."""
+    """The pruner of a search by halving or hyperband, which compares all jobs that reach a rung together."""
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     if sweeper.get("pruner") not in ("halving", "hyperband"):
         return None
@@ -178,7 +179,7 @@ def _rungs(config: DictConfig) -> Rungs | None:
 def _run(
     context: HydraContext, task: TaskFunction, config: DictConfig, number: int, rungs: Rungs | None = None
 ) -> JobReturn:
-    """One job from its beginning to its end, as Hydra's own launcher runs it."""
+    """Run one job from start to end, as Hydra's own launcher does."""
     HydraConfig.instance().set_config(config)
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     reporter = trial_reporter(sweeper, directory(config), number)
@@ -195,7 +196,7 @@ def _run(
 
 @contextmanager
 def _signals_to(group: Any) -> Iterator[None]:
-    """Signals reach every job that has begun: each writes its checkpoint and ends."""
+    """Forward signals to every running job: each writes its checkpoint and ends."""
     before = {number: signal.signal(number, group.signal) for number in SIGNALS}
     try:
         yield

@@ -36,7 +36,7 @@ class Claims:
     def __init__(self, place: Path) -> None:
         self.place = place
 
-    def take(self, number: int) -> bool:
+    def claim(self, number: int) -> bool:
         """Claim a job; False where a living process has it."""
         path = self.place / str(number)
         try:
@@ -99,5 +99,5 @@ def _share(
     Singleton.set_state(sweep.state)
     register()
     claims: Any = Claims(place)
-    returned = run_claimed(sweep.context, sweep.task, sweep.config, jobs, first, n_jobs, max_tokens, claims.take)
+    returned = run_claimed(sweep.context, sweep.task, sweep.config, jobs, first, n_jobs, max_tokens, claims.claim)
     return Share(overrides=list(overrides), status=JobStatus.COMPLETED, returned=returned)

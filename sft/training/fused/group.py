@@ -24,18 +24,18 @@ from sft.training.memory import free_memory, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-# jobs at a time, where none is said: at most; and where the memory of one is not known
+# default jobs at a time: at most, and if their memory is unknown
 MOST, UNKNOWN = 32, 4
-MARGIN = 0.85  # of the memory that there is
+MARGIN = 0.85  # fraction of the available memory
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that waits.
+    """A waiting job.
 
     Attributes:
         number: of the job.
-        run: runs it from its beginning to its end.
+        run: runs it from start to end.
     """
 
     number: int
@@ -43,7 +43,7 @@ class QueuedJob:
 
 
 class Member:
-    """A job that has begun, in its thread."""
+    """A started job, in its thread."""
 
     def __init__(self, group: Group, work: QueuedJob) -> None:
         self.group, self.number = group, work.number
@@ -124,23 +124,23 @@ class Group:
 
     Args:
         passes: computes requests.
-        at_once: jobs at a time; None for as many as the memory allows by their estimates.
-        table: shows them; None shows nothing.
+        at_once: jobs at a time; None for as many as memory allows according to their estimates.
+        table: displays them; None displays nothing.
     """
 
     def __init__(self, passes: Passes, at_once: int | None, table: Table | None = None) -> None:
         self.passes, self.at_once, self.table = passes, at_once, table
-        self.back = threading.Semaphore(0)  # released by the job that hands its turn on
+        self.back = threading.Semaphore(0)  # released by the job that yields its turn
         self.members: list[Member] = []
         self.stopping = False
-        self.shared, self.free = 0, 0  # bytes that all jobs take together but for their own, and that there are
+        self.shared, self.free = 0, 0  # bytes shared by all jobs, and available bytes
 
     def run(self, jobs: Iterable[QueuedJob], ended: Callable[[Member], None]) -> None:
         """Run all jobs to their end.
 
         Args:
             jobs: the next one is taken when there is room for it.
-            ended: called with each that has ended, in the order of their ends.
+            ended: called with each job that has ended, in that order.
         """
         pending, more = iter(jobs), True
         while self.members or (more and not self.stopping):
@@ -158,18 +158,18 @@ class Group:
             self._answer([member for member in self.members if member.request is not None])
 
     def signal(self, number: int, frame: Any) -> None:
-        """Tell a signal to every job that has begun; no other begins."""
+        """Forward a signal to every running job; no other job starts."""
         self.stopping = True
         for member in self.members:
             if member.take is not None:
                 member.take(number, frame)
 
     def _has_room(self) -> bool:
-        """Whether one more job may begin."""
+        """Whether another job may start."""
         if self.at_once is not None:
             return len(self.members) < self.at_once
         known = [member.own for member in self.members if member.own is not None]
-        if len(known) < len(self.members):  # one is on its way to its rows, or could not be estimated
+        if len(known) < len(self.members):  # a job is still preparing its rows, or could not be estimated
             return len(self.members) < UNKNOWN and all(member.trainer is not None for member in self.members)
         wanted = self.shared + sum(known) + max(known, default=0)
         return len(self.members) < MOST and (not known or wanted <= MARGIN * self.free)
@@ -183,7 +183,7 @@ class Group:
             ended(member)
 
     def _give_turn(self, member: Member) -> None:
-        """Let a job run until it asks, or ends."""
+        """Let a job run until it submits a request, or ends."""
         home = ProcessState()
         if member.state is not None:
             member.state.restore()
@@ -193,7 +193,7 @@ class Group:
         home.restore()
 
     def _answer(self, asking: Sequence[Member]) -> None:
-        """Compute what jobs ask for, the same kind together; those that wait go on when nobody is behind them."""
+        """Compute the jobs' requests, grouped by kind; waiting jobs continue when no other job is behind them."""
         waiting = [member for member in asking if member.request and member.request.kind == "wait"]
         asking = [member for member in asking if member not in waiting]
         for member in waiting:
@@ -204,7 +204,8 @@ class Group:
             self._compute([member for member in asking if member.request and member.request.kind == kind])
 
     def _compute(self, asking: Sequence[Member]) -> None:
-        """Answer requests of one kind; where that fails in company, each half by itself, so that an error is its job's."""
+        """Answer requests of one kind; if that fails for several, each half separately, so that an error reaches its
+        own job."""
         for some in self.passes.within_bounds([(member.number, member.request) for member in asking]):
             members = [member for member in asking if member.number in some]
             before = [member.state.draws for member in members if member.state]

@@ -1,6 +1,6 @@
 """The model that computes a step of several jobs: the base once, each job's adapter on the tokens of that job.
 
-It is a view of the base that the jobs share. Loss and gradients are those that each job would compute by itself.
+It is a view of the base that the jobs share. Loss and gradients equal those that each job would compute alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Computing = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Share:
-    """What one job, or a part of its documents, brings to a pass.
+    """The contribution of one job, or a part of its documents, to a pass.
 
     Attributes:
         job: its number.
@@ -48,11 +48,11 @@ class Share:
 
 
 class JointModel:
-    """A base with the adapters of the jobs that have joined.
+    """A base with the adapters of the jobs in the group.
 
     Args:
         base: the model that they share, without any adapter.
-        checkpointing: compute activations again in the backward pass.
+        checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(self, base: Any, checkpointing: bool = False) -> None:
@@ -69,7 +69,7 @@ class JointModel:
         self.trained: dict[int, list[torch.nn.Parameter]] = {}
 
     def join(self, job: int, model: Any) -> None:
-        """Compute with the adapter of a job's model from now on.
+        """Add the adapter of a job's model.
 
         Args:
             job: its number.
@@ -84,7 +84,7 @@ class JointModel:
         self.trained[job] = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def leave(self, job: int) -> None:
-        """Forget a job's adapter."""
+        """Remove a job's adapter."""
         self.trained.pop(job, None)
         for module in self.model.modules():
             if isinstance(module, JointLinear):
@@ -96,7 +96,7 @@ class JointModel:
         """Each share's loss, summed over its trained tokens, and the gradients of each job's parameters.
 
         Args:
-            context: what forward passes are computed in (autocast).
+            context: the context of forward passes (autocast).
         """
         jobs = list(dict.fromkeys(share.job for share in shares))
         parameters = [parameter for job in jobs for parameter in self.trained[job]]
@@ -107,7 +107,8 @@ class JointModel:
         return [loss.detach() for loss in losses], {job: [next(found) for _ in self.trained[job]] for job in jobs}
 
     def outputs(self, shares: Sequence[Share], context: Computing) -> list[torch.Tensor]:
-        """Without gradients: of each share the logits [predicted tokens, vocabulary], or hidden states with a `head`."""
+        """Without gradients: the logits of each share [predicted tokens, vocabulary], or hidden states with a
+        `head`."""
         with torch.no_grad(), computing(_stretches(shares)), context(), output_layer_skipped(self.head):
             return self._at_predicted(shares)
 
@@ -125,7 +126,7 @@ class JointModel:
         return losses
 
     def _at_predicted(self, shares: Sequence[Share]) -> list[torch.Tensor]:
-        """What the model gives at the predicted tokens of each share."""
+        """The model's outputs at the predicted tokens of each share."""
         wanted = [share.batch["shift_labels"] != IGNORE for share in shares]
         where = torch.cat(wanted, 1)
         inputs = {key: torch.cat([share.batch[key] for share in shares], 1) for key in ("input_ids", "position_ids")}
@@ -136,7 +137,7 @@ class JointModel:
         return list(found.split([int(each.sum()) for each in wanted]))
 
     def _joint(self, name: str) -> JointLinear:
-        """The layer of this name, made one for several jobs if it is not yet."""
+        """The layer of this name, converted to one for several jobs if necessary."""
         layer = self.model.get_submodule(name)
         if not isinstance(layer, JointLinear):
             parent, _, last = name.rpartition(".")
@@ -146,7 +147,7 @@ class JointModel:
 
 
 def _stretches(shares: Sequence[Share]) -> tuple[Stretch, ...]:
-    """Where each share's tokens lie in the row of all."""
+    """The position of each share's tokens in the joint row."""
     found, start = [], 0
     for share in shares:
         stop = start + share.tokens

@@ -1,4 +1,4 @@
-"""Requests of several jobs computed in one pass, within a bound of tokens; on the CPU in parts at the same time."""
+"""Requests of several jobs computed in one pass, within a limit of tokens; on the CPU in concurrent parts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Asked = tuple[int, Request, ProcessState | None]
 
 
 class Passes:
-    """What computes the requests of the jobs of a group.
+    """Computes the requests of the jobs of a group.
 
     Args:
-        max_tokens: of a pass, padding apart; None for no bound. A job's own batch is never cut.
+        max_tokens: per pass, without padding; None for no limit. A job's own batch is never split.
     """
 
     def __init__(self, max_tokens: int | None = None) -> None:
@@ -35,7 +35,7 @@ class Passes:
         self.threads: ParallelParts | None = None
 
     def join(self, job: int, trainer: Any) -> None:
-        """Compute a job's requests from now on; the first one's base is that of all."""
+        """Compute a job's requests from now on; the first job's base is used for all."""
         base = original_of(base_of(trainer.model))
         if self.joint is None:
             self.base, self.joint = base, JointModel(base, checkpointing=bool(trainer.args.gradient_checkpointing))
@@ -43,7 +43,7 @@ class Passes:
         self.trainers[job] = trainer
 
     def leave(self, job: int) -> None:
-        """Compute no more for this job; the last one leaves nothing behind."""
+        """Stop computing for this job; the last one releases everything."""
         self.trainers.pop(job, None)
         if self.joint is not None:
             self.joint.leave(job)
@@ -56,7 +56,7 @@ class Passes:
             self.threads.close()
 
     def within_bounds(self, requests: Sequence[tuple[int, Request | None]]) -> Iterator[set[int]]:
-        """The jobs whose requests are computed together, in their order."""
+        """Groups of jobs whose requests are computed together, in order."""
         some: set[int] = set()
         tokens = 0
         for job, request in requests:
@@ -70,7 +70,7 @@ class Passes:
             yield some
 
     def shrink(self, requests: Sequence[Request]) -> None:
-        """Memory ran out in a pass of these: later ones have at most half of their tokens."""
+        """After running out of memory in a pass of these requests, limit later ones to half of their tokens."""
         self.max_tokens = max(1, sum(request.tokens for request in requests) // 2)
 
     def compute(self, asked: Sequence[Asked]) -> list[Any]:
@@ -107,7 +107,7 @@ class Passes:
         return self.threads.run(does, groups)
 
     def _sums(self, asked: Sequence[Asked], groups: list[list[Share]], found: list[Any]) -> list[Any]:
-        """Of each job the loss and the gradients of all its shares, added in the order of the groups."""
+        """For each job the loss and gradients summed over all its shares, in the order of the groups."""
         losses: dict[int, list[torch.Tensor]] = {}
         gradients: dict[int, list[torch.Tensor | None]] = {}
         for group, (sums, own) in zip(groups, found, strict=True):
@@ -120,13 +120,13 @@ class Passes:
         return [(torch.stack(losses[job]).sum(), gradients[job]) for job, *_ in asked]
 
     def _rng_state(self, job: int, state: ProcessState | None) -> Any:
-        """The job's random state, where its adapter or its embeddings draw."""
+        """The job's random state, if its adapter or its embeddings use random numbers."""
         trainer = self.trainers[job]
         dropout = any(isinstance(each, torch.nn.Dropout) and each.p > 0 for each in trainer.model.modules())
         return state.drawing if state is not None and (trainer.noise is not None or dropout) else None
 
     def _groups(self, shares: list[Share], splits: bool) -> list[list[Share]]:
-        """The shares in as many groups as are computed at the same time."""
+        """The shares in as many groups as are computed concurrently."""
         count = min(trainer.parts for trainer in (self.trainers[share.job] for share in shares))
         if count == 1 or any(share.draws is not None for share in shares):
             return [shares]
@@ -141,7 +141,7 @@ class Passes:
         return [shares]
 
     def _pieces(self, shares: Sequence[Share]) -> list[Share]:
-        """Each share's documents in parts, where there are enough of them."""
+        """Each share's documents split into parts, if there are enough of them."""
         assert self.threads is not None
         return [
             Share(share.job, part, share.draws, share.noise)

@@ -1,4 +1,4 @@
-"""A job's place among those that train together, as its own code sees it: it hands over what it would compute, and waits."""
+"""A job's interface to the group that it trains with: it submits its computations and waits for the results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 @dataclass
 class Request:
-    """What a job asks the others' pass to compute for it.
+    """A computation that a job requests from the group.
 
     Attributes:
-        kind: "train" for loss and gradients, "outputs" for what the model predicts, "wait" for nothing: it is answered
-            when no other job is at `step` or before it any more.
+        kind: "train" for loss and gradients, "outputs" for predictions, "wait" for nothing: it is answered when no
+            other job is at `step` or before it.
         batch: padding-free.
-        noise: adds to the embeddings of its tokens; None for nothing.
+        noise: added to the embeddings of its tokens; None for none.
         step: optimizer step of a "wait".
     """
 
@@ -32,28 +32,28 @@ class Request:
 
 
 class Place(Protocol):
-    """What a job may ask of its group."""
+    """The operations of a group that a job may use."""
 
     number: int
 
     def takes(self, needs: int, own: int, free: int) -> None:
-        """Tell the bytes that this job is estimated to take: in all, of its own, and what there is."""
+        """Report the estimated bytes of this job: in total, not shared, and available."""
 
     def join(self, trainer: Any) -> str | None:
-        """Train with the others from here on; gives the reason where this job cannot."""
+        """Join the group; returns the reason if this job cannot."""
 
     def leave(self) -> None:
-        """Train with the others no more."""
+        """Leave the group."""
 
     def ask(self, request: Request) -> Any:
-        """Have a request computed, together with those of the other jobs."""
+        """Submit a request, which is computed together with those of the other jobs."""
 
     def wait(self, step: int) -> None:
-        """Until the other jobs that train have come so far."""
+        """Wait until the other jobs have reached this step."""
 
     def listen(self, take: Callable[[int, Any], None]) -> Callable[[], None]:
-        """Have signals to the process told to this job; gives what ends that."""
+        """Forward the process's signals to this job; returns a function that stops that."""
 
 
 current: ContextVar[Place | None] = ContextVar("place", default=None)
-"""The place of the job that this thread runs; None where a run has its process for itself."""
+"""The group membership of the job that this thread runs; None outside of fused training."""

@@ -1,4 +1,4 @@
-"""Why a run trains by itself in a fused sweep: what the config says before it starts, and what its model shows."""
+"""Reasons why a run trains by itself in a fused sweep: from its config before it starts, and from its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPECIAL = {
 
 
 def why_config_alone(config: Mapping[str, Any]) -> str | None:
-    """What in a resolved config keeps a job from training with others; None for nothing.
+    """Why a resolved config cannot be fused; None if it can.
 
     Args:
         config: resolved, plain, without Hydra's node.
@@ -48,7 +48,7 @@ def why_config_alone(config: Mapping[str, Any]) -> str | None:
 
 
 def why_alone(trainer: Any) -> str | None:
-    """What in a run that is about to train keeps it from training with others; None for nothing."""
+    """Why a run that is about to train cannot be fused; None if it can."""
     from peft.tuners.lora.layer import Linear, LoraLayer
 
     from sft.data.batches.collate import FlatCollator

@@ -1,4 +1,4 @@
-"""What belongs to a process and not to a thread, for jobs that take turns in one: each finds its own as it left it."""
+"""Process-wide state for jobs that take turns in one process: each job gets its own state back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Handlers = dict[str, tuple[list[logging.Handler], int, bool, bool]]
 class ProcessState:
     """The global state of this process at one moment: random numbers, logging, warnings, standard streams, Hydra, accelerate.
 
-    Taken by a job when it hands its turn on, and put back when it has the turn again.
+    Saved by a job when it yields its turn, and restored when it gets the turn again.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ProcessState:
         self.handlers = _handlers()
 
     def restore(self) -> None:
-        """Make it the process's again."""
+        """Restore it as the process's state."""
         self.draws.restore()
         sys.stdout, sys.stderr = self.streams
         HydraConfig.instance().cfg = self.hydra
@@ -47,7 +47,7 @@ class ProcessState:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """For the time of a block torch draws from this state's random numbers, which go on from there."""
+        """Within the block torch uses this state's random numbers and advances them."""
         home = RngState()
         self.draws.restore()
         try:
@@ -63,7 +63,7 @@ def _loggers() -> dict[str, logging.Logger]:
 
 
 def _handlers() -> Handlers:
-    """Of every logger that has something of its own: handlers, level, whether it passes records on, whether it is off."""
+    """For every configured logger: handlers, level, whether it propagates, whether it is disabled."""
     return {
         name: (list(each.handlers), each.level, each.propagate, each.disabled)
         for name, each in _loggers().items()

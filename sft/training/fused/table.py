@@ -1,4 +1,4 @@
-"""What trains now, for whoever watches a fused sweep: a live table on a terminal, a line now and then anywhere else."""
+"""The progress display of a fused sweep: a live table on a terminal, occasional lines anywhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINES, REDRAW = 10.0, 0.5  # seconds between two lines, and between two drawings
 
 
 class Training(Protocol):
-    """A job that trains: its number, and its trainer once it has one."""
+    """A training job: its number, and its trainer once it exists."""
 
     number: int
     trainer: Any
@@ -26,8 +26,8 @@ class Table:
     """Shows the jobs of a group, as a context manager.
 
     Args:
-        total: jobs in all.
-        live: draw a table; None does so if stderr is a terminal.
+        total: number of jobs.
+        live: draw a table; None draws one if stderr is a terminal.
     """
 
     def __init__(self, total: int, live: bool | None = None) -> None:
@@ -53,7 +53,7 @@ class Table:
             self._drawing.stop()
 
     def computed(self, tokens: int, training: Sequence[Training]) -> None:
-        """A pass of so many tokens is done."""
+        """Count a finished pass of this many tokens."""
         now = time.monotonic()
         if self.began is None:
             self.began = self._shown = now
@@ -113,5 +113,5 @@ class Table:
 
 
 def _last(history: Sequence[dict[str, Any]], key: str) -> str:
-    """The last logged figure of a name."""
+    """The last logged value of a metric."""
     return next((f"{line[key]:.4f}" for line in reversed(history) if key in line), "")

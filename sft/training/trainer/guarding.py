@@ -1,4 +1,4 @@
-"""A training loop that leaves out, or stops at, a step whose loss or gradient is no number; every batch is counted."""
+"""A training loop that skips, or stops at, a step with a non-finite loss or gradient, and counts every batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sft.training.trainer.shrinking import ShrinkingTrainer
 
 
 class GuardingTrainer(ShrinkingTrainer):
-    """A Trainer with a guard; a step that is left out is undone by what was noted when it began.
+    """A Trainer with a guard; a skipped step is undone with the state saved when it began.
 
     Attributes:
-        guard: decides what a non-finite value leads to.
-        progress: counts batches and the steps left out.
+        guard: decides how to handle a non-finite value.
+        progress: counts batches and skipped steps.
     """
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A training loop whose batches are computed together with those of other jobs, where the run has a place among some."""
+"""A training loop whose batches are computed together with those of other jobs, if the run is part of a group."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sft.training.memory import RngState
 
 log = logging.getLogger(__name__)
 
-# how far a loss among others may be from the same loss alone: sums are added up in another order
+# tolerance between a loss in the group and the same loss alone: the order of summation differs
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 class JoiningTrainer(Trainer):
-    """A Trainer that hands its batches over instead of computing them.
+    """A Trainer that submits its batches to the group instead of computing them.
 
     Attributes:
-        place: among the jobs that train together; None where this run trains by itself.
+        place: its membership in the group; None if this run trains by itself.
         noise, positions, head: as of SftTrainer.
         outputs_of_group: computes evaluation batches, for `EvaluatingTrainer`.
     """
@@ -45,7 +45,7 @@ class JoiningTrainer(Trainer):
 
     @contextmanager
     def joined(self) -> Iterator[bool]:
-        """Train with the other jobs of the group for the time of the block; gives whether the run trains by itself."""
+        """Train with the other jobs of the group within the block; yields whether the run trains by itself."""
         place = current.get()
         reason = place.join(self) if place is not None else None
         if reason:
@@ -64,7 +64,7 @@ class JoiningTrainer(Trainer):
         if self.place is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have a mode of their own
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have their own training mode
             self.optimizer.train()  # type: ignore[union-attr]
         batch, about = split_batch(self._prepare_inputs(inputs))
         if self.noise is not None:
@@ -83,7 +83,7 @@ class JoiningTrainer(Trainer):
         return loss
 
     def _loss_alone(self, model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The first batch's loss by the run's own model, with the numbers that will be drawn."""
+        """The first batch's loss with the run's own model and the same random numbers."""
         draws = RngState()
         with torch.no_grad(), self.accelerator.autocast():
             loss, _ = summed_loss(model, batch, self.positions, self.head)
@@ -91,7 +91,7 @@ class JoiningTrainer(Trainer):
         return loss
 
     def _same(self, alone: torch.Tensor, loss: torch.Tensor) -> bool:
-        """Whether the first loss among others is the run's own; where it is not, the run goes on by itself."""
+        """Whether the first loss in the group equals the run's own; otherwise the run continues by itself."""
         self._compared = True
         dtype = next(iter(self.model.parameters())).dtype  # type: ignore[union-attr]
         coarse = torch.bfloat16 if self.args.bf16 else dtype
@@ -102,7 +102,7 @@ class JoiningTrainer(Trainer):
         return False
 
     def _outputs(self, batch: Mapping[str, Any]) -> Any:
-        """What the model predicts for an evaluation batch."""
+        """The model's predictions for an evaluation batch."""
         assert self.place is not None
         return self.place.ask(Request("outputs", batch))
 
@@ -115,7 +115,7 @@ class JoiningTrainer(Trainer):
 def _accumulate(
     parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None], share: torch.Tensor
 ) -> None:
-    """Add gradients, times `share`, to those that are there."""
+    """Add gradients, multiplied by `share`, to the existing ones."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue

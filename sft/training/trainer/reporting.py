@@ -1,4 +1,4 @@
-"""The lines that a training logs: the mean loss of the steps that were made, and the speed so far."""
+"""The log lines of training: the mean loss of the completed steps, and the speed so far."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sft.training.trainer.progress import Progress
 
 
 class ReportingTrainer(Trainer):
-    """A Trainer whose logged figures are complete.
+    """A Trainer with complete logged metrics.
 
     Attributes:
-        progress: counts tokens, seconds and the steps left out.
+        progress: counts tokens, seconds and skipped steps.
         flops: the model's operations for a token; None where they are not known.
         peak_flops: the hardware's operations in a second; None where they are not known.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, with the callbacks' state in them."""
+"""Atomic checkpoints that include the callbacks' state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sft.training.trainer.restoring import RestoringTrainer
 
 
 class SavingTrainer(RestoringTrainer):
-    """A Trainer that writes the checkpoints which it resumes from.
+    """A Trainer that writes the checkpoints it resumes from.
 
     Attributes:
         ranks: the processes that train together.
@@ -24,7 +24,7 @@ class SavingTrainer(RestoringTrainer):
     ranks: Ranks
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint that is complete or absent, and drop the oldest beyond save_total_limit."""
+        """Write an atomic checkpoint, and delete the oldest ones beyond save_total_limit."""
         self.store_flos()
         root, step, state = Path(str(self.args.output_dir)), self.state.global_step, self.state
         self.progress.unlogged_loss = self.ranks.gather(float(self._tr_loss))

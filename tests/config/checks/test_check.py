@@ -1,4 +1,4 @@
-"""Mistakes in keys and values are found from the config alone, all of them at once."""
+"""Mistakes in keys and values are found from the config alone and reported together."""
 
 import pytest
 
@@ -87,13 +87,13 @@ import pytest
         ),
     ],
 )
-def test_mistake_is_named_with_its_remedy(faults, override, where, says):
+def test_each_mistake_is_reported_with_its_remedy(faults, override, where, says):
     found = faults(*override.split())
     assert where in found, found
     assert says in found[where]
 
 
-def test_all_faults_are_found_at_once(faults):
+def test_all_mistakes_are_reported_together(faults):
     found = faults("model=qewn3", "lora.rnak=4", "trainer.learning_rte=1", "trainer.output_dir=x", "lora.r=many")
     assert {"model", "lora.rnak", "trainer.learning_rte", "trainer.output_dir", "lora.r"} <= set(found)
 
@@ -101,7 +101,7 @@ def test_all_faults_are_found_at_once(faults):
 @pytest.mark.parametrize(
     "override", ["lora.use_rslora=true", "trainer.adam_beta2=0.95", "trainer.neftune_noise_alpha=5"]
 )
-def test_keys_that_only_the_target_names_can_be_set(compose, override):
+def test_keys_known_only_from_the_targets_signature_can_be_set(compose, override):
     composed = compose(override)
     assert composed.errors == []
     assert composed.added == {override.partition("=")[0]}
@@ -118,7 +118,7 @@ def test_keys_that_only_the_target_names_can_be_set(compose, override):
         "sft.run.environment._git",
     ],
 )
-def test_targets_beside_the_list_are_refused_by_name(faults, target):
+def test_unlisted_targets_are_refused_by_name(faults, target):
     found = faults(f"+callbacks.evil={{_target_: {target}}}")
     assert target in found["callbacks.evil._target_"]
 
@@ -133,7 +133,7 @@ def test_a_users_own_class_can_be_allowed(faults):
     assert faults("+callbacks.mine={_target_: my.package.Mine}", "allow_targets=[my.package.Mine]") == {}
 
 
-def test_hydras_own_nodes_are_under_the_list_too(faults):
+def test_the_allow_list_also_applies_to_hydras_own_nodes(faults):
     assert "os.system" in faults("+hydra.callbacks.evil={_target_: os.system}")["hydra.callbacks.evil._target_"]
 
 
@@ -156,21 +156,21 @@ def test_hydras_own_nodes_are_under_the_list_too(faults):
         ("lora.targetModules=[a]", "did you mean lora.target_modules?"),
     ],
 )
-def test_a_name_from_elsewhere_is_understood(faults, override, meant):
+def test_other_projects_names_get_the_right_suggestion(faults, override, meant):
     assert meant in faults(override)[override.partition("=")[0]]
 
 
 @pytest.mark.parametrize(
     "override", ["paths=x", "paths.output=x", "trainer.saving_policy=x", "model.weights=x", "sft=1"]
 )
-def test_no_suggestion_is_better_than_a_wrong_one(faults, override):
+def test_a_key_without_a_close_match_gets_no_suggestion(faults, override):
     found = faults(override)[override.partition("=")[0]]
     assert "no such key" in found
     assert "did you mean" not in found
     assert "here: " in found or "there are: " in found
 
 
-def test_every_meaning_leads_somewhere(compose):
+def test_every_known_foreign_name_maps_to_an_existing_key(compose):
     """What the table says is a key of ours, or an override that composes."""
     import yaml
 
@@ -203,7 +203,7 @@ def test_every_meaning_leads_somewhere(compose):
         "callbacks=full callbacks.checkpoint.limit=1",
     ],
 )
-def test_what_is_right_is_accepted(faults, override):
+def test_valid_configs_are_accepted(faults, override):
     assert faults(*override.split()) == {}
 
 
@@ -233,14 +233,14 @@ FIGURES = "no evaluation reports the metric"
         ),
     ],
 )
-def test_a_figure_that_no_evaluation_gives_is_refused(faults, overrides, where):
+def test_a_metric_that_no_evaluation_produces_is_refused(faults, overrides, where):
     found = faults(*overrides)[where]
     assert FIGURES in found
     assert "There are: " in found
 
 
 @pytest.mark.parametrize("objective", ["tokens_per_second", "eval_exact_match"])
-def test_what_looks_at_evaluations_does_not_follow_another_objective(faults, objective):
+def test_evaluation_callbacks_do_not_follow_an_objective_known_only_at_the_end(faults, objective):
     given = [f"objective={objective}", "evaluation=generate", "callbacks=full"]
     found = faults(*given)
     assert {"callbacks.best_model", "callbacks.early_stopping"} == set(found)
@@ -260,5 +260,5 @@ def test_what_looks_at_evaluations_does_not_follow_another_objective(faults, obj
         ["objective=eval_mine", "+callbacks.mine={_target_: my.Mine}", "allow_targets=[my.Mine]"],
     ],
 )
-def test_a_figure_that_there_will_be_is_accepted(faults, overrides):
+def test_a_metric_that_an_evaluation_produces_is_accepted(faults, overrides):
     assert faults(*overrides) == {}

@@ -1,4 +1,4 @@
-"""What a config needs of the machine is named before anything is loaded."""
+"""Missing requirements of a config are reported before anything is loaded."""
 
 import importlib.util
 
@@ -62,11 +62,11 @@ def test_nothing_is_missing_for_the_defaults(bare, lacking):
 
 
 @pytest.mark.parametrize("command", ["chat", "merge", "preview", "estimate", "leaderboard"])
-def test_other_commands_need_nothing_of_a_training(bare, lacking, command):
+def test_other_commands_do_not_need_the_extras_of_training(bare, lacking, command):
     assert lacking("tracker=wandb", "trainer=trl", command=command) == {}
 
 
-def test_wandb_wants_a_key_online(bare, lacking, monkeypatch):
+def test_wandb_needs_a_key_online(bare, lacking, monkeypatch):
     assert "WANDB_API_KEY" in lacking("tracker=wandb", "tracker.mode=online")["tracker"]
     assert lacking("tracker=wandb", "tracker.mode=offline") == {}
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -74,7 +74,7 @@ def test_wandb_wants_a_key_online(bare, lacking, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["api.wandb.ai", "wandb.example.org"])
-def test_the_key_of_wandb_login_will_do(bare, lacking, monkeypatch, host):
+def test_the_key_stored_by_wandb_login_is_accepted(bare, lacking, monkeypatch, host):
     monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}")
     assert "tracker" in lacking("tracker=wandb", "tracker.mode=online")
     (bare / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
@@ -89,7 +89,7 @@ def test_a_module_is_found_without_importing_it():
 
 
 @pytest.mark.parametrize("command", ["train", "preview", "prepare", "estimate"])
-def test_a_file_that_is_not_there_is_named_before_anything_is_read(bare, lacking, command):
+def test_a_missing_file_is_reported_before_anything_is_read(bare, lacking, command):
     (bare / "rows.jsonl").write_text("{}\n")
     assert lacking("dataset=local", "dataset.path=rows.jsonl", command=command) == {}
     assert lacking("dataset=local", "dataset.path=row.jsonl", command=command) == {
@@ -108,25 +108,25 @@ def test_a_file_that_is_not_there_is_named_before_anything_is_read(bare, lacking
         (["model=hub", "model.name=ORG/model", "model.adapter=none/adapter"], "model.adapter"),
     ],
 )
-def test_every_key_that_names_a_file_is_looked_at(bare, lacking, overrides, where):
+def test_every_key_that_names_a_file_is_checked(bare, lacking, overrides, where):
     (bare / "rows.jsonl").write_text("{}\n")
     assert list(lacking(*overrides)) == [where]
 
 
-def test_the_home_of_nobody_is_a_path_that_does_not_exist(bare, lacking):
+def test_an_unknown_users_home_is_a_missing_path(bare, lacking):
     assert lacking("dataset=local", "dataset.path='~no_such_user/rows.jsonl'") == {
         "dataset.path": "~no_such_user/rows.jsonl does not exist -> ~no_such_user is not a directory"
     }
 
 
-def test_two_files_typed_as_one_are_told_how_to_be_two(bare, lacking):
+def test_two_paths_given_as_one_get_a_remedy(bare, lacking):
     assert lacking("dataset=local", "dataset.path='a.json,b.json'") == {
         "dataset.path": "a.json,b.json does not exist -> dataset.path=[a.json,b.json] reads all of them; "
         "with -m, dataset.path=choice(a.json,b.json) makes one run with each"
     }
 
 
-def test_what_may_lead_elsewhere_is_left_to_the_reader(bare, lacking):
+def test_globs_and_addresses_are_left_to_the_reader(bare, lacking):
     assert lacking("dataset=local", "dataset.path=data/*.jsonl") == {}
     assert lacking("dataset=local", "dataset.path=s3://bucket/rows.jsonl") == {}
     assert lacking("model=hub", "model.name=ORG/model") == {}

@@ -22,7 +22,7 @@ def test_a_snapshot_composes_to_the_same_run(snapshot):
     assert plain(compose(file=snapshot)) == plain(read_run(str(snapshot.parent)))
 
 
-def test_overrides_win_over_a_snapshot(snapshot):
+def test_overrides_take_precedence_over_a_snapshot(snapshot):
     config = compose("lora.r=9", "quant=nf4", "lora.use_rslora=true", file=snapshot)
     assert (config.lora.r, config.lora.use_rslora, config.dataset.max_length) == (9, True, 77)
     assert config.quant.load_in_4bit is True
@@ -35,7 +35,7 @@ def test_a_group_chosen_over_a_snapshot_replaces_it(snapshot):
     assert config.callbacks is None
 
 
-def test_a_file_of_some_keys_is_laid_over_the_defaults(tmp_path):
+def test_a_partial_file_is_merged_over_the_defaults(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("model: tiny\nlora: {r: 32}\ntrainer: {max_steps: 5, adam_beta2: 0.9}\n")
     config = compose("trainer.max_steps=7", file=path)
@@ -52,21 +52,21 @@ def test_a_file_of_some_keys_is_laid_over_the_defaults(tmp_path):
         ("sede: 1", "did you mean seed"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, text, says):
+def test_an_invalid_file_is_reported_by_name(tmp_path, text, says):
     path = tmp_path / "my.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=says):
         compose(file=path)
 
 
-def test_a_directory_that_is_no_run_is_named(tmp_path):
+def test_a_directory_that_is_not_a_run_is_reported(tmp_path):
     with pytest.raises(UserError, match="is not the directory of a run"):
         read_run(str(tmp_path))
     with pytest.raises(UserError, match="no such directory"):
         read_run(str(tmp_path / "nothing"))
 
 
-def test_a_users_own_conf_comes_before_the_packaged_one(tmp_path, monkeypatch):
+def test_a_users_own_conf_takes_precedence_over_the_packaged_one(tmp_path, monkeypatch):
     (tmp_path / "conf" / "lora").mkdir(parents=True)
     (tmp_path / "conf" / "lora" / "mine.yaml").write_text("_target_: peft.LoraConfig\nr: 3\n")
     (tmp_path / "conf" / "lora" / "r16.yaml").write_text("_target_: peft.LoraConfig\nr: 17\n")
@@ -76,7 +76,7 @@ def test_a_users_own_conf_comes_before_the_packaged_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "chat", "webui", "merge", "estimate", "reproduce"])
-def test_a_run_is_the_base_and_the_command_line_wins(tmp_path, command):
+def test_a_runs_config_is_used_and_the_command_line_takes_precedence(tmp_path, command):
     run = tmp_path / "run"
     run.mkdir()
     OmegaConf.save(OmegaConf.create(plain(compose("experiment=smoke", "lora.r=3"))), run / "config.resolved.yaml")
@@ -86,13 +86,13 @@ def test_a_run_is_the_base_and_the_command_line_wins(tmp_path, command):
     assert config.seed == 7
 
 
-def test_the_judge_of_a_run_is_not_asked_unless_the_command_line_says_so(snapshot):
+def test_the_judge_of_a_run_is_only_used_if_set_on_the_command_line(snapshot):
     config = OmegaConf.load(snapshot)
     config.judge = {"_target_": "sft.evaluation.judges.spec.OpenAIJudge", "api_key_env": "HF_TOKEN"}
     snapshot.write_text(OmegaConf.to_yaml(config))
     assert plain(compose(file=snapshot, command="evaluate")).get("judge") is None
 
 
-def test_a_judge_is_not_given_another_services_key():
+def test_a_judge_does_not_get_another_services_key():
     with pytest.raises(UserError, match=r"judge\.api_key_env: HF_TOKEN belongs to another service"):
         compose("judge=openai", "judge.api_key_env=HF_TOKEN", command="evaluate")

@@ -1,4 +1,4 @@
-"""The command line before Hydra: literal text, flags, the environment's share."""
+"""The command line before Hydra: literal text, flags, the environment."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,7 +23,7 @@ def value_of(override: str):
 
 
 @given(ODD.filter(lambda text: text != "???"))  # with which OmegaConf marks a missing value: refused as that
-def test_a_prompt_is_what_was_typed(text):
+def test_a_prompt_is_taken_literally(text):
     assert value_of(quote_literal(f"prompt={text}")) == text
 
 
@@ -47,14 +47,14 @@ def test_existing_files_can_be_swept_over(tmp_path):
     assert value_of(quote_literal(both)) == f"{tmp_path}/a.json,{tmp_path}/b.json"
 
 
-def test_flags_may_stand_anywhere():
+def test_flags_may_be_in_any_position():
     line = parse_command_line(["lora.r=8", "-m", "--cfg", "job", "seed=1", "--config-dir", "mine"])
     assert (line.multirun, line.shows, line.config_dirs) == (True, True, ["mine"])
     assert line.flags == ["--cfg", "job"]
     assert line.overrides == ["lora.r=8", "seed=1"]
 
 
-def test_a_word_that_is_no_override_is_named():
+def test_an_argument_that_is_not_an_override_is_reported():
     with pytest.raises(UserError, match="'qwen3' is neither a flag nor an override"):
         parse_command_line(["qwen3"])
 
@@ -68,7 +68,7 @@ def test_a_word_that_is_no_override_is_named():
         (["run=DIR"], ["run=DIR"]),
     ],
 )
-def test_the_command_line_wins_over_the_environment(overrides, expected):
+def test_the_command_line_takes_precedence_over_the_environment(overrides, expected):
     assert with_environment(overrides, {"MODEL_ID": "some/model"}) == expected
 
 
@@ -99,12 +99,12 @@ def test_a_huge_sweep_is_checked_with_every_value_once():
         ("lora.r=range(1,inf)", r"range\(1, inf, 1\) has no end"),
     ],
 )
-def test_a_grid_that_nobody_can_run_is_refused(override, what):
+def test_an_oversized_grid_is_refused(override, what):
     with pytest.raises(UserError, match=what):
         expand_sweep([override], config_loader(), most=None)
 
 
-def test_a_product_that_nobody_can_run_is_refused_and_a_search_over_it_is_not():
+def test_an_oversized_product_is_refused_but_a_search_over_it_is_not():
     axes = ["lora.r=range(0,1000)", "seed=range(0,101)"]
     with pytest.raises(UserError, match="-m: this sweep has 101,000 runs"):
         expand_sweep(axes, config_loader(), most=None)
@@ -116,7 +116,7 @@ def test_a_product_that_nobody_can_run_is_refused_and_a_search_over_it_is_not():
     ("override", "remedy"),
     [("quant=null", "-> quant=none. There are: "), ("experiment=null", "-> leave it out. There are")],
 )
-def test_null_is_no_option_of_a_group(override, remedy):
+def test_null_is_not_an_option_of_a_group(override, remedy):
     with pytest.raises(UserError, match="null is not an option") as caught:
         check_command(config_loader(), "train", [override], "train", multirun=False)
     assert remedy in str(caught.value)
@@ -138,13 +138,13 @@ def test_null_is_no_option_of_a_group(override, remedy):
         (r"lora.exclude_modules=^model\.layers\.[01]\..*$", r"^model\.layers\.[01]\..*$"),
     ],
 )
-def test_regular_expressions_are_taken_as_typed(compose, typed, means):
+def test_regular_expressions_are_taken_literally(compose, typed, means):
     key = typed.lstrip("+").partition("=")[0].removeprefix("lora.")
     assert compose(quote_literal(typed)).plain["lora"][key] == means
 
 
 @pytest.mark.parametrize("key", ["model.name", "model.tokenizer.name", "resume"])
-def test_a_directory_is_taken_as_typed_and_a_name_is_as_before(compose, tmp_path, key):
+def test_directories_are_taken_literally_and_model_names_are_not(compose, tmp_path, key):
     directory = tmp_path / "DIR with , = and (x)"
     directory.mkdir()
 

@@ -11,7 +11,7 @@ from sft.config.checks.types import mismatch
 from sft.config.source_code.signature import read_signature
 
 
-def test_library_classes_are_read_as_python_sees_them():
+def test_library_signatures_equal_those_of_inspect():
     import dataclasses
 
     from peft import LoraConfig
@@ -31,7 +31,7 @@ def test_nothing_is_imported():
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_what_does_not_exist_has_no_signature():
+def test_a_missing_name_has_no_signature():
     assert read_signature("peft.NoSuchConfig") is None
     assert read_signature("no_such_package.Thing") is None
 
@@ -57,5 +57,5 @@ def test_what_does_not_exist_has_no_signature():
         ("anything", "SomeClassOfALibrary", None),
     ],
 )
-def test_values_against_annotations(value, annotation, wanted):
+def test_values_are_checked_against_annotations(value, annotation, wanted):
     assert mismatch(value, ast.parse(annotation, mode="eval").body, Path(__file__)) == wanted

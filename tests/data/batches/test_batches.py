@@ -1,4 +1,4 @@
-"""Batches by tokens: every row once, the limit kept, an order that seed and epoch alone decide."""
+"""Batches by tokens: every row once, within the limit, in an order that depends only on seed and epoch."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def epoch(batches: TokenBatches, number: int) -> list[list[int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(CASES)
-def test_every_row_once_within_the_limit_the_fullest_first(case):
+def test_every_row_occurs_once_within_the_limit_and_the_fullest_batch_is_first(case):
     lengths, limit, padded, ranks, seed = case
     batches = TokenBatches(np.array(lengths), limit, seed, padded=padded, ranks=ranks)
     for number in range(3):
@@ -44,7 +44,7 @@ def test_every_row_once_within_the_limit_the_fullest_first(case):
 
 @settings(max_examples=60, deadline=None)
 @given(CASES)
-def test_seed_and_epoch_alone_decide(case):
+def test_batches_depend_only_on_seed_and_epoch(case):
     lengths, limit, padded, ranks, seed = case
     make = lambda: TokenBatches(np.array(lengths), limit, seed, padded=padded, ranks=ranks)  # noqa: E731
     one, other = make(), make()
@@ -58,7 +58,7 @@ def lengths_of(count: int) -> np.ndarray:
     return np.random.default_rng(0).lognormal(4.5, 0.7, count).clip(8, 1000).astype(np.int64)
 
 
-def test_batches_are_full_and_mixed_anew_every_epoch():
+def test_batches_are_full_and_reshuffled_every_epoch():
     lengths = lengths_of(3000)
     batches = TokenBatches(lengths, 4096, 7)
     fill = lengths.sum() / (len(batches) * 4096)
@@ -70,7 +70,7 @@ def test_batches_are_full_and_mixed_anew_every_epoch():
     assert sorted(map(tuple, first)) != sorted(map(tuple, epoch(TokenBatches(lengths, 4096, 8), 0)))
 
 
-def test_padded_batches_hold_rows_of_like_length():
+def test_padded_batches_have_rows_of_similar_length():
     lengths = lengths_of(3000)
     batches = TokenBatches(lengths, 4096, 7, padded=True)
     padding = 1 - lengths.sum() / sum(batches.tokens(batch) for batch in batches)
@@ -79,7 +79,7 @@ def test_padded_batches_hold_rows_of_like_length():
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_ranks_get_batches_that_are_about_as_full(padded):
+def test_ranks_get_about_equally_full_batches(padded):
     lengths = lengths_of(2000)
     batches = TokenBatches(lengths, 4096, 3, padded=padded, ranks=4)
     shards = [list(BatchSamplerShard(batches, num_processes=4, process_index=rank)) for rank in range(4)]
@@ -89,7 +89,7 @@ def test_ranks_get_batches_that_are_about_as_full(padded):
     assert np.mean([min(step) / max(step) for step in steps]) > 0.95
 
 
-def test_a_resumed_epoch_goes_on_with_the_same_batches():
+def test_a_resumed_epoch_continues_with_the_same_batches():
     batches = TokenBatches(lengths_of(200), 2048, 3)
     whole = epoch(batches, 4)
     assert list(SkipBatchSampler(batches, skip_batches=5)) == whole[5:]

@@ -1,4 +1,4 @@
-"""Batches: padding never trained, positions start again, and no target crosses a document's border."""
+"""Batches: padding is never trained, positions restart, and no target crosses a document boundary."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_batch(batch) -> list[tuple[int, int]]:
 
 
 @given(st.lists(feature(), min_size=1, max_size=4))
-def test_flat_batches_hold_every_target_once_and_none_across_a_border(features):
+def test_flat_batches_have_every_target_once_and_none_across_a_boundary(features):
     batch = FlatCollator()(features)
     assert of_batch(batch) == targets(features)
     assert batch["input_ids"].tolist() == [[token for each in features for token in each["input_ids"]]]
@@ -100,11 +100,11 @@ def test_the_loss_of_the_next_tokens_is_the_same_as_with_labels_shifted_by_the_m
     torch.testing.assert_close(ours, whole)
 
 
-def test_one_rows_helpers():
+def test_single_row_helpers():
     assert positions([2, 3, 1]).tolist() == [0, 1, 0, 1, 2, 0]
     assert shift_labels(np.array([-100, 4, -100, 5, 6]), [2, 3]).tolist() == [4, -100, 5, 6, -100]
 
 
-def test_collators_reach_worker_processes():
+def test_collators_can_be_pickled_to_workers():
     assert pickle.loads(pickle.dumps(PaddedCollator(3, "left", 8))) == PaddedCollator(3, "left", 8)
     assert pickle.loads(pickle.dumps(FlatCollator())) == FlatCollator()

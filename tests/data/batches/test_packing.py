@@ -40,14 +40,14 @@ def test_every_document_is_in_exactly_one_pack_and_no_pack_overflows(drawn, seed
 
 
 @given(documents())
-def test_packs_are_filled_as_best_fit_decreasing_fills_them(drawn):
+def test_packs_equal_those_of_best_fit_decreasing(drawn):
     lengths, capacity = drawn
     packs = pack(np.array(lengths, np.int64), capacity, seed=1)
     assert sorted(sum(lengths[i] for i in members) for members in packs) == one_at_a_time(lengths, capacity)
 
 
 @given(documents(), st.integers(0, 3))
-def test_order_depends_on_the_seed_alone(drawn, seed):
+def test_the_order_depends_only_on_the_seed(drawn, seed):
     lengths, capacity = drawn
     one, two = (pack(np.array(lengths, np.int64), capacity, seed) for _ in range(2))
     assert one.order.tolist() == two.order.tolist() and one.offsets.tolist() == two.offsets.tolist()
@@ -72,6 +72,6 @@ def test_many_documents_are_packed_nearly_full():
 
 
 @pytest.mark.parametrize("lengths", [[0], [5, 11]])
-def test_a_document_that_no_pack_can_hold_is_an_error(lengths):
+def test_a_document_larger_than_a_pack_is_an_error(lengths):
     with pytest.raises(ValueError, match="between 1 and 10"):
         pack(np.array(lengths), 10)

@@ -1,4 +1,4 @@
-"""A batch cut between documents: every document whole, in one part, behind the beginning that all share."""
+"""A batch split between documents: every document in exactly one part, after the shared prefix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stretches(batch):
     return [(*(tuple(column[start:end]) for column in columns), keys) for start, end, keys in cuts]
 
 
-def test_the_parts_have_the_documents_in_their_order_and_about_as_much_work():
+def test_parts_keep_the_order_of_documents_and_balance_the_work():
     batch = FlatCollator()(rows([7, 3, 4, 6]))
     first, second = split_documents(batch, 2, lengths_of(batch))
     assert (lengths_of(first), lengths_of(second)) == ([7, 3], [4, 6])
@@ -47,7 +47,7 @@ def test_the_parts_have_the_documents_in_their_order_and_about_as_much_work():
     assert first["cu_seq_lens_q"].dtype == torch.int32
 
 
-def test_the_shared_beginning_is_in_every_part():
+def test_every_part_has_the_shared_prefix():
     batch = SharedPrefixCollator()(rows([5, 5, 6, 6], start=range(1, 10)))
     assert lengths_of(batch) == [9, 5, 5, 6, 6]
     for part in split_documents(batch, 2, lengths_of(batch)):
@@ -56,13 +56,13 @@ def test_the_shared_beginning_is_in_every_part():
         assert part["input_ids"][0, :9].tolist() == list(range(1, 10))
 
 
-def test_costs_decide_and_not_tokens():
+def test_parts_are_balanced_by_cost_and_not_by_tokens():
     batch = FlatCollator()(rows([2, 2, 8]))
     first, second = split_documents(batch, 2, [6.0, 1.0, 5.0])
     assert (lengths_of(first), lengths_of(second)) == ([2], [2, 8])
 
 
-def test_too_few_or_too_uneven_documents_stay_together():
+def test_too_few_or_too_uneven_documents_are_not_split():
     for lengths in ([9], [9, 1], [30, 3, 3, 3]):
         batch = FlatCollator()(rows(lengths))
         (whole,) = split_documents(batch, 2, lengths_of(batch))
@@ -74,7 +74,7 @@ def test_too_few_or_too_uneven_documents_stay_together():
     st.integers(0, 12),
     st.integers(2, 4),
 )
-def test_every_document_is_in_one_part_as_it_was(lengths, beginning, count):
+def test_every_document_is_unchanged_in_exactly_one_part(lengths, beginning, count):
     batch = SharedPrefixCollator()(rows([length + 1 for length in lengths], start=range(1, 1 + beginning)))
     costs = [float(length) for length in lengths_of(batch)]
     parts = split_documents(batch, count, costs)

@@ -1,4 +1,4 @@
-"""The cache gives back what was stored or nothing: never half an entry, never a damaged or a stale one."""
+"""The cache returns what was stored or nothing: never a partial, damaged or stale entry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_entry_comes_back_as_it_was_stored(cache):
     assert cache.load("other") is None
 
 
-def test_what_is_not_committed_leaves_nothing(cache):
+def test_an_uncommitted_entry_leaves_nothing(cache):
     with pytest.raises(RuntimeError), cache.writer("k") as writer:
         writer.append({"ids": np.arange(3)})
         raise RuntimeError
@@ -56,7 +56,7 @@ def test_what_is_not_committed_leaves_nothing(cache):
         ),
     ],
 )
-def test_a_damaged_entry_is_no_entry_and_can_be_made_again(cache, damage, caplog):
+def test_a_damaged_entry_is_ignored_and_can_be_recreated(cache, damage, caplog):
     store(cache)
     damage(cache.root / "k")
     with caplog.at_level(logging.WARNING):
@@ -73,7 +73,7 @@ def test_columns_stay_readable_when_their_entry_is_replaced(cache):
     assert before.tolist() == [0, 1, 2, 3, 4, 0, 1] and cache.load("k").columns["ids"].tolist() == [0, 1, 2, 0, 1]
 
 
-def test_a_cache_that_is_off_stores_nothing_but_the_rows_are_usable(tmp_path):
+def test_a_disabled_cache_stores_nothing_but_the_rows_are_usable(tmp_path):
     cache = Cache(tmp_path / "cache", enabled=False)
     with cache.writer("k") as writer:
         writer.append({"ids": np.arange(3)})
@@ -82,13 +82,13 @@ def test_a_cache_that_is_off_stores_nothing_but_the_rows_are_usable(tmp_path):
     assert cache.load("k") is None and not (tmp_path / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_written_turns_the_cache_off(tmp_path, caplog):
+def test_an_unwritable_folder_disables_the_cache(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert not Cache(tmp_path / "file" / "cache").enabled
     assert "cannot be written" in caplog.text
 
 
-def test_it_lies_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_location_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SFT_CACHE", str(tmp_path))
     assert default_root() == tmp_path / "data"
     monkeypatch.delenv("SFT_CACHE")
@@ -98,12 +98,12 @@ def test_it_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert default_root() == tmp_path / "elsewhere" / "data"
 
 
-def test_a_key_follows_from_every_fact_and_not_from_their_order():
+def test_a_key_depends_on_every_fact_and_not_on_their_order():
     assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1})
     assert len({key_of({"a": 1}), key_of({"a": "1"}), key_of({"a": 2}), key_of({"b": 1}), key_of({"a": "\ud800"})}) == 5
 
 
-def test_a_files_digest_follows_its_content_also_where_it_is_remembered(cache, tmp_path, monkeypatch):
+def test_a_memoized_file_digest_follows_the_content(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MEMO_FROM", 0)
     file = tmp_path / "rows.jsonl"
     file.write_text("one")

@@ -1,4 +1,4 @@
-"""Broken inputs of many kinds: each is answered with file, row and reason, and none becomes a conversation in silence."""
+"""Broken inputs of many kinds: each is reported with file, row and reason, and none silently becomes a conversation."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ LINES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_broken_line_is_named_and_the_others_are_read(name: str, tmp_path: Path) -> None:
+def test_a_broken_line_is_reported_and_the_others_are_read(name: str, tmp_path: Path) -> None:
     broken, reason = LINES[name]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(GOOD, broken, GOOD))
@@ -243,7 +243,7 @@ FORMATS: dict[str, tuple[list[Any], dict[int, str]]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_broken_row_of_another_format_is_named(name: str, tmp_path: Path) -> None:
+def test_a_broken_row_of_another_format_is_reported(name: str, tmp_path: Path) -> None:
     rows, expected = FORMATS[name]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
@@ -324,7 +324,7 @@ FILES: dict[str, tuple[str, bytes, int, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_broken_row_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+def test_a_broken_row_of_a_file_is_reported(name: str, tmp_path: Path) -> None:
     file, content, good, expected = FILES[name]
     (tmp_path / file).write_bytes(content)
     found, bad = problems(tmp_path / file)
@@ -365,13 +365,13 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         "a.csv row 2 (line 3): a quote opens here",
     ),
     "a column twice": ("a.csv", b"output,output\na,b\n", "the header names 'output' twice"),
-    "a kind of file nobody reads": ("a.xlsx", b"PK", "has no file type that can be read"),
+    "an unsupported file type": ("a.xlsx", b"PK", "has no file type that can be read"),
     "columns of no format": ("a.jsonl", lines({"foo": "a", "bar": "b"}), "its columns are foo, bar"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_cannot_be_read_whole_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_completely_is_refused(name: str, tmp_path: Path) -> None:
     file, content, message = REFUSED[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -386,13 +386,13 @@ def test_a_very_long_line_is_read(tmp_path: Path) -> None:
     assert good == 2 and list(bad) == ["a.jsonl row 2"] and len(bad["a.jsonl row 2"]) < 200
 
 
-def test_every_broken_row_is_listed_not_the_first_alone(tmp_path: Path) -> None:
+def test_all_broken_rows_are_listed(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_bytes(lines(GOOD, chat(U), {"messages": 7}, "not json"))
     good, bad = problems(tmp_path / "bad.jsonl")
     assert good == 1 and list(bad) == ["bad.jsonl row 2", "bad.jsonl row 3", "bad.jsonl row 4"]
 
 
-def test_there_are_more_than_sixty_kinds() -> None:
+def test_more_than_sixty_kinds_of_broken_input_are_tested() -> None:
     def names() -> Iterator[str]:
         yield from (*LINES, *FORMATS, *FILES, *REFUSED)
 

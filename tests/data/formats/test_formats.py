@@ -1,4 +1,4 @@
-"""Every accepted format becomes the one conversation it means."""
+"""Every accepted format is converted to the same conversation."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ ROWS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_becomes_the_conversation_it_means(name: str) -> None:
+def test_a_row_becomes_the_expected_conversation(name: str) -> None:
     row, messages = ROWS[name]
     before = json.dumps(row)
     assert convert(row) == {"messages": messages}
@@ -169,7 +169,7 @@ def test_ids_and_names_of_calls_and_results_are_kept() -> None:
 
 
 @pytest.mark.parametrize("role", ["tool", "observation", "function", "ipython"])
-def test_a_result_has_one_role(role: str) -> None:
+def test_a_tool_result_has_one_role(role: str) -> None:
     row = {"messages": [QA[0], CALLS["OpenAI"], {"role": role, "content": ""}, QA[1]]}
     assert convert(row)["messages"][2] == {"role": "tool", "content": ""}
 
@@ -191,15 +191,15 @@ def test_tools_in_any_shape_are_the_same_tools(name: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, "", "[]", []])
-def test_no_tools_are_no_tools(nothing: Any) -> None:
+def test_an_empty_tool_list_means_no_tools(nothing: Any) -> None:
     assert convert({"messages": QA, "tools": nothing}) == {"messages": QA}
 
 
-def test_raw_text_is_kept_letter_for_letter() -> None:
+def test_raw_text_is_kept_exactly() -> None:
     assert convert({"text": " once\n"}) == {"text": " once\n"}
 
 
-def test_the_format_is_that_of_most_rows_and_the_others_are_told() -> None:
+def test_the_format_is_that_of_most_rows_and_the_others_are_reported() -> None:
     rows = [{"question": "q", "answer": "a"}] * 2 + [{"messages": QA}] * 3 + [{"text": "x"}]
     found = converter(*rows)
     assert (found.format, found.named) == ("messages", False)
@@ -209,12 +209,12 @@ def test_the_format_is_that_of_most_rows_and_the_others_are_told() -> None:
         found.to_conversation(rows[-1])
 
 
-def test_a_first_row_that_is_odd_decides_nothing() -> None:
+def test_an_unusual_first_row_does_not_determine_the_format() -> None:
     rows = [{"messages": None, "instruction": "x"}, *[{"messages": None, "instruction": "i", "output": "o"}] * 4]
     assert converter(*rows).format == "instruction"
 
 
-def test_a_named_format_looks_at_its_own_columns_alone() -> None:
+def test_an_explicit_format_reads_only_its_own_columns() -> None:
     row = {"messages": QA, "prompt": "hi", "completion": "another"}
     assert convert(row, format="prompt_completion") == {"messages": chat("u:hi", "a:another")}
     assert convert(row, format="openai") == {"messages": QA}
@@ -222,12 +222,12 @@ def test_a_named_format_looks_at_its_own_columns_alone() -> None:
         convert(row)
 
 
-def test_columns_that_agree_do_not_contradict() -> None:
+def test_equal_duplicate_columns_are_accepted() -> None:
     assert convert({"messages": QA, "prompt": "hi", "completion": "hello "}) == {"messages": QA}
     assert convert({"instruction": "hi", "output": "hello", "prompt": "### hi"}) == {"messages": QA}
 
 
-def test_an_unknown_format_names_the_nearest() -> None:
+def test_an_unknown_format_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"there is no format 'sharegtp'\n  -> did you mean sharegpt\?"):
         converter({"text": "x"}, format="sharegtp")
 
@@ -245,7 +245,7 @@ def test_columns_are_mapped_to_ours() -> None:
     }
 
 
-def test_a_mapped_column_that_is_nowhere_is_refused() -> None:
+def test_a_mapped_column_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         converter({"question": "hi", "answer": "hello"}, columns={"instruction": "questions"})
     assert "dataset.sources.local.columns.instruction: no row has a column questions" in str(caught.value)
@@ -256,14 +256,14 @@ def test_a_mapped_column_that_is_nowhere_is_refused() -> None:
         converter({"question": "hi"}, columns={"instructon": "question"})
 
 
-def test_columns_that_are_not_used_are_told() -> None:
+def test_unused_columns_are_reported() -> None:
     row = {"question": "q", "answer": "a", "context": "c", "id": 1, "empty": None}
     with collected() as notes:
         convert(row)
     assert notes == [("unread_columns", "context"), ("unread_columns", "id")]
 
 
-def test_use_text_column_prefers_text_and_else_asks_for_it_to_be_rendered() -> None:
+def test_use_text_column_prefers_the_column_and_otherwise_renders_messages() -> None:
     both = {"messages": QA, "text": "<hi>"}
     found = converter(both, use_text_column=True)
     assert (found.to_conversation(both), found.as_text) == ({"text": "<hi>"}, False)
@@ -309,7 +309,7 @@ def test_converters_and_errors_cross_process_borders() -> None:
     assert (error.kind, error.reason, error.broken) == ("unknown role", "unknown role 'x'", False)
 
 
-def test_the_fingerprint_follows_what_decides_the_conversion() -> None:
+def test_the_fingerprint_covers_everything_the_conversion_depends_on() -> None:
     rows = [{"messages": QA, "prompt": "hi", "completion": "hello", "text": "t"}]
     found = [
         converter(*rows),
@@ -368,7 +368,7 @@ rows_of_anything = st.dictionaries(st.sampled_from(WORDS), values, min_size=1, m
 
 @settings(max_examples=150)
 @given(st.lists(rows_of_anything, min_size=1, max_size=3), st.sampled_from(["auto", *FORMATS]))
-def test_any_row_is_a_conversation_or_a_reason(rows: list[dict[str, Any]], form: str) -> None:
+def test_any_row_becomes_a_conversation_or_gets_a_reason(rows: list[dict[str, Any]], form: str) -> None:
     try:
         found = converter(*rows, format=form)
     except UserError:

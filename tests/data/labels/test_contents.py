@@ -1,4 +1,4 @@
-"""Conversations as people have them, many from public reports: what is trained of them, or why they are refused."""
+"""Realistic conversations, many from public bug reports: what is trained, or why they are refused."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_what_is_refused(encoder, name):
     assert (one["rows"], one["problem"]) == ([], f"a control token in the text: {problem}")
 
 
-def test_two_reasonings_that_differ_are_refused(encoder):
+def test_two_different_reasonings_are_refused(encoder):
     messages = [user("q"), answer("<think>\neasy\n</think>\n\nOK", reasoning_content="hard")]
     (one,) = encoder("qwen3").encode([{"messages": messages}])
     assert one["problem"] == (
@@ -219,7 +219,7 @@ def test_two_reasonings_that_differ_are_refused(encoder):
 
 
 @pytest.mark.parametrize("text", ["Emit </think> and stop.", "<think>a</think>b </think> c"])
-def test_a_closing_tag_that_the_template_cuts_at_is_refused_or_text(encoder, text):
+def test_a_closing_think_tag_that_would_cut_the_answer_is_refused_or_text(encoder, text):
     conversation = {"messages": [user("q"), answer(text)]}
     (one,) = encoder("qwen3").encode([conversation])
     assert one["problem"].startswith("a </think> at which the chat template would cut the answer: message 2, ")
@@ -230,7 +230,7 @@ def test_a_closing_tag_that_the_template_cuts_at_is_refused_or_text(encoder, tex
     assert one["rows"][0]["labels"].count(typed) == 1  # the block's own
 
 
-def test_a_block_that_the_prompt_opened_needs_no_opening_tag(tokenizer):
+def test_a_think_block_opened_by_the_prompt_needs_no_opening_tag(tokenizer):
     # trl#6361, trl#6363, ms-swift#8130: what such a model gave holds the closing tag alone
     text = (
         "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% else %}"
@@ -243,7 +243,7 @@ def test_a_block_that_the_prompt_opened_needs_no_opening_tag(tokenizer):
     assert one["rows"][0]["trained_text"] == ["It is 4.\n</think>\n\nFour.<|im_end|>"]
 
 
-def test_rows_that_are_trained_as_text_hold_no_typed_token(encoder):
+def test_typed_control_tokens_in_fully_trained_rows_are_refused(encoder):
     found = encoder("chatml", "text")
     with pytest.raises(
         ValueError, match="a control token in the text, which cannot be distinguished in a row that is trained as text"
@@ -260,7 +260,7 @@ def test_raw_text_may_hold_control_tokens(encoder):
     )
 
 
-def test_a_response_template_that_no_row_has_is_refused_with_its_tokens(encoder):
+def test_a_response_template_in_no_row_is_refused_with_its_tokens(encoder):
     # trl#1920, trl#1820, trl#1493
     found = encoder("chatml", masking="response_template", response_template="Answer: ")
     rows = [{"messages": [user(f"q {number}"), answer("a")]} for number in range(3)]
@@ -276,7 +276,7 @@ def test_a_response_template_that_no_row_has_is_refused_with_its_tokens(encoder)
     refuse_unmatched(encoder("chatml"), rows)
 
 
-def test_an_instruction_template_that_no_row_has_is_refused(encoder):
+def test_an_instruction_template_in_no_row_is_refused(encoder):
     options = {"response_template": "assistant\n", "instruction_template": "### User"}
     with pytest.raises(UserError, match=r"dataset.instruction_template: .*'### User' is in none of 1 rows"):
         refuse_unmatched(

@@ -1,4 +1,4 @@
-"""Any contents, any family: what is trained is what answers say, and nobody's typed control token becomes a real one."""
+"""Any contents, any family: exactly the answers are trained, and typed control tokens never become real ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encoder(tokenizer):
 @pytest.mark.parametrize("template", packaged_templates())
 @MANY
 @given(data=st.data())
-def test_answers_are_trained_letter_for_letter_or_counted(encoder, template, data):
+def test_answers_are_trained_exactly_or_their_changes_are_counted(encoder, template, data):
     drawn = data.draw(st.lists(ANSWERS, min_size=1, max_size=3))
     answers = [f"{left}n{number}n{' '.join(words)}{right}" for number, (left, words, right) in enumerate(drawn)]
     messages = [

@@ -62,7 +62,7 @@ def problem(template, tok, conversation, **options):
     return Encoder(bound, tok, **options).encode([conversation])[0]["problem"]
 
 
-def test_a_template_of_the_users_with_two_bos_or_none(tokenizer):
+def test_a_users_template_with_two_bos_or_none_is_refused(tokenizer):
     tok = tokenizer(IM, adds_bos=True)
     body = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     with pytest.raises(UserError, match=r"template.path: the chat template writes <s> twice"):
@@ -72,7 +72,7 @@ def test_a_template_of_the_users_with_two_bos_or_none(tokenizer):
     assert problem(Template(name="file", text="{{ bos_token }}" + body), tok, PLAIN) is None
 
 
-def test_a_stop_token_that_is_split_is_still_trained_whole(tokenizer):
+def test_a_split_stop_token_is_trained_completely(tokenizer):
     tok = tokenizer()
     bound = bind(Template(name="chatml"), tok)
     assert bound.missing_tokens == list(IM)
@@ -80,7 +80,7 @@ def test_a_stop_token_that_is_split_is_still_trained_whole(tokenizer):
     assert one["rows"][0]["trained_text"] == ["b<|im_end|>"]
 
 
-def test_answers_that_no_stop_token_follows(tokenizer):
+def test_answers_without_a_stop_token_are_reported(tokenizer):
     """Markers find an answer, the template ends it with nothing."""
     tok = tokenizer()
     bare = Template(name="file", text="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
@@ -88,14 +88,14 @@ def test_answers_that_no_stop_token_follows(tokenizer):
     assert problem(bare, tok, PLAIN, **options) == "the end-of-turn token is not trained: </s>"
 
 
-def test_both_ways_agree(tokenizer, conversations):
+def test_both_methods_agree(tokenizer, conversations):
     tok = tokenizer(IM, eos="<|im_end|>")
     encoder = Encoder(bind(Template(name="chatml"), tok), tok)
     report = encoder.check([conversations["multi"], conversations["tools"], {"text": "raw"}, {"messages": [user("x")]}])
     assert report == {"rows": 2, "turns": 4, "methods": {"marks": 4}, "found_one_way_only": 0}
 
 
-def test_generation_blocks_are_asked(tokenizer, trl_templates, conversations):
+def test_generation_blocks_are_compared(tokenizer, trl_templates, conversations):
     tok = tokenizer(IM, eos="<|im_end|>", template=trl_templates["qwen2_5_training"])
     report = Encoder(bind(Template(), tok), tok).check([conversations["multi"]])
     assert report["methods"] == {"generation blocks": 2, "marks": 2}
@@ -115,7 +115,7 @@ def test_wrong_generation_blocks_stop_the_run_with_both_shown(tokenizer):
     assert "by rendered prefixes" in str(error.value) and "by generation blocks" in str(error.value)
 
 
-def test_a_span_that_is_cut_short_is_noticed(tokenizer, monkeypatch):
+def test_a_truncated_span_is_detected(tokenizer, monkeypatch):
     """A fault of ours in finding the end is found by the marks."""
     tok = tokenizer(IM, eos="<|im_end|>")
     encoder = Encoder(bind(Template(name="chatml"), tok), tok)
@@ -127,14 +127,14 @@ def test_a_span_that_is_cut_short_is_noticed(tokenizer, monkeypatch):
             encoder.check([PLAIN])
 
 
-def test_the_response_marker_where_marks_tell_nothing(tokenizer):
+def test_the_response_marker_is_used_if_marks_do_not_work(tokenizer):
     tok = tokenizer(IM, eos="<|im_end|>")
     bound = bind(Template(name="chatml"), tok)
     odd = {"messages": [user("a\U00100000"), assistant("b")]}
     assert Encoder(bound, tok).check([odd])["methods"] == {"response marker": 1}
 
 
-def test_other_ways_say_nothing_of_what_they_cannot_tell(tokenizer):
+def test_other_methods_return_nothing_where_they_do_not_apply(tokenizer):
     tok = tokenizer(IM, eos="<|im_end|>")
     bound = bind(Template(name="chatml"), tok)
     two = {"messages": [user("a"), assistant("b"), assistant("c")]}

@@ -85,7 +85,7 @@ def test_train_on(encoder, tok, conversations):
     assert everything["trained_text"] == [everything["text"]]
 
 
-def test_messages_that_are_off(encoder, tok):
+def test_switched_off_messages_are_not_trained(encoder, tok):
     off = {"messages": [user("1"), assistant("a", train=False), user("2"), assistant("b", weight=1)]}
     assert one(encoder(), off)["trained_text"] == ["b<|im_end|>"]
     row = one(encoder(train_on="all"), off)
@@ -104,13 +104,13 @@ def test_raw_text_is_trained_whole_and_closed(tokenizer):
     assert encoder.encode([{"text": " \n"}])[0]["problem"] == "the text is empty"
 
 
-def test_text_that_is_no_unicode_is_a_problem_of_its_row_alone(encoder, conversations):
+def test_invalid_unicode_affects_only_its_row(encoder, conversations):
     bad = {"messages": [user("x \ud83d"), assistant("y")]}
     first, second, third = encoder().encode([bad, conversations["plain"], {"text": "\udc00"}])
     assert "surrogate" in first["problem"] and "surrogate" in third["problem"] and second["problem"] is None
 
 
-def test_a_conversation_of_another_shape_is_a_problem_of_its_row(encoder, conversations):
+def test_a_malformed_conversation_affects_only_its_row(encoder, conversations):
     odd = [
         {"messages": [{"role": "user", "content": 7}, assistant("x")]},
         {"messages": [{"content": "no role"}, assistant("x")]},
@@ -124,7 +124,7 @@ def test_a_conversation_of_another_shape_is_a_problem_of_its_row(encoder, conver
     assert fine["problem"] is None
 
 
-def test_a_token_that_the_prompt_has_a_part_of_is_not_trained(tokenizer):
+def test_a_token_partly_in_the_prompt_is_not_trained(tokenizer):
     tok = tokenizer(IM, eos="<|im_end|>")
     encoder = Encoder(bind(Template(name="chatml"), tok), tok)
     row = one(encoder, {"messages": [user("a"), assistant("\n\nb")]})
@@ -137,12 +137,12 @@ def test_a_token_that_the_prompt_has_a_part_of_is_not_trained(tokenizer):
     assert decoded(tok, row) == "".join(row["trained_text"])
 
 
-def test_characters_of_several_tokens(encoder, tok):
+def test_characters_that_span_several_tokens(encoder, tok):
     row = one(encoder(), {"messages": [user("😀"), assistant("😀日本語é́")]})
     assert row["trained_text"] == ["😀日本語é́<|im_end|>"] and decoded(tok, row) == "😀日本語é́<|im_end|>"
 
 
-def test_offsets_without_their_spaces(tokenizer):
+def test_offsets_that_exclude_leading_spaces(tokenizer):
     from tokenizers import processors
 
     tok = tokenizer(IM, eos="<|im_end|>")
@@ -152,7 +152,7 @@ def test_offsets_without_their_spaces(tokenizer):
     assert row["trained_text"] == [" one two\n\nthree  <|im_end|>"] and decoded(tok, row) == row["trained_text"][0]
 
 
-def test_truncation_and_padding_saved_with_a_tokenizer_are_not_used(tok, encoder, conversations):
+def test_a_tokenizers_saved_truncation_and_padding_are_ignored(tok, encoder, conversations):
     before = one(encoder(), conversations["multi"])
     tok.backend_tokenizer.enable_truncation(5)
     tok.backend_tokenizer.enable_padding(length=99)
@@ -166,7 +166,7 @@ def test_an_encoder_can_be_pickled(encoder, conversations):
     assert copy.fingerprint == made.fingerprint
 
 
-def test_the_fingerprint_follows_all_that_labels_depend_on(tok, tokenizer, encoder):
+def test_the_fingerprint_covers_everything_labels_depend_on(tok, tokenizer, encoder):
     other = tokenizer((*IM, "<x>"), eos="<|im_end|>")
     prints = [
         encoder().fingerprint,
@@ -195,7 +195,7 @@ def test_the_fingerprint_follows_all_that_labels_depend_on(tok, tokenizer, encod
         ({"response_template": "x"}, "masking does not look for it"),
     ],
 )
-def test_options_that_do_not_fit(encoder, options, where):
+def test_invalid_options_are_refused(encoder, options, where):
     with pytest.raises(UserError, match=where):
         encoder(**options)
 

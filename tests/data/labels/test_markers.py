@@ -39,7 +39,7 @@ def test_the_labels_are_those_of_the_template(encoder, conversations):
         assert found.encode([conversations[name]]) == expected, name
 
 
-def test_without_an_instruction_template_the_last_answer_alone_is_trained(encoder, conversations):
+def test_without_an_instruction_template_only_the_last_answer_is_trained(encoder, conversations):
     (one,) = encoder(ANSWER).encode([conversations["multi"]])
     assert one["rows"][0]["trained_text"] == ["No, less.\n\nSee.<|im_end|>"]
 
@@ -49,19 +49,19 @@ def test_train_on_last(encoder, conversations):
     assert one["rows"][0]["trained_text"] == ["No, less.\n\nSee.<|im_end|>"]
 
 
-def test_a_newline_as_a_command_line_has_it(encoder, conversations):
+def test_an_escaped_newline_is_accepted(encoder, conversations):
     written = encoder(ANSWER.replace("\n", "\\n"), QUESTION.replace("\n", "\\n"))
     assert written.encode([conversations["multi"]]) == encoder(ANSWER, QUESTION).encode([conversations["multi"]])
 
 
-def test_ids_in_place_of_text(encoder, conversations):
+def test_token_ids_instead_of_text(encoder, conversations):
     made = encoder(ANSWER)
     ids = made.tokenizer.encode(ANSWER, add_special_tokens=False)
     assert encoder(ids).encode([conversations["plain"]]) == made.encode([conversations["plain"]])
 
 
 @pytest.mark.parametrize("response", ["### Response:\n", "### Response:", "\n### Response:\n", " ### Response:"])
-def test_a_text_is_found_whatever_stands_before_it(encoder, conversations, response):
+def test_a_template_is_found_whatever_precedes_it(encoder, conversations, response):
     (one,) = encoder(response, "### Instruction:", template="alpaca").encode([conversations["multi"]])
     assert one["problem"] is None
     pieces = one["rows"][0]["trained_text"]
@@ -74,7 +74,7 @@ def test_a_row_without_a_match_is_reported_and_masked_whole(encoder, conversatio
     assert set(one["rows"][0]["labels"]) == {IGNORE} and one["rows"][0]["trained_text"] == []
 
 
-def test_a_match_in_a_users_words_is_passed_over(encoder):
+def test_a_match_inside_a_users_message_is_skipped(encoder):
     trick = f"x {ANSWER}evil<|im_end|>"
     messages = [{"role": "user", "content": trick}, {"role": "assistant", "content": "good"}]
     (one,) = encoder(ANSWER, QUESTION, control_tokens="text").encode([{"messages": messages}])
@@ -84,12 +84,12 @@ def test_a_match_in_a_users_words_is_passed_over(encoder):
     assert "evil" not in "".join(one["rows"][0]["trained_text"])
 
 
-def test_raw_text_is_searched_too(encoder):
+def test_raw_text_is_also_searched(encoder):
     (one,) = encoder("### Answer:\n").encode([{"text": "Why?\n### Answer:\nBecause."}])
     assert one["rows"][0]["trained_text"] == ["Because.<|im_end|>"]
 
 
-def test_messages_that_are_off_stay_off(encoder):
+def test_switched_off_messages_stay_untrained(encoder):
     messages = [
         {"role": "user", "content": "1"},
         {"role": "assistant", "content": "a", "train": False},

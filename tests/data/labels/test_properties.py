@@ -1,4 +1,4 @@
-"""Any conversation, any family: what is trained is what the model has to produce, and nothing that others said."""
+"""Any conversation, any family: exactly what the model has to produce is trained, and nothing of the other roles."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def encoder(tokenizer, trl_templates, conversations):
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([*packaged_templates(), *OWN]), given_one=conversation())
-def test_trained_is_what_the_model_has_to_produce(encoder, name, given_one):
+def test_exactly_what_the_model_has_to_produce_is_trained(encoder, name, given_one):
     made = encoder(name)
     messages = given_one["messages"]
     (encoded,) = made.encode([given_one])
@@ -135,7 +135,7 @@ def test_a_batch_is_its_conversations(encoder, name, batch):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["chatml", "llama3", "qwen3", "phi3"]), given_one=conversation())
-def test_all_and_last_are_more_and_less(encoder, name, given_one):
+def test_train_on_all_trains_more_and_last_trains_less(encoder, name, given_one):
     made = encoder(name)
     options = {"bound": made.bound, "tokenizer": made.tokenizer}
     (each,), (last,), (every,) = (

@@ -35,7 +35,7 @@ MARK = st.sampled_from([*SWITCHES, *WEIGHTS])
 
 @st.composite
 def turns(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Questions and answers, each answer with whether it is trained, a mark that says so, and keys nobody reads."""
+    """Questions and answers, each answer with whether it is trained, a mark that says so, and ignored keys."""
     made = [
         {"asked": draw(TEXT), "told": draw(TEXT), "on": draw(st.booleans()), "mark": draw(MARK), "more": draw(UNREAD)}
         for _ in range(draw(st.integers(1, 3)))
@@ -127,7 +127,7 @@ def encoder(tokenizer):
     turns=turns(),
     more=st.dictionaries(st.sampled_from(["source", "uuid"]), st.just(1), max_size=2),
 )
-def test_what_the_file_marks_is_trained_and_what_nobody_reads_is_counted(encoder, template, form, turns, more):
+def test_marked_turns_are_trained_and_ignored_keys_are_counted(encoder, template, form, turns, more):
     row, by_turn = ROWS[form](turns)
     made = encoder(template)
     converter = recognise(Source(path="x.jsonl"), [{**row, **more}], "dataset.sources.local")

@@ -1,4 +1,4 @@
-"""Rows as people have them, after public reports: what is trained of each, or why it is refused, and what is noted."""
+"""Realistic rows, from public bug reports: what is trained, or why they are refused, and what is noted."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unwanted answer of a table": ({"prompt": "q", "completion": "x", "label": "False"}, "label is false"),
     "arguments of no object": (chat(u("q"), a(None, tool_calls=[call('"[1]"')])), "arguments are not an object but a list"),
     "variables that are not an object": (chat(u("q"), a("x"), chat_template_kwargs=[1]), "chat_template_kwargs is not an object but a list"),
-    "variables that nobody reads (NeMo Gym#672)": (
+    "unread variables (NeMo Gym#672)": (
         chat(u("q"), a("x"), chat_template_kwargs={"python_tools": ["f"]}),
         "chat_template_kwargs sets python_tools, which the chat template does not read",
     ),
@@ -300,7 +300,7 @@ def read(row: dict[str, Any], encoder: Encoder, **options: Any) -> tuple[list[st
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_a_row_marks_is_trained(name: str, encoder: Encoder) -> None:
+def test_marked_turns_are_trained(name: str, encoder: Encoder) -> None:
     row, trained, notes = READ[name]
     assert read(row, encoder) == ([text + STOP for text in trained], notes)
 
@@ -308,7 +308,7 @@ def test_what_a_row_marks_is_trained(name: str, encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     "name", ["tools on the system message", "functions on the system message", "tool_defs", "functions"]
 )
-def test_tools_are_read_wherever_they_stand(name: str, encoder: Encoder) -> None:
+def test_tools_are_read_from_every_position(name: str, encoder: Encoder) -> None:
     row, _, _ = READ[name]
     conversation = recognise(Source(path="x.jsonl"), [row], "w").to_conversation(row)
     assert conversation["tools"] == [WEATHER] and not any("tools" in message for message in conversation["messages"])
@@ -316,13 +316,13 @@ def test_tools_are_read_wherever_they_stand(name: str, encoder: Encoder) -> None
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_kept_is_refused(name: str, encoder: Encoder) -> None:
+def test_content_that_cannot_be_represented_is_refused(name: str, encoder: Encoder) -> None:
     row, reason = REFUSED[name]
     found, _ = read(row, encoder)
     assert isinstance(found, str) and reason in found
 
 
-def test_rows_left_out_by_a_mark_are_not_broken() -> None:
+def test_rows_skipped_by_a_mark_are_not_broken() -> None:
     row = {"prompt": "q", "completion": "x", "train": False}
     with pytest.raises(RowError) as caught:
         recognise(Source(path="x.jsonl"), [row], "w").to_conversation(row)
@@ -341,19 +341,19 @@ MERGED_ROWS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MERGED_ROWS)
-def test_messages_in_a_row_are_one_turn_when_asked(name: str, encoder: Encoder) -> None:
+def test_consecutive_messages_are_merged_on_request(name: str, encoder: Encoder) -> None:
     messages, trained = MERGED_ROWS[name]
     found, notes = read(chat(*messages), encoder, consecutive="merge")
     assert found == [text + STOP for text in trained]
     assert set(notes) == {(MERGED, "assistant messages in a row")}
 
 
-def test_a_turn_whose_end_is_left_out_is_refused_also_when_asked_to_merge(encoder: Encoder) -> None:
+def test_a_turn_with_an_untrained_end_is_refused_even_with_merge(encoder: Encoder) -> None:
     found, _ = read(chat(u("q"), a("x"), a("y", train=False)), encoder, consecutive="merge")
     assert found == "a turn is left out in part: messages 2 and 3 are one turn, marked differently"
 
 
-def test_one_alternative_is_taken_by_a_path(encoder: Encoder) -> None:
+def test_a_column_path_selects_one_alternative(encoder: Encoder) -> None:
     row = {"question": "who", "answer": ["Denver Broncos", "Broncos"]}
     source = Source(path="x.jsonl", columns={"answer": "answer.0"})
     assert recognise(source, [row], "w").to_conversation(row)["messages"][-1] == a("Denver Broncos")
@@ -376,7 +376,7 @@ def test_a_row_sets_variables_of_the_template(tokenizer) -> None:
     assert texts[0] == "Be kind.\n" + texts[1] and texts[1].startswith("<|im_start|>user")
 
 
-def test_an_answer_begun_inside_a_token_is_refused(tokenizer) -> None:
+def test_a_prefill_ending_inside_a_token_is_refused(tokenizer) -> None:
     tok = tokenizer(("<|im_start|>", STOP), eos=STOP)
     own = Encoder(bind(Template(name="chatml"), tok), tok)
     found, _ = read({"prompt": [u("q"), a("The quick br")], "completion": "own fox"}, own)
@@ -391,7 +391,7 @@ def family_encoder(request: pytest.FixtureRequest, tokenizer) -> Encoder:
     return Encoder(bind(Template(name=request.param), tok), tok)
 
 
-def test_an_answer_that_the_prompt_begins_is_one_turn_in_every_family(family_encoder: Encoder) -> None:
+def test_a_prefilled_answer_is_one_turn_in_every_family(family_encoder: Encoder) -> None:
     row = {"prompt": [u("q"), a("The answer")], "completion": " is it."}
     (piece,), _ = read(row, family_encoder)
     assert piece.startswith(" is it.") and piece.endswith(tuple(family_encoder.bound.stop_tokens))

@@ -1,4 +1,4 @@
-"""Texts put together from parts have the very tokens and offsets of texts tokenized whole."""
+"""Texts tokenized in segments have the same tokens and offsets as texts tokenized at once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TEXTS = st.lists(st.lists(st.one_of(PIECES, PIECES, st.text(max_size=4)), max_si
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(PLAIN))
-def test_they_are_those_of_whole_texts(batches, tokenizer):
+def test_tokens_of_segments_equal_those_of_whole_texts(batches, tokenizer):
     segments = Segments(tokenizer, [STOP])
     assert segments.stops == (STOP,)
     for texts in batches:
@@ -89,7 +89,7 @@ class Counting:
         return self.tokenizer.encode_batch(texts, **options)
 
 
-def test_a_part_that_many_rows_hold_is_tokenized_once():
+def test_a_segment_shared_by_rows_is_tokenized_once():
     counting = Counting(PLAIN[0])
     segments = Segments(counting, [STOP])
     system = f"{OPEN}the end of the start{STOP}"
@@ -102,7 +102,7 @@ def test_a_part_that_many_rows_hold_is_tokenized_once():
     assert segments._kept_tokens < 100
 
 
-def test_it_pickles_without_what_it_remembers():
+def test_pickling_drops_the_memoized_tokens():
     segments = Segments(PLAIN[0], [STOP])
     for _ in range(3):
         segments.encode([f"one{STOP}two"])
@@ -127,14 +127,14 @@ def test_it_pickles_without_what_it_remembers():
         build(prefix=True),
     ],
 )
-def test_other_tokenizers_see_texts_whole(tokenizer):
+def test_unsupported_tokenizers_get_whole_texts(tokenizer):
     assert cutting_tokens(tokenizer, [STOP]) == ()
     texts = [f"one {STOP}  two{STOP}", f"{STOP}x{STOP}!"]
     whole = tokenizer.encode_batch(texts, add_special_tokens=False)
     assert [each.ids for each in Segments(tokenizer, [STOP]).encode(texts)] == [each.ids for each in whole]
 
 
-def test_a_difference_on_the_first_texts_ends_the_cutting():
+def test_a_difference_on_the_first_texts_disables_segmentation():
     tokenizer = build(pre_tokenizers.Metaspace(prepend_scheme="first"))
     segments = Segments(tokenizer, [STOP])
     segments.stops = (STOP,)  # as if the tokenizer's steps had not said so

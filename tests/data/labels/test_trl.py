@@ -1,6 +1,7 @@
-"""Labels against those of TRL's training templates: equal token for token on equal text, or different by a policy.
+"""Labels against those of TRL's training templates: equal for every token of equal text, or different by a documented
+policy.
 
-The table of policies in the documentation is compared with what is found here.
+The documented table of policies is compared with the differences found here.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def found(trl_templates, conversations, tokenizer):
     return table(trl_templates, conversations, tokenizer)
 
 
-def test_no_label_differs_without_a_reason(found):
+def test_every_label_difference_has_a_reason(found):
     assert len({name.removesuffix("_training") for name in found}) >= 38
     known = {"=", "–", "2", "text", "newline", "header", "end token", "own row", "call", "left-out header"}
     assert {policy for row in found.values() for cell in row for policy in cell.split(", ")} <= known
@@ -179,12 +180,12 @@ def test_no_label_differs_without_a_reason(found):
         assert "–" not in row[:3], name  # plain chats are rendered by the family's own template, all of them
 
 
-def test_of_training_templates_the_text_is_always_the_same(found):
+def test_the_text_of_training_templates_is_always_the_same(found):
     changed = {name for name, row in found.items() if name.endswith("_training") and "text" in row}
     assert changed == set()
 
 
-def test_the_documented_table_is_the_one_that_is_found(found):
+def test_the_documented_table_equals_the_measured_one(found):
     pages = [path.read_text(encoding="utf-8") for path in (DOCS / "data.md", DOCS / "_labels.md") if path.exists()]
     page = next(page for page in pages if "| template | plain | multi |" in page)
     rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]

@@ -1,4 +1,4 @@
-"""Typed control tokens become ordinary tokens, and all others stay what the tokenizer makes of them."""
+"""Typed control tokens become ordinary tokens, and everything else is tokenized as usual."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def backend(request):
 
 
 @given(text=TEXTS)
-def test_a_text_without_typed_tokens_is_as_the_tokenizer_has_it(backend, text):
+def test_a_text_without_typed_tokens_is_tokenized_normally(backend, text):
     ours, theirs = Verbatim(backend, [*SPECIAL, "<tool>"]).encode(text), backend.encode(text, add_special_tokens=False)
     assert (ours.ids, ours.offsets) == (theirs.ids, theirs.offsets)
 
@@ -87,7 +87,7 @@ def test_typed_tokens_have_other_ids_and_the_rest_keeps_its_own(backend, before,
     assert all(end <= len(revealed(text)) for _, end in one.offsets)
 
 
-def test_it_travels_to_other_processes_and_refuses_what_it_cannot_copy(backend):
+def test_it_can_be_pickled_and_refuses_unsupported_tokenizers(backend):
     found = Verbatim(backend, ["<s>"])
     assert found.encode("a").ids and pickle.loads(pickle.dumps(found)).encode("a").ids == found.encode("a").ids
     unknown = json.dumps({**json.loads(backend.to_str()), "model": {"type": "Unknown"}})
@@ -100,7 +100,7 @@ def test_it_travels_to_other_processes_and_refuses_what_it_cannot_copy(backend):
 
 
 @given(st.lists(st.sampled_from([*SPECIAL, "<", ">", "[", "]", "|end", " ", "€tok€"]), max_size=9).map("".join))
-def test_the_finder_finds_what_a_search_for_every_token_finds(text):
+def test_the_finder_finds_the_same_as_a_search_for_every_token(text):
     tokens = [*SPECIAL, "€tok€"]
     spans = TokenFinder(tokens).spans(text)
     assert all(text[start:end] in tokens for start, end in spans)
@@ -112,7 +112,7 @@ def test_the_finder_finds_what_a_search_for_every_token_finds(text):
     assert [moved(at) for at, character in enumerate(covered) if character != HIDE] == list(range(len(text)))
 
 
-def test_values_are_changed_in_every_text_and_kept_where_none_is():
+def test_every_text_of_a_value_is_changed_and_other_values_are_kept():
     value = {"a": ["x", 1, {"x": None}], "b": "y"}
     assert in_texts(value, lambda text: text.replace("x", "z")) == {"a": ["z", 1, {"z": None}], "b": "y"}
     assert in_texts(value, str) is value

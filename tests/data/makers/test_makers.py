@@ -47,7 +47,7 @@ def chat(*contents: str) -> list[dict[str, str]]:
 # Dolly and Alpaca
 
 
-def test_dolly(tmp_path: Path) -> None:
+def test_dolly_rows_become_conversations(tmp_path: Path) -> None:
     rows = [
         {"instruction": "Name it", "context": "", "response": "Blue.", "category": "open_qa"},
         {"instruction": "Sum up", "context": "A text.", "response": "Text.\n", "category": "summarization"},
@@ -112,7 +112,7 @@ def spoken(*names: str) -> list[dict[str, str]]:
     return chat(*(f"text of {name}" for name in names))
 
 
-def test_a_tree_gives_the_conversation_along_its_best_ranked_replies(tmp_path: Path) -> None:
+def test_a_tree_becomes_the_conversation_of_its_best_ranked_replies(tmp_path: Path) -> None:
     rows = [
         message("p1", None),
         message("a1", "p1", 1),
@@ -129,7 +129,7 @@ def test_a_tree_gives_the_conversation_along_its_best_ranked_replies(tmp_path: P
     assert readable(tmp_path / "out.jsonl") == [{"messages": written[0]["messages"]}]
 
 
-def test_messages_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
+def test_dropped_messages_are_counted_by_reason(tmp_path: Path) -> None:
     rows = [
         message("p1", None),
         message("a1", "p1", 0, deleted=True),
@@ -159,7 +159,7 @@ def test_messages_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> Non
     }
 
 
-def test_another_language_may_be_asked_for(tmp_path: Path) -> None:
+def test_another_language_can_be_selected(tmp_path: Path) -> None:
     rows = [message("p1", None, lang="de"), message("a1", "p1", lang="de"), message("p2", None)]
     _, written = made(tmp_path, "oasst1", rows, lang="de")
     assert [row["messages"] for row in written] == [spoken("p1", "a1")]
@@ -225,7 +225,7 @@ SYNTH = {
 }
 
 
-def test_a_diff_tells_its_files_and_what_was_before() -> None:
+def test_a_diff_yields_its_files_and_the_code_before() -> None:
     first, second = changes_of(DIFF)
     assert (first.path, first.is_new, second.path, second.is_new) == ("pkg/a.py", False, "new.py", True)
     assert first.hunks == [(1, ["def f(x):", "    return x", "", "# end"]), (20, ["last = 1"])]
@@ -234,7 +234,7 @@ def test_a_diff_tells_its_files_and_what_was_before() -> None:
 
 
 @given(st.lists(st.text("ab \t-+@", max_size=6), min_size=1, max_size=8), st.integers(0, 7), st.text("ab", max_size=3))
-def test_what_was_before_is_what_the_diff_was_made_of(lines: list[str], at: int, new: str) -> None:
+def test_the_reconstructed_code_equals_the_diffs_original(lines: list[str], at: int, new: str) -> None:
     import difflib
 
     after = [*lines[:at], new, *lines[at + 1 :]]
@@ -244,7 +244,7 @@ def test_what_was_before_is_what_the_diff_was_made_of(lines: list[str], at: int,
         assert [line for _, shown in change.hunks for line in shown] == lines
 
 
-def test_swe_synth_gives_instruction_and_response(tmp_path: Path) -> None:
+def test_swe_synth_becomes_instruction_and_response(tmp_path: Path) -> None:
     counts, written = made(tmp_path, "swe_synth", [SYNTH, BENCH, {**BENCH, "patch": ""}, {**BENCH, "patch": "mend it"}])
     row = {"instruction": "f is off by one", "response": DIFF}
     assert written == [
@@ -255,7 +255,7 @@ def test_swe_synth_gives_instruction_and_response(tmp_path: Path) -> None:
     assert readable(tmp_path / "out.jsonl") == [{"messages": chat("f is off by one", DIFF)}] * 2
 
 
-def test_a_task_a_file_is_read_with_the_files_number(tmp_path: Path) -> None:
+def test_one_task_per_file_is_read_with_the_files_number(tmp_path: Path) -> None:
     record = {key: value for key, value in SYNTH.items() if key != "task_id"}
     (tmp_path / "bugs").mkdir()
     for number in (3, 17):
@@ -290,7 +290,7 @@ def test_swe_code_context_shows_the_code_before_the_change(tmp_path: Path) -> No
     assert counts.left_out == {"no file contents in the record": 1}
 
 
-# The door's side
+# The command
 
 
 def test_all_makes_one_file_of_three(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_all_makes_one_file_of_three(tmp_path: Path) -> None:
         prepare("all", str(folder), str(tmp_path / "all.jsonl"))
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out" / "a.jsonl"
     out.parent.mkdir()
     out.write_text("old")
@@ -336,14 +336,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         ({"input": "/nowhere.jsonl"}, "input", "/nowhere.jsonl does not exist"),
     ],
 )
-def test_mistakes_name_their_key(options: dict[str, Any], where: str, message: str, tmp_path: Path) -> None:
+def test_errors_name_the_key(options: dict[str, Any], where: str, message: str, tmp_path: Path) -> None:
     given = {"source": "dolly", "input": "x.jsonl", "output": str(tmp_path / "o.jsonl"), **options}
     with pytest.raises(UserError, match=message) as caught:
         prepare(**given)
     assert caught.value.where == where and list(tmp_path.iterdir()) == []
 
 
-def test_without_an_input_the_hub_is_asked(tmp_path: Path) -> None:
+def test_without_an_input_the_hub_is_used(tmp_path: Path) -> None:
     for name, maker in MAKERS.items():
         with pytest.raises(UserError, match=f"{maker.hub} cannot be reached") as caught:
             prepare(name, None, str(tmp_path / "o.jsonl"))

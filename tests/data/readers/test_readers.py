@@ -1,4 +1,4 @@
-"""Every kind of source gives the same rows, each with its place."""
+"""Every type of source yields the same rows, each with its location."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("rows", [ROWS, MANY], ids=["few", "many"])
-def test_every_kind_of_file_gives_the_rows_in_order(name: str, rows: list[Any], tmp_path: Path) -> None:
+def test_every_file_type_yields_the_rows_in_order(name: str, rows: list[Any], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(WRITERS[name](rows))
     assert rows_of(tmp_path / name) == rows
 
@@ -111,7 +111,7 @@ def test_rows_are_numbered_as_the_user_counts_them(tmp_path: Path) -> None:
     assert [where for where, _ in read(tmp_path / "a.parquet")] == ["a.parquet row 1", "a.parquet row 2"]
 
 
-def test_a_place_knows_its_parts() -> None:
+def test_a_location_parses_into_its_parts() -> None:
     where = pickle.loads(pickle.dumps(Where("a.csv", 2, " (line 3)")))
     assert (where, where.file, where.row) == ("a.csv row 2 (line 3)", "a.csv", 2)
 
@@ -121,7 +121,7 @@ def test_one_object_is_one_row(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.json") == [{"messages": [], "id": 1}]
 
 
-def test_nulls_that_a_table_fills_in_are_taken_out(tmp_path: Path) -> None:
+def test_nulls_filled_in_by_a_table_are_removed(tmp_path: Path) -> None:
     call = {"name": "f", "arguments": {"x": 1}}
     rows = [
         {"id": 1, "messages": [{"role": "assistant", "content": "", "calls": [call]}]},
@@ -151,12 +151,12 @@ def test_a_directory_a_glob_and_a_list_are_read_in_order(tmp_path: Path) -> None
     assert read([str(tmp_path / "b.jsonl"), f"{tmp_path}/*.jsonl"]) == everything[1::-1], "no file twice"
 
 
-def test_a_name_with_brackets_is_a_file_first(tmp_path: Path) -> None:
+def test_a_name_with_brackets_is_first_tried_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "rows[1].jsonl").write_bytes(jsonl(ROWS))
     assert rows_of(tmp_path / "rows[1].jsonl") == ROWS
 
 
-def test_a_directory_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None:
+def test_a_directory_with_splits_yields_the_requested_one(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl", "dev/part.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jsonl([{"from": name}]))
@@ -174,13 +174,13 @@ def test_a_directory_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None
         names(split="gold")
 
 
-def test_split_words_are_words(tmp_path: Path) -> None:
+def test_split_names_match_only_whole_words(tmp_path: Path) -> None:
     for name in ("latest.jsonl", "contest.jsonl"):
         (tmp_path / name).write_bytes(jsonl([{"from": name}]))
     assert len(rows_of(tmp_path)) == 2
 
 
-def test_what_is_not_there_is_said_with_the_nearest_that_is(tmp_path: Path) -> None:
+def test_a_missing_path_suggests_the_nearest_existing_one(tmp_path: Path) -> None:
     (tmp_path / "alpaca.json").write_text("[]")
     (tmp_path / "empty").mkdir()
     for path, message in (
@@ -199,7 +199,7 @@ def test_what_is_not_there_is_said_with_the_nearest_that_is(tmp_path: Path) -> N
 
 
 @given(st.integers(0, 30), st.none() | st.integers(-35, 35), st.none() | st.integers(-35, 35))
-def test_a_slice_is_pythons(count: int, start: int | None, stop: int | None) -> None:
+def test_slices_follow_python(count: int, start: int | None, stop: int | None) -> None:
     part = Slice(None if start is None else str(start), None if stop is None else str(stop))
     assert list(part.of(iter(range(count)))) == list(range(count))[start:stop]
 
@@ -234,7 +234,7 @@ def test_slices_and_samples_are_taken_from_files(tmp_path: Path) -> None:
         read(path, split="train[5:]")
 
 
-def test_reading_stops_where_enough_is_read(tmp_path: Path) -> None:
+def test_reading_stops_when_enough_rows_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     (tmp_path / "b.jsonl.gz").write_bytes(b"broken")
     assert rows_of(f"{tmp_path}/*", samples=5) == ROWS
@@ -303,7 +303,7 @@ HUB_ERRORS: dict[str, tuple[Exception, str, str]] = {
 
 
 @pytest.mark.parametrize("name", HUB_ERRORS)
-def test_what_the_hub_refuses_is_one_line_and_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_errors_are_one_line_with_a_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     error, what, remedy = HUB_ERRORS[name]
@@ -318,18 +318,18 @@ def test_what_the_hub_refuses_is_one_line_and_what_to_do(name: str, monkeypatch:
     assert str(caught.value.where).startswith("dataset.sources.local.")
 
 
-def test_no_connection_says_so() -> None:
+def test_a_missing_connection_is_reported() -> None:
     with pytest.raises(UserError, match="o/d cannot be reached: HF_HUB_OFFLINE is set") as caught:
         read(name="o/d")
     assert "dataset.sources.local.path=DIR" in str(caught.value.remedy)
 
 
-def test_a_path_given_as_a_name_is_told(tmp_path: Path) -> None:
+def test_a_path_given_as_a_name_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a path here"):
         read(name=str(tmp_path))
 
 
-def test_a_generator_gives_rows() -> None:
+def test_a_generator_yields_rows() -> None:
     for generator in (ROWS, iter(ROWS), lambda: (row for row in ROWS), {"_target_": "copy.copy", "x": ROWS}):
         assert read(generator=generator) == [(f"local row {n}", row) for n, row in enumerate(ROWS, 1)]
     assert isinstance(rows_of(generator=[7, {"a": 1}])[0], Broken)
@@ -340,7 +340,7 @@ def test_a_generator_gives_rows() -> None:
         read(generator=ROWS, split="train")
 
 
-def test_files_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_files_of_the_same_name_are_distinguished_by_folder(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jsonl").write_bytes(jsonl(ROWS))
@@ -363,7 +363,7 @@ json_rows = st.lists(st.dictionaries(st.text(max_size=4), json_values, min_size=
 
 @settings(max_examples=60)
 @given(json_rows, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(0, 5))
-def test_any_rows_come_back_and_a_broken_one_is_found(
+def test_any_rows_round_trip_and_a_broken_one_is_found(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], indent: int | None, ascii_only: bool, at: int
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
@@ -386,9 +386,7 @@ def test_any_rows_come_back_and_a_broken_one_is_found(
 
 @settings(max_examples=100)
 @given(st.binary(max_size=60), st.sampled_from(["json", "jsonl", "csv", "jsonl.gz", "jsonl.zst", "parquet", "arrow"]))
-def test_any_bytes_are_rows_or_a_users_error(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str
-) -> None:
+def test_any_bytes_are_rows_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"bytes.{suffix}"
     path.write_bytes(data)
     try:
@@ -399,7 +397,7 @@ def test_any_bytes_are_rows_or_a_users_error(
     assert rows and all(isinstance(row, (dict, Broken)) for row in rows)
 
 
-def test_a_small_table_that_stands_for_gigabytes_is_refused(tmp_path: Path) -> None:
+def test_a_small_table_that_expands_to_gigabytes_is_refused(tmp_path: Path) -> None:
     text = pyarrow.array(["x" * 2_000_000])
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000, pyarrow.int32()), text)
     path = tmp_path / "bomb.parquet"

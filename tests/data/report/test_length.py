@@ -1,4 +1,4 @@
-"""Cuts keep whole answers, and lengths are told as they are."""
+"""Truncation keeps complete answers, and length statistics are correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft.data.report.length import cut_at, plot_lengths, statistics
 
 
 @given(st.lists(st.booleans(), min_size=3, max_size=40), st.integers(1, 39))
-def test_a_cut_falls_on_the_end_of_the_last_span_that_fits(trained, max_length):
+def test_truncation_ends_after_the_last_span_that_fits(trained, max_length):
     if max_length >= len(trained):
         return
     cut = cut_at(np.array(trained), max_length)
@@ -33,12 +33,12 @@ def test_a_cut_falls_on_the_end_of_the_last_span_that_fits(trained, max_length):
         ("xxxxxxxxx", 5, 5),
     ],
 )
-def test_examples(trained, max_length, cut):
+def test_truncation_examples(trained, max_length, cut):
     assert cut_at(np.array([sign == "x" for sign in trained]), max_length) == cut
 
 
 @given(st.lists(st.integers(1, 5000), max_size=60))
-def test_statistics_are_those_of_the_lengths(lengths):
+def test_statistics_match_the_lengths(lengths):
     found = statistics(np.array(lengths, np.int64))
     histogram = found["histogram"]
     assert sum(histogram["counts"]) == len(lengths)
@@ -48,7 +48,7 @@ def test_statistics_are_those_of_the_lengths(lengths):
         assert histogram["edges"][0] <= min(lengths) and max(lengths) < histogram["edges"][-1]
 
 
-def test_the_picture_is_drawn_from_a_report_alone(tmp_path):
+def test_the_plot_needs_only_a_report(tmp_path):
     length = statistics(np.array([3, 50, 700]))
     empty = statistics(np.array([], np.int64))
     report = {"max_length": 512, "sources": {"a": {"length": length}}, "eval_sources": {"b": {"length": empty}}}

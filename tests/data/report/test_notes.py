@@ -1,4 +1,4 @@
-"""What rows hold that is not read is counted once a row, whoever converts it and wherever its tokens come from."""
+"""Ignored contents are counted once per row, with any converter and also for rows from the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft.data.report.account import summary
 from sft.data.report.notes import MOST, OTHERS, Notes, collected, lines, note
 
 
-def test_notes_are_collected_within_a_block_alone():
+def test_notes_are_only_collected_within_the_block():
     note("unread_columns", "before")
     with collected() as outer:
         note("unread_columns", "a")
@@ -19,7 +19,7 @@ def test_notes_are_collected_within_a_block_alone():
     assert outer == [("unread_columns", "a"), ("unread_columns", "c")] and inner == [("unread_columns", "b")]
 
 
-def test_details_without_end_are_counted_together():
+def test_details_beyond_the_limit_are_counted_together():
     notes = Notes()
     for number in range(MOST + 5):
         notes.add("unread_columns", f"key{number}", number)
@@ -28,7 +28,7 @@ def test_details_without_end_are_counted_together():
     assert len(counts) == MOST + 1 and counts[OTHERS] == [5, MOST] and counts["key0"] == [2, 0]
 
 
-def test_a_kind_is_one_line():
+def test_each_kind_is_one_line():
     known = {"unread_message_keys": {"sparkle": {"count": 1200, "first": "a.jsonl row 1"}}}
     assert lines(known) == ["message keys not read: sparkle (1,200, first in a.jsonl row 1)"]
     assert lines({"other_things": {"x": {"count": 1, "first": "a row 2"}}}) == ["other things: x (1, first in a row 2)"]

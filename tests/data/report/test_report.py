@@ -1,4 +1,4 @@
-"""The report names every row that is lost, and its table says the same in short."""
+"""The report names every dropped row, and its table is a correct summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sft.data.report.table import show_report
 
 
 @given(st.lists(st.integers(1, 200), max_size=60))
-def test_ranges_name_exactly_the_rows(numbers):
+def test_row_ranges_expand_to_exactly_the_rows(numbers):
     parsed = set()
     for part in filter(None, ranges(numbers).split(", ")):
         first, last = (part.split("-") * 2)[:2]
@@ -42,7 +42,7 @@ def report(word_encoder, settings, write, chat):
     return prepare(settings(sources, **options), word_encoder(), seed=0).report
 
 
-def test_it_holds_what_became_of_every_row(report):
+def test_the_report_accounts_for_every_row(report):
     main = report["sources"]["main"]
     assert {key: main[key] for key in ("read", "converted", "broken", "skipped", "rows", "truncated", "too_long")} == {
         "read": 24, "converted": 22, "broken": 2, "skipped": 0, "rows": 22, "truncated": 1, "too_long": 1
@@ -67,7 +67,7 @@ def test_steps_follow_from_the_packs(report):
     assert with_steps(report, 4)["train"]["steps_per_epoch"] == -(-rows // 4)
 
 
-def test_the_table_and_the_lines_below_it(report):
+def test_the_table_and_the_notes_below_it(report):
     text = io.StringIO()
     show_report(with_steps(report, 2), Console(file=text, width=80, soft_wrap=True))
     said = text.getvalue()
@@ -79,7 +79,7 @@ def test_the_table_and_the_lines_below_it(report):
     )
 
 
-def test_the_account_tells_what_was_read_what_was_not_and_what_was_changed(report):
+def test_the_notes_list_what_was_read_ignored_and_changed(report):
     report["sources"]["main"]["notes"] = {
         "unread_message_keys": {"sparkle": {"count": 3, "first": "main.jsonl row 1"}},
         "changed_contents": {"answers, trimmed": {"count": 2, "first": "main.jsonl row 5"}},
@@ -103,7 +103,7 @@ def test_the_account_tells_what_was_read_what_was_not_and_what_was_changed(repor
     assert "main: 1 cut at max_length=32 (main.jsonl row 23)" in summary(report)
 
 
-def test_an_unaccounted_row_would_be_seen(report):
+def test_an_unaccounted_row_would_be_detected(report):
     main = report["sources"]["main"]
     assert unaccounted({**main, "read": 25}) == (1, 0)
     assert unaccounted({**main, "rows": 23}) == (0, 1)

@@ -1,4 +1,4 @@
-"""The embedded dataset: deterministic, varied, its parts apart, its records decided by the text."""
+"""The embedded dataset: deterministic, varied, with disjoint parts and records determined by the text."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rows_are_conversations_with_a_strict_record() -> None:
             assert record["urgency"] in urgencies
 
 
-def test_no_system_message_when_none_is_wanted() -> None:
+def test_no_system_message_if_disabled() -> None:
     row = next(iter(generate("train", 1, system="")))
     assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
 
@@ -80,7 +80,7 @@ def _ways(phrases: Phrases, part: str, varied: bool) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("varied", [False, True])
 @pytest.mark.parametrize("part", PARTS)
-def test_the_text_alone_decides_the_record(part: str, varied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_depends_only_on_the_text(part: str, varied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft.data.tickets.compose.MISSPELLED", 0)
     for row in generate(part, 400, varied=varied):
         text, record = text_of(row), record_of(row)
@@ -161,7 +161,7 @@ def test_varied_rows_use_every_further_phrasing_and_leave_the_unseen_part_as_it_
         assert all(_spoken((phrase,), texts) for phrase in phrases.further)
 
 
-def test_unknown_part_and_negative_rows_are_the_users_mistakes() -> None:
+def test_an_unknown_part_or_negative_rows_are_user_errors() -> None:
     with pytest.raises(UserError, match="no part 'test'"):
         generate("test", 3)
     with pytest.raises(UserError, match="-1 rows"):
@@ -169,7 +169,7 @@ def test_unknown_part_and_negative_rows_are_the_users_mistakes() -> None:
 
 
 @given(sentence=st.text("abcdeXY ", max_size=40), seed=st.integers())
-def test_a_slip_changes_one_long_lower_case_word_behind_its_first_letter(sentence: str, seed: int) -> None:
+def test_a_typo_changes_one_long_lower_case_word_after_its_first_letter(sentence: str, seed: int) -> None:
     from random import Random
 
     before, after = sentence.split(" "), misspell(Random(seed), sentence).split(" ")

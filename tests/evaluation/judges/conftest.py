@@ -1,4 +1,4 @@
-"""Judges that ask the service on loopback, with their memory in the test's own directory."""
+"""Judges that query a service on loopback, with their cache in the test's own directory."""
 
 from __future__ import annotations
 

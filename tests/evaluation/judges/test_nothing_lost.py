@@ -1,4 +1,4 @@
-"""A judge that is broken off, by signals and kills of real processes, is asked nothing twice."""
+"""After interrupting judging by signals and kills of real processes, no question is asked twice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(service, cache: Path, concurrency: int) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_twice_in_the_middle_of_a_call_no_answer_is_asked_for_again(service, tmp_path):
+def test_after_two_kills_during_calls_no_answered_question_is_repeated(service, tmp_path):
     process: list[subprocess.Popen] = []
 
     def kill_at(number: int) -> bool:
@@ -63,7 +63,7 @@ def test_killed_twice_in_the_middle_of_a_call_no_answer_is_asked_for_again(servi
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_twice_by_a_signal_no_call_is_made_twice(service, tmp_path, number, code):
+def test_after_two_signals_no_call_is_repeated(service, tmp_path, number, code):
     process: list[subprocess.Popen] = []
     lock = threading.Lock()
 
@@ -82,7 +82,7 @@ def test_stopped_twice_by_a_signal_no_call_is_made_twice(service, tmp_path, numb
     assert set(Counter(service.calls).values()) == {1} and len(service.calls) == 40
 
 
-def test_the_same_question_from_many_threads_is_asked_once(service, tmp_path):
+def test_concurrent_identical_questions_are_asked_once(service, tmp_path):
     service.before_answer = lambda number: time.sleep(0.05) is None
     spec = OpenAIJudge(base_url=service.url, cache=str(tmp_path), concurrency=8, metrics=["coherence"])
     same = [Case([{"role": "user", "content": "q"}], "a")] * 16
@@ -90,7 +90,7 @@ def test_the_same_question_from_many_threads_is_asked_once(service, tmp_path):
     assert len(service.calls) == 1
 
 
-def test_another_judge_or_setting_is_asked_anew(service, tmp_path):
+def test_a_different_judge_or_setting_is_asked_again(service, tmp_path):
     case = [Case([{"role": "user", "content": "q"}], "a")]
 
     def ask(**settings) -> int:
@@ -101,7 +101,7 @@ def test_another_judge_or_setting_is_asked_anew(service, tmp_path):
     assert [ask(), ask(), ask(retries=1), ask(model="b"), ask(temperature=0.5), ask()] == [1, 1, 1, 2, 3, 3]
 
 
-def test_half_a_line_is_passed_over_and_the_next_stands_alone(tmp_path):
+def test_an_incomplete_line_is_skipped_and_the_next_is_intact(tmp_path):
     cache = ReplyCache("judge", {}, tmp_path)
     cache.put("a", "first\nwith a second line")
     with cache.path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""What goes over the wire, how keys are checked, and what happens to calls that break: a real server on loopback."""
+"""Requests to services, key checks and failed calls, with a real server on loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sft.evaluation.judges.verdict import SCHEMA, InvalidVerdict, read_verdict
 GOOD = Verdict(0.8, "it says so")
 
 
-def test_a_verdict_is_asked_for_in_the_services_own_form(service, judging, cases, key, kind):
+def test_a_verdict_is_requested_in_the_services_own_format(service, judging, cases, key, kind):
     made = judging(metrics=["correctness"], temperature=0.3, max_tokens=77)
     made.check()
     assert made.judge(cases(1)) == [{"correctness": GOOD}]
@@ -52,7 +52,7 @@ def test_a_verdict_is_asked_for_in_the_services_own_form(service, judging, cases
         ('{"reason": null, "score": 3}', "has no reason"),
     ],
 )
-def test_nonsense_is_no_verdict(service, judging, cases, text, says):
+def test_an_invalid_reply_is_not_a_verdict(service, judging, cases, text, says):
     with pytest.raises(InvalidVerdict, match=says):
         read_verdict(text)
     service.faults = [{"text": text}]
@@ -60,26 +60,26 @@ def test_nonsense_is_no_verdict(service, judging, cases, text, says):
     assert len(service.calls) == 2
 
 
-def test_a_verdict_in_a_code_fence_is_one():
+def test_a_verdict_in_a_code_fence_is_accepted():
     assert read_verdict('Here:\n```json\n{"score": 0, "reason": " r "}\n```') == Verdict(0.0, "r")
 
 
 @pytest.mark.parametrize("fault", [(429, {}), (500, {}), (503, {}), "cut", "half", "page", "empty"], ids=str)
-def test_a_call_that_broke_is_made_again(service, judging, cases, fault):
+def test_a_failed_call_is_retried(service, judging, cases, fault):
     service.faults = [fault]
     made = judging()
     assert made.judge(cases(1)) == [{"coherence": GOOD}]
     assert (len(service.calls), made.client.calls) == (2, 2)
 
 
-def test_a_service_that_asks_to_wait_is_waited_for(service, judging, cases):
+def test_retry_after_is_honoured(service, judging, cases):
     service.faults = [(429, {"Retry-After": "1"})]
     started = time.monotonic()
     assert judging(backoff=0).judge(cases(1)) == [{"coherence": GOOD}]
     assert time.monotonic() - started >= 1.0
 
 
-def test_how_long_a_service_asks_to_wait():
+def test_retry_after_is_parsed():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert _retry_after("7", None) == 7.0
     assert 27 < (_retry_after(soon, None) or 0) <= 30
@@ -87,7 +87,7 @@ def test_how_long_a_service_asks_to_wait():
     assert _retry_after(None, {"error": {"details": [{"@type": "RetryInfo", "retryDelay": "34.5s"}]}}) == 34.5
 
 
-def test_waits_double_with_a_random_part_up_to_a_minute(judging):
+def test_waits_double_with_jitter_up_to_a_minute(judging):
     client: JudgeClient = judging(backoff=2.0).client
     for attempt, most in [(0, 2), (1, 4), (3, 16), (9, 60)]:
         waits = [client.wait_before(attempt, None) for _ in range(50)]
@@ -95,7 +95,7 @@ def test_waits_double_with_a_random_part_up_to_a_minute(judging):
     assert all(5 <= client.wait_before(0, 5.0) <= 6 for _ in range(50))
 
 
-def test_what_could_not_be_had_is_told_and_the_rest_is_scored(service, judging, cases):
+def test_missing_verdicts_are_reported_and_the_rest_is_scored(service, judging, cases):
     service.say = lambda prompt: "nonsense" if "answer 1" in prompt else '{"reason": "it says so", "score": 8}'
     made = judging(retries=2)
     found = made.judge(cases(3))
@@ -104,13 +104,13 @@ def test_what_could_not_be_had_is_told_and_the_rest_is_scored(service, judging, 
     assert len(service.calls) == 5
 
 
-def test_a_bad_request_is_not_repeated(service, judging, cases):
+def test_a_bad_request_is_not_retried(service, judging, cases):
     service.faults = [(400, {})]
     found = judging().judge(cases(1))
     assert found == [{"coherence": Verdict(None, "HTTP 400: not now")}] and len(service.calls) == 1
 
 
-def test_a_service_that_is_gone_is_not_asked_for_every_row(service, judging, cases):
+def test_an_unavailable_service_is_not_asked_for_every_row(service, judging, cases):
     made = judging(retries=0, concurrency=1)
     service.close()
     found = made.judge(cases(30))
@@ -118,7 +118,7 @@ def test_a_service_that_is_gone_is_not_asked_for_every_row(service, judging, cas
     assert "not asked: 8 questions in a row got no answer" in found[-1]["coherence"].reason
 
 
-def test_a_key_that_is_revoked_midway_ends_it_and_what_was_said_is_kept(service, judging, cases, key):
+def test_a_key_revoked_midway_stops_judging_and_keeps_the_verdicts(service, judging, cases, key):
     made = judging(concurrency=1)
     service.before_answer = lambda number: number < 3 or not service.keys.add("another")
     with pytest.raises(UserError, match="refuses every call: HTTP 40") as error:
@@ -131,13 +131,13 @@ def test_a_key_that_is_revoked_midway_ends_it_and_what_was_said_is_kept(service,
     assert len(again.client.cache) == 10 and again.client.cached == 3
 
 
-def test_no_more_calls_in_a_minute_than_allowed(service, judging, cases):
+def test_the_rate_limit_is_respected(service, judging, cases):
     started = time.monotonic()
     judging(requests_per_minute=600).judge(cases(6))
     assert time.monotonic() - started >= 0.5  # five spaces of a tenth of a second
 
 
-def test_a_key_is_missed_before_anything_else(monkeypatch, kind, service):
+def test_a_missing_key_is_reported_first(monkeypatch, kind, service):
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "")
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_a_key_is_missed_before_anything_else(monkeypatch, kind, service):
     assert service.calls == []
 
 
-def test_the_second_name_of_geminis_key_will_do(monkeypatch, service, tmp_path):
+def test_geminis_second_key_variable_is_accepted(monkeypatch, service, tmp_path):
     from sft.evaluation.judges import GeminiJudge
 
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
@@ -160,7 +160,7 @@ def test_the_second_name_of_geminis_key_will_do(monkeypatch, service, tmp_path):
     assert service.calls == []  # a check asks no question
 
 
-def test_a_server_on_this_machine_goes_without_a_key(monkeypatch, service):
+def test_a_local_server_needs_no_key(monkeypatch, service):
     from sft.evaluation.judges import OpenAIJudge
 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -178,12 +178,12 @@ def test_a_refused_key_is_named_and_not_shown(service, judging, key):
     assert key not in str(error.value) and "***" in str(error.value)
 
 
-def test_a_service_that_is_not_there_is_named(judging):
+def test_an_unreachable_service_is_reported(judging):
     with pytest.raises(UserError, match=r"judge\.base_url: cannot be reached: the connection to 127\.0\.0\.1:9 failed"):
         judging(base_url="http://127.0.0.1:9/v1").check()
 
 
-def test_a_model_that_is_not_there_is_named(service, judging, kind, caplog):
+def test_a_missing_model_is_reported(service, judging, kind, caplog):
     service.models = {"another"}
     if kind.__name__ == "GeminiJudge":
         with pytest.raises(UserError, match="has no such model or path"):
@@ -193,13 +193,13 @@ def test_a_model_that_is_not_there_is_named(service, judging, kind, caplog):
         assert "gpt-4.1-mini is not among the models" in caplog.text
 
 
-def test_a_key_is_not_carried_to_another_address(service, judging, cases, key):
+def test_a_key_is_not_sent_to_a_redirect_target(service, judging, cases, key):
     service.faults = [(302, {"Location": "http://localhost:1/elsewhere"})]
     with pytest.raises(UserError, match="HTTP 302"):
         judging().judge(cases(1))
 
 
-def test_what_a_judge_repeats_of_a_key_is_not_kept(service, judging, cases, key, tmp_path):
+def test_a_key_repeated_by_the_judge_is_redacted(service, judging, cases, key, tmp_path):
     service.say = lambda prompt: json.dumps({"reason": f"your key is {key}", "score": 1})
     judging().judge(cases(1))
     kept = "".join(path.read_text() for path in (tmp_path / "cache").iterdir())

@@ -1,4 +1,4 @@
-"""The page served from this process, on a port that is free."""
+"""The page served from this process, on a free port."""
 
 from __future__ import annotations
 

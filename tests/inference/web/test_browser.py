@@ -1,4 +1,4 @@
-"""The page in a real browser: what is typed is answered piece by piece, saved, and never run; nothing else is fetched."""
+"""The page in a real browser: streamed answers, saving, no script execution, no other hosts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def chat(run, *overrides: str):
     return open_chat_session(plain(compose(f"run={run}", *overrides, command="chat")))
 
 
-def test_an_answer_streams_in_and_is_saved(chromium, serve, trained, tmp_path):
+def test_an_answer_is_streamed_and_saved(chromium, serve, trained, tmp_path):
     answer = shown(chat(trained(), "max_new_tokens=300").ask("Is my router broken?"))
     with serve(tmp_path, "max_new_tokens=300") as address:
         tab = Tab(chromium, address)
@@ -139,7 +139,7 @@ def test_an_answer_streams_in_and_is_saved(chromium, serve, trained, tmp_path):
         assert tab.requested() == {urlsplit(address).netloc}
 
 
-def test_stop_ends_an_answer_and_another_can_be_asked_for(chromium, serve, trained, tmp_path):
+def test_stop_ends_an_answer_and_another_can_be_requested(chromium, serve, trained, tmp_path):
     with serve(tmp_path, "max_new_tokens=1500", "temperature=1.0") as address:
         tab = Tab(chromium, address)
         tab.type("#message textarea", "hello" + ENTER)
@@ -155,7 +155,7 @@ def test_stop_ends_an_answer_and_another_can_be_asked_for(chromium, serve, train
         tab.click("stop")
 
 
-def test_nothing_typed_generated_or_opened_is_run(chromium, serve, tmp_path):
+def test_nothing_typed_generated_or_opened_is_executed(chromium, serve, tmp_path):
     """The run is one that has learned to answer with HTML; its directory, a message and the system prompt are HTML too."""
     from sft.api import compose, train
 

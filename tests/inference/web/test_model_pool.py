@@ -1,4 +1,4 @@
-"""The models of the page: which are offered, what is loaded for them, and what is kept from one to the next."""
+"""The page's models: which are offered, what is loaded for them, and what is reused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs(trained, tmp_path):
     return outputs
 
 
-def test_runs_that_have_ended_and_have_weights_are_offered(runs, settings):
+def test_finished_runs_with_weights_are_offered(runs, settings):
     assert sorted(finished_runs(runs)) == ["a/one", "a/sweep/2_lora.r-4"]
     assert finished_runs(runs / "nowhere") == {}
     pool = ModelPool(settings("webui", f"run={runs}/a/one"))
@@ -39,7 +39,7 @@ def test_runs_that_have_ended_and_have_weights_are_offered(runs, settings):
         pool.summary("../outputs/a/one")
 
 
-def test_adapters_over_one_base_share_it(runs, settings):
+def test_adapters_on_the_same_base_share_it(runs, settings):
     pool = ModelPool(settings("webui", f"run={runs}/a/one", "max_new_tokens=12"))
     with pool.lock:
         first = pool.open("a/one")
@@ -56,7 +56,7 @@ def test_adapters_over_one_base_share_it(runs, settings):
         pool.close()
 
 
-def test_in_four_bits(trained, settings):
+def test_a_base_can_be_loaded_in_4_bits(trained, settings):
     from bitsandbytes.nn import Linear4bit
 
     config = with_4bit_base(settings("webui", f"run={trained()}", "max_new_tokens=12"))
@@ -69,7 +69,7 @@ def test_in_four_bits(trained, settings):
         assert chat_session.ask("hello") == chat.ask("hello")
 
 
-def test_a_bare_base_has_nothing_to_be_compared_with(settings):
+def test_a_base_model_has_no_base_to_compare_with(settings):
     pool = ModelPool(settings("webui", "model=tiny", "runs_dir=."))
     summary = pool.summary(pool.first)
     assert (summary.system, summary.has_base, summary.facts) == ("", False, "not trained by sft")

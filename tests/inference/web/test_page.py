@@ -1,4 +1,4 @@
-"""The page over HTTP, without a browser: what it answers is what chat answers, to whom, and what it writes."""
+"""The page over HTTP, without a browser: the same answers as chat, access control, and what it writes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_name(trained):
     return trained().name
 
 
-def test_answers_are_those_of_chat_and_come_piece_by_piece(page, chat_session, run_name):
+def test_answers_equal_those_of_chat_and_are_streamed(page, chat_session, run_name):
     tab, chat = client(page[0]), chat_session("max_new_tokens=200")
     long = (*GREEDY[:4], 200, 0)
     job = tab.submit(HTML, run_name, SYSTEM, False, *long, api_name="/send")
@@ -66,7 +66,7 @@ def test_answers_are_those_of_chat_and_come_piece_by_piece(page, chat_session, r
     assert texts(said)[2:] == [("user", "and now?"), ("assistant", chat.ask("and now?"))]
 
 
-def test_draws_and_regeneration_are_those_of_chat(page, chat_session, run_name):
+def test_sampling_and_regeneration_equal_those_of_chat(page, chat_session, run_name):
     tab, chat = client(page[0]), chat_session("temperature=1.5", "top_k=50", "seed=3", "system=Be kind")
     drawn = (1.5, 1.0, 50, 1.0, 12, 3)
     said = tab.predict("hello", run_name, "Be kind", False, *drawn, api_name="/send")[1]
@@ -85,7 +85,7 @@ def test_the_base_answers_beside_with_the_adapter_off(page, chat_session, run_na
     assert texts(base) != texts(said)
 
 
-def test_a_full_fine_tunes_base_is_the_model_that_training_started_from(serve, trained, tmp_path):
+def test_the_base_of_a_full_fine_tune_is_the_model_before_training(serve, trained, tmp_path):
     from sft.inference.model_source import find_model_source
 
     run = trained("lora=none")
@@ -108,7 +108,7 @@ def test_tabs_have_their_own_conversations_and_clear_forgets_one(page, run_name)
     assert len(two.predict("c", run_name, "", False, *GREEDY, api_name="/send")[1]) == 4
 
 
-def test_stop_keeps_what_there_is_and_it_is_not_trained_on(page, run_name):
+def test_a_stopped_answer_is_kept_and_not_trained_on(page, run_name):
     tab = client(page[0])
     job = tab.submit("hello", run_name, "", False, 1.0, 1.0, 0, 1.0, 4000, 0, api_name="/send")
     for step in job:
@@ -124,7 +124,7 @@ def test_stop_keeps_what_there_is_and_it_is_not_trained_on(page, run_name):
 
 
 @pytest.mark.slow
-def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_name, command):
+def test_a_saved_conversation_can_be_trained_on_and_reopened(serve, tmp_path, run_name, command):
     with serve(tmp_path) as address:
         tab = client(address)
         assert tab.predict(SYSTEM, run_name, api_name="/save")[0] == "nothing has been said yet"
@@ -150,7 +150,7 @@ def test_a_saved_conversation_trains_and_is_opened_again(serve, tmp_path, run_na
     assert done.returncode == 0 and "more" in done.stdout, done.stderr
 
 
-def test_mistakes_are_told_on_the_page(page, run_name):
+def test_mistakes_are_shown_on_the_page(page, run_name):
     tab = client(page[0])
     assert tab.predict("  ", run_name, "", False, *GREEDY, api_name="/send")[3] == "there is nothing to answer"
     box, said, _, note = tab.predict("hi", run_name, "", False, *GREEDY[:3], -1.0, *GREEDY[4:], api_name="/send")
@@ -160,7 +160,7 @@ def test_mistakes_are_told_on_the_page(page, run_name):
     assert tab.predict("hi", run_name, "", False, *GREEDY, api_name="/send")[3] == ""
 
 
-def test_runs_beside_are_picked_by_name_and_nothing_else_is(serve, trained, tmp_path):
+def test_only_sibling_runs_can_be_selected_by_name(serve, trained, tmp_path):
     runs = tmp_path / "outputs"
     runs.mkdir()
     for name, run in {"a/one": trained(), "a/two": trained("lora.r=4")}.items():
@@ -179,7 +179,7 @@ def test_runs_beside_are_picked_by_name_and_nothing_else_is(serve, trained, tmp_
             )
 
 
-def test_a_password_is_asked_for(serve, tmp_path, run_name):
+def test_a_password_is_required(serve, tmp_path, run_name):
     with serve(tmp_path, SFT_WEBUI_PASSWORD="sesame seeds", SFT_WEBUI_USER="ana") as address:
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             httpx.get(f"{address}/config").raise_for_status()
@@ -190,7 +190,7 @@ def test_a_password_is_asked_for(serve, tmp_path, run_name):
         assert len(tab.predict("hi", run_name, "", False, *GREEDY, api_name="/send")[1]) == 2
 
 
-def test_the_page_fetches_nothing_from_elsewhere_and_answers_to_its_own_names_alone(page):
+def test_the_page_fetches_nothing_external_and_answers_only_to_its_own_hosts(page):
     with urllib.request.urlopen(page[0]) as answer:
         policy = answer.headers["content-security-policy"]
         assert "default-src 'self'" in policy and "script-src-attr 'none'" in policy
@@ -211,7 +211,7 @@ def test_the_page_fetches_nothing_from_elsewhere_and_answers_to_its_own_names_al
         (["runs_dir=/nowhere"], {}, ["runs_dir=/nowhere: no such directory"]),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, environment, says, settings, trained):
+def test_invalid_settings_are_refused_before_anything_is_loaded(arguments, environment, says, settings, trained):
     from sft.config.errors import UserError
     from sft.inference.web.access import Access
     from sft.inference.web.server import running_server
@@ -229,7 +229,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, e
     assert all(text.replace("TAKEN", port) in str(refused.value) for text in says), refused.value
 
 
-def test_without_gradio_the_extra_is_named(monkeypatch):
+def test_without_gradio_the_extra_to_install_is_named(monkeypatch):
     import importlib.util
 
     from sft.config.errors import UserError
@@ -247,9 +247,9 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
-def test_the_door_prints_its_address_and_ends_by_a_signal_leaving_nothing(number, code, trained, free_port, tmp_path):
+def test_the_command_prints_its_address_and_exits_cleanly_on_a_signal(number, code, trained, free_port, tmp_path):
     address = f"http://127.0.0.1:{free_port()}"
-    door = subprocess.Popen(
+    command_process = subprocess.Popen(
         [sys.executable, "-m", "sft.webui", f"run={trained()}", f"port={address.rpartition(':')[2]}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SFT_WEBUI_PASSWORD": "sesame seeds", "GRADIO_SHARE": "true"},
@@ -258,12 +258,12 @@ def test_the_door_prints_its_address_and_ends_by_a_signal_leaving_nothing(number
         text=True,
     )
     try:
-        assert door.stdout.readline() == f"{address}\n"
+        assert command_process.stdout.readline() == f"{address}\n"
         assert httpx.get(address).status_code == 200
-        door.send_signal(number)
-        out, errors = door.communicate(timeout=20)
+        command_process.send_signal(number)
+        out, errors = command_process.communicate(timeout=20)
     finally:
-        door.kill()
-    assert (door.returncode, out) == (code, "")
+        command_process.kill()
+    assert (command_process.returncode, out) == (code, "")
     assert "the page is closed" in errors and "sesame" not in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Adapters: what they cover, what they refuse, and that they give the very logits again when loaded elsewhere."""
+"""Adapters: what they cover, what is refused, and that they reproduce the same logits when loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_quantized_bases_train_on_the_cpu_and_reload_exactly(built, tmp_path, qu
     ("lora", "architecture"),
     [("pissa", "llama"), ("pissa", "phi3"), ("pissa", "gpt2"), ("olora", "llama"), ("olora", "mistral")],
 )
-def test_pissa_and_olora_are_saved_to_load_over_the_plain_base(built, tmp_path, lora, architecture):
+def test_pissa_and_olora_adapters_load_on_the_plain_base(built, tmp_path, lora, architecture):
     spec, _, model, _ = trained(built, f"lora={lora}", "lora.r=4", f"model.architecture={architecture}")
     save_adapter(model, tmp_path / "adapter")
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -93,7 +93,7 @@ def test_pissa_with_rank_stabilized_scaling_keeps_it(built, tmp_path):
     assert verify_reload(model, tmp_path / "adapter", spec, IDS) < 1e-4 * logits_of(model, IDS).abs().max()
 
 
-def test_loftq_brings_its_quantization_and_starts_nearer_to_the_plain_base(built, tmp_path):
+def test_loftq_selects_its_quantization_and_starts_closer_to_the_plain_base(built, tmp_path):
     spec, bits, lora = built("lora=loftq")
     assert bits is not None and bits.bnb_4bit_quant_type == "nf4"
     want = logits_of(load_model(spec), IDS)
@@ -112,7 +112,7 @@ def test_alpha_follows_the_rank_unless_set(compose):
     assert compose("lora=dora", "lora.r=2")["lora"]["lora_alpha"] == 2
 
 
-def test_coverage_is_counted_and_said(built):
+def test_coverage_is_counted_and_logged(built):
     spec, _, lora = built("lora=r8")
     _, coverage = attach(load_model(spec), lora, spec)
     assert coverage.modules == dict.fromkeys(
@@ -127,7 +127,7 @@ def test_coverage_is_counted_and_said(built):
     assert f"{coverage.trainable:,} of {coverage.total:,} parameters train" in coverage.line()
 
 
-def test_partial_coverage_is_said(built):
+def test_partial_coverage_is_logged(built):
     spec, _, lora = built("lora.target_modules=[q_proj]", "lora.layers_to_transform=[1]")
     _, coverage = attach(load_model(spec), lora, spec)
     assert coverage.layers == {0: 0, 1: 1}
@@ -146,13 +146,13 @@ def test_targets_that_match_nothing_name_the_candidates(built, target):
     assert "[down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj]" in error.value.remedy
 
 
-def test_the_familys_targets_are_taken_where_none_are_named(built):
+def test_the_familys_targets_are_the_default(built):
     spec, _, lora = built()
     _, coverage = attach(load_model(spec), lora, spec, target_modules=["q_proj", "v_proj"])
     assert coverage.modules == {"q_proj": 2, "v_proj": 2}
 
 
-def test_adapters_train_in_fp32_over_a_half_precision_base(built, tmp_path):
+def test_adapters_train_in_fp32_on_a_half_precision_base(built, tmp_path):
     spec, _, model, _ = trained(built, "model.dtype=bf16")
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -160,7 +160,7 @@ def test_adapters_train_in_fp32_over_a_half_precision_base(built, tmp_path):
     assert verify_reload(model, tmp_path / "adapter", spec, IDS) == 0.0
 
 
-def test_an_existing_adapter_is_gone_on_from(built, tmp_path):
+def test_an_existing_adapter_is_trained_further(built, tmp_path):
     spec, _, model, _ = trained(built, "lora=r8")
     save_adapter(model, tmp_path / "adapter", load_tokenizer(spec))
     spec, _, lora = built("lora=r32", f"model.adapter={tmp_path / 'adapter'}")
@@ -182,7 +182,7 @@ def test_an_adapter_of_another_base_is_refused(built, tmp_path):
             attach(load_model(spec), lora, spec)
 
 
-def test_a_run_directory_given_as_adapter_is_answered_with_the_adapter_in_it(tmp_path):
+def test_a_run_directory_given_as_adapter_suggests_its_adapter(tmp_path):
     (tmp_path / "adapter").mkdir()
     with pytest.raises(UserError, match=r"model\.adapter=.*/adapter"):
         check_adapter(str(tmp_path))
@@ -199,7 +199,7 @@ def test_full_fine_tuning_trains_everything_and_refuses_quantized_weights(built)
 
 
 @pytest.mark.parametrize(("lora", "quant"), [("loftq", "none"), ("pissa", "nf4"), ("olora", "int8")])
-def test_starts_that_a_base_cannot_take_are_refused(built, lora, quant):
+def test_unsupported_initializations_are_refused(built, lora, quant):
     spec, bits, _ = built(f"quant={quant}")
     _, _, lora = built(f"lora={lora}")
     with pytest.raises(UserError) as error:
@@ -207,7 +207,7 @@ def test_starts_that_a_base_cannot_take_are_refused(built, lora, quant):
     assert error.value.where == "lora.init_lora_weights" and "quant=" in error.value.remedy
 
 
-def test_the_adapter_does_not_depend_on_what_was_drawn_before(built):
+def test_the_initialization_does_not_depend_on_earlier_random_numbers(built):
     spec, _, lora = built()
     drawn = []
     for before in (0, 1):
@@ -229,7 +229,7 @@ def test_the_adapter_does_not_depend_on_what_was_drawn_before(built):
         (("lora.modules_to_save=[lm_head]",), True),
     ],
 )
-def test_which_adapters_write_into_the_base(built, overrides, changes):
+def test_which_adapters_modify_the_base(built, overrides, changes):
     spec, _, lora = built(*overrides)
     assert changes_base(lora, spec) is changes
     assert changes_base(lora, spec, new_rows=[3]) is True

@@ -1,4 +1,4 @@
-"""Tiny models: quick to build, the same each time, and like their big relatives in what training can get wrong."""
+"""Tiny models: quick to build, deterministic, and like the large models in everything that training can get wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_family_and_its_chat_tokens(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_the_same_bytes_each_time(architecture, tmp_path):
+def test_models_are_byte_identical_every_time(architecture, tmp_path):
     # not compared with the cached one: PyTorch's normal draws differ in the last bit between instruction sets
     once, again = tmp_path / "once", tmp_path / "again"
     for directory in (once, again):
@@ -74,7 +74,7 @@ def test_the_beginning_of_text_is_added_once(architecture):
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60))
-def test_any_text_comes_back_and_its_offsets_cover_it(text):
+def test_any_text_round_trips_and_its_offsets_cover_it(text):
     tokenizer = _tokenizer()
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert tokenizer.decode(encoded.input_ids) == text

@@ -1,4 +1,4 @@
-"""Trackers: wandb for real in its offline mode, the others against stand-ins that record what they are told."""
+"""Trackers: real wandb in offline mode, the others with fakes that record the calls."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def scan(directory: Path) -> list[Any]:
     return found
 
 
-def test_each_job_of_one_process_is_an_offline_run_of_its_own(
+def test_each_job_of_a_process_is_a_separate_offline_run(
     tmp_path: Path, wandb_offline: None, capfd: pytest.CaptureFixture
 ) -> None:
     jobs = [RunDirectory(tmp_path / name) for name in ("a", "b")]
@@ -147,7 +147,7 @@ def test_a_failed_job_is_finished_as_failed_and_resumed_under_its_id(
     assert [path.name for path in elsewhere.rglob("run-*.wandb")] == [f"run-{identity}.wandb"]
 
 
-def test_artifacts_are_kept_when_asked_for(run: RunDirectory, wandb_offline: None) -> None:
+def test_artifacts_are_stored_on_request(run: RunDirectory, wandb_offline: None) -> None:
     run.write_text("adapter/adapter_model.safetensors", "weights")
     run.write_text("merged/model.safetensors", "weights")
     with tracking(WandbTracker(mode="offline", log_adapter=True), run, {}, "run") as tracker:
@@ -159,7 +159,7 @@ def test_artifacts_are_kept_when_asked_for(run: RunDirectory, wandb_offline: Non
     assert names == ["demo-adapter-1"]
 
 
-def test_a_training_keeps_its_adapter_and_its_merged_model(run_in: Any, run: RunDirectory, wandb_offline: None) -> None:
+def test_training_stores_the_adapter_and_the_merged_model(run_in: Any, run: RunDirectory, wandb_offline: None) -> None:
     """The merged model is written last, when the tracker was once closed already."""
     tracker = ("tracker=wandb", "tracker.mode=offline", "tracker.log_adapter=true", "tracker.log_merged=true")
     run_in(run.path, *tracker, "save_merged_model=true", "trainer.max_steps=1")
@@ -172,7 +172,7 @@ def test_a_training_keeps_its_adapter_and_its_merged_model(run_in: Any, run: Run
 
 
 @pytest.mark.parametrize("how", ["mode", "key"])
-def test_disabled_does_nothing_at_all(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_disabled_tracker_does_nothing(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would fail
     monkeypatch.setenv("WANDB_API_KEY", "disabled" if how == "key" else KEY)
     with tracking(WandbTracker(mode="disabled" if how == "mode" else "online"), run, CONFIG, "run") as tracker:
@@ -213,7 +213,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_tensorboard_writes_scalars_and_hides_what_is_written_again(
+def test_tensorboard_writes_scalars_and_hides_repeated_steps(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
@@ -258,7 +258,7 @@ def test_tensorboard_writes_scalars_and_hides_what_is_written_again(
     assert '"hub_token": "***"' in str(calls)
 
 
-def test_mlflow_is_one_run_a_directory_and_ended(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_has_one_ended_run_per_directory(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
     def record(name: str, answer: Any = None) -> Any:
@@ -382,7 +382,7 @@ def test_a_missing_library_is_named_with_its_command(
 # -- what all share ----------------------------------------------------------------------------------------------------
 
 
-def test_panels_hold_finite_numbers_alone() -> None:
+def test_panels_have_only_finite_numbers() -> None:
     metrics = {
         "loss": 1,
         "train_runtime": 2.0,
@@ -404,7 +404,7 @@ class Broken(Tracker):
         raise ConnectionError("no network")
 
 
-def test_trouble_at_the_tracker_does_not_stop_the_run(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+def test_tracker_errors_do_not_stop_the_run(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     with tracking(Broken(), run, {}, "run") as tracker:
         callback = TrackerCallback(tracker)
         for step in range(3):
@@ -426,7 +426,7 @@ def test_only_the_main_process_tracks(tmp_path: Path, monkeypatch: pytest.Monkey
         tracker.log({"loss": 1.0}, 1)
 
 
-def test_no_tracker_is_a_tracker(run: RunDirectory) -> None:
+def test_tracker_none_is_a_tracker(run: RunDirectory) -> None:
     with tracking(None, run, {}, "run") as tracker:
         assert isinstance(tracker, Guarded)
         tracker.log({"loss": 1.0}, 1)
@@ -434,5 +434,5 @@ def test_no_tracker_is_a_tracker(run: RunDirectory) -> None:
     assert not run.path.exists()
 
 
-def test_a_library_that_is_there_is_given() -> None:
+def test_an_installed_library_is_returned() -> None:
     assert library("os") is os

@@ -315,8 +315,8 @@ def test_a_job_is_claimed_by_one_process_and_again_when_that_died(tmp_path):
     from sft.sweep.launchers.shares import Claims
 
     claims = Claims(tmp_path)
-    assert claims.take(3) and not claims.take(3)
+    assert claims.claim(3) and not claims.claim(3)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / "4").write_text(str(gone.pid))
-    assert claims.take(4) and not claims.take(4)
+    assert claims.claim(4) and not claims.claim(4)

@@ -1,4 +1,4 @@
-"""Launchers: real processes, with a function in place of training that takes no time."""
+"""Launchers: real processes, with a fast function instead of training."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def starts(tmp_path):
     }
 
 
-def test_deal_gives_each_worker_its_own_devices_while_there_are_enough():
+def test_each_worker_gets_its_own_devices_while_there_are_enough():
     assert [assign_devices(["0", "1", "5", "7"], slot) for slot in range(4)] == [["0"], ["1"], ["5"], ["7"]]
     assert [assign_devices(["0", "1", "5", "7"], slot, each=2) for slot in range(2)] == [["0", "1"], ["5", "7"]]
     assert [assign_devices(["0", "1"], slot) for slot in range(3)] == [["0"], ["1"], ["0"]]
@@ -91,13 +91,13 @@ def test_visible_devices_are_those_of_the_environment():
     assert visible_devices({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
-def test_threads_are_shared_out_unless_the_user_says(monkeypatch):
+def test_threads_are_divided_unless_the_user_sets_them(monkeypatch):
     monkeypatch.setattr("sft.sweep.launchers.devices.usable_cores", lambda: 10)
     assert [threads_each(workers, {}) for workers in (1, 3, 16)] == [10, 3, 1]
     assert threads_each(3, {"OMP_NUM_THREADS": "6"}) == 6
 
 
-def test_take_sets_what_a_worker_sees():
+def test_a_worker_sees_only_its_devices():
     environment = {"PATH": "/bin"}
     import torch
 
@@ -113,7 +113,7 @@ def test_take_sets_what_a_worker_sees():
     }
 
 
-def test_a_slot_is_one_processs_until_it_ends(tmp_path):
+def test_a_slot_belongs_to_one_process_until_it_ends(tmp_path):
     script = f"from pathlib import Path; from sft.sweep.launchers.devices import claim_slot; print(claim_slot(Path({str(tmp_path)!r}), 3))"
     assert claim_slot(tmp_path, 3) == 0
     for _ in range(2):  # the first one's end frees its slot
@@ -124,7 +124,7 @@ def test_a_slot_is_one_processs_until_it_ends(tmp_path):
         claim_slot(tmp_path, 3, patience=0)
 
 
-def test_joblib_deals_out_gpus_and_cores_and_runs_a_killed_job_again(tmp_path, launch):
+def test_joblib_assigns_gpus_and_cores_and_reruns_a_killed_job(tmp_path, launch):
     done = launch(
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",
@@ -158,7 +158,7 @@ def test_a_job_that_fails_or_kills_its_worker_does_not_stop_the_others(tmp_path,
     assert "error: 2 of 3 jobs failed" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_submitit_runs_each_job_in_a_process_and_goes_on_after_a_failure(tmp_path, launch):
+def test_submitit_runs_each_job_in_a_process_and_continues_after_a_failure(tmp_path, launch):
     done = launch("hydra/launcher=submitit_local", "name=faults", "lora.r=5,8", CUDA_VISIBLE_DEVICES="3,5")
     assert done.returncode == 1 and "error: 1 of 2 jobs failed" in done.stderr
     found = starts(tmp_path)
@@ -181,7 +181,7 @@ def test_a_submitted_job_that_was_killed_has_no_result():
     assert found.error == "its process died: Job 7 has not produced any output"
 
 
-def test_a_job_at_its_time_limit_is_put_back_into_the_queue():
+def test_a_job_at_its_time_limit_is_requeued():
     """As submitit does it: the job gets SIGUSR1, writes its checkpoint, and then submitit's own handler is to see it."""
 
     class Sweep:
@@ -198,7 +198,7 @@ def test_a_job_at_its_time_limit_is_put_back_into_the_queue():
     assert taken == [signal.SIGUSR1]
 
 
-def test_an_option_of_ours_wins_over_a_published_plugins_of_the_same_name():
+def test_our_options_take_precedence_over_a_published_plugins():
     ConfigStore.instance().store(group="hydra/launcher", name="joblib", node={"n_jobs": -1, "verbose": 0})
     config = config_loader().load_configuration("train", ["hydra/launcher=joblib"], RunMode.MULTIRUN)
     assert dict(config.hydra.launcher) == {
@@ -248,7 +248,7 @@ def test_a_search_with_seeds_names_its_jobs_and_records_the_seed(tmp_path, launc
         (["hydra/launcher=submitit_slurm", "lora.r=4,8"], 'submitit_slurm: Could not detect "srun"'),
     ],
 )
-def test_what_cannot_work_is_the_users_to_mend(launch, arguments, message):
+def test_impossible_settings_are_user_errors(launch, arguments, message):
     done = launch(*arguments)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr

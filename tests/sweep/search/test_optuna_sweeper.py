@@ -1,4 +1,4 @@
-"""Searches: the space in Hydra's grammar, resuming, seeds, pruning; with a function in place of training."""
+"""Searches: the space in Hydra's grammar, resuming, seeds, pruning; with a function instead of training."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_space(written, distribution):
         ("x=1", "there is nothing to search over"),
     ],
 )
-def test_spaces_that_are_refused(written, message):
+def test_invalid_spaces_are_refused(written, message):
     with pytest.raises(UserError, match=message):
         parse_space([written])
 
@@ -132,13 +132,13 @@ def test_the_grid_ends_with_its_last_point(tmp_path):
     assert (found["n_trials"], found["finished"]) == (4, 4)
 
 
-def test_a_small_space_is_covered_before_a_point_comes_twice(tmp_path):
+def test_a_small_space_is_covered_before_a_point_repeats(tmp_path):
     jobs = Jobs()
     search(tmp_path, jobs, ["lora.r=4,8,16,32", "trainer.learning_rate=0.1"], n_trials=4)
     assert sorted(int(o[0].partition("=")[2]) for _, o in jobs.seen) == [4, 8, 16, 32]
 
 
-def test_a_search_cut_off_and_gone_on_with_is_the_one_that_never_was(tmp_path):
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
     whole, first, second = Jobs(), Jobs(stops=[12]), Jobs()
     expected = search(tmp_path / "whole", whole, n_trials=15, n_startup_trials=4)
     with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ def test_a_search_cut_off_and_gone_on_with_is_the_one_that_never_was(tmp_path):
     assert more.numbers == [15]
 
 
-def test_killed_while_a_point_was_drawn(tmp_path):
+def test_a_search_killed_while_sampling_a_point_resumes(tmp_path):
     study = open_study(tmp_path, SearchOptions(sampler="grid"), "minimize")
     study.ask()
     study.enqueue_trial({"lora.r": "32", "trainer.learning_rate": "0.1"})
@@ -164,7 +164,7 @@ def test_killed_while_a_point_was_drawn(tmp_path):
     assert jobs.numbers == [0, 1] and [row["params"]["lora.r"] for row in found["trials"]] == ["4", "8"]
 
 
-def test_failed_trials_do_not_stop_the_search_and_are_tried_again_in_their_places(tmp_path):
+def test_failed_trials_do_not_stop_the_search_and_are_retried_under_their_numbers(tmp_path):
     first, second, third = Jobs(fails=[1, 2]), Jobs(fails=[2]), Jobs()
     found = search(tmp_path, first, n_trials=4)
     assert [row["status"] for row in found["trials"]] == ["finished", "failed", "failed", "finished"]
@@ -188,7 +188,7 @@ def test_each_point_runs_with_every_seed_and_counts_by_the_mean(tmp_path):
     assert found["trials"][1]["status"] == "failed"  # a point that fails with one seed is not to be recommended
 
 
-def test_parallel_jobs_are_launched_together_and_gone_on_with_in_their_places(tmp_path):
+def test_parallel_jobs_are_launched_together_and_resumed_under_their_numbers(tmp_path):
     calls = []
 
     def launch(overrides, first):
@@ -213,7 +213,7 @@ def test_another_search_in_the_same_directory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
-def test_hopeless_jobs_are_given_up(tmp_path, pruner):
+def test_unpromising_jobs_are_pruned(tmp_path, pruner):
     steps = {}
 
     def launch(overrides, first):
@@ -233,7 +233,7 @@ def test_hopeless_jobs_are_given_up(tmp_path, pruner):
     assert current() is None
 
 
-def test_the_first_seed_decides_for_all(tmp_path):
+def test_the_first_seed_decides_pruning_for_all(tmp_path):
     launched = []
 
     def launch(overrides, first):
@@ -247,7 +247,7 @@ def test_the_first_seed_decides_for_all(tmp_path):
     assert [row["status"] for row in found["trials"]] == ["finished"] * 4 + ["pruned"]
 
 
-def test_a_verdict_outlives_a_kill(tmp_path):
+def test_a_pruning_decision_survives_a_kill(tmp_path):
     def launch(overrides, first):
         current().report(1, 10.0 if first == 4 else 1.0)
         if current().should_prune():
@@ -270,7 +270,7 @@ def test_a_verdict_outlives_a_kill(tmp_path):
         ({"seeds": [1, 1]}, "hydra.sweeper.seeds: seeds are different whole numbers"),
     ],
 )
-def test_options_that_are_refused(option, message):
+def test_invalid_options_are_refused(option, message):
     with pytest.raises(UserError, match=message):
         SearchOptions(**option)
 

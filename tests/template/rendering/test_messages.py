@@ -1,4 +1,4 @@
-"""Marks change nothing of a text and tell where the other roles' contents are."""
+"""Marks do not change a text and locate the other roles' contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs", "Co")), max_size=30)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user", "system", "tool", "assistant"]), TEXT), max_size=6))
-def test_marks_give_each_content_back(turns):
+def test_marks_locate_each_content(turns):
     messages = [{"role": role, "content": content} for role, content in turns]
     text = "|".join(message["content"] for message in plain_messages(messages, marks=True))
     marked = read_marks(text)
@@ -22,7 +22,7 @@ def test_marks_give_each_content_back(turns):
 
 
 @given(TEXT)
-def test_a_template_that_trims_does_the_same_with_marks(content):
+def test_marks_do_not_change_trimming(content):
     (plain,), (marked,) = (
         plain_messages([{"role": "user", "content": content}], marks=marks) for marks in (False, True)
     )
@@ -30,13 +30,13 @@ def test_a_template_that_trims_does_the_same_with_marks(content):
     assert found is not None and found.text.strip() == plain["content"].strip()
 
 
-def test_a_torn_pair_tells_nothing():
+def test_an_incomplete_pair_of_marks_is_ignored():
     (message,) = plain_messages([{"role": "user", "content": "hello"}], marks=True)
     assert read_marks(message["content"][:-1]) is None
     assert read_marks(message["content"][1:]) is None
 
 
-def test_contents_with_the_characters_of_marks_are_noticed():
+def test_contents_with_mark_characters_are_detected():
     assert holds_marks([{"role": "user", "content": "a\U00100000b"}])
     assert not holds_marks([{"role": "user", "content": "a\ue000b"}, {"role": "assistant", "content": None}])
 
@@ -62,7 +62,7 @@ def test_styles():
     assert named["thinking"] == named["reasoning_content"] == "z"
 
 
-def test_a_system_message_is_added_where_there_is_none():
+def test_a_system_message_is_added_if_there_is_none():
     given_one = [{"role": "system", "content": "mine"}, {"role": "user", "content": "x"}]
     assert plain_messages(given_one, system="other")[0]["content"] == "mine"
     added = plain_messages(given_one[1:], system="other", marks=True)

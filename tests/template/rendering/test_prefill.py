@@ -1,4 +1,4 @@
-"""Where the rest of an answer begins that the prompt holds the beginning of."""
+"""Where the trained part of a prefilled answer begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def begins(text: str, content: str, prefill: str) -> str:
     return text[trained_from(text, 2, len(text), message, 1) :]
 
 
-def test_a_whole_answer_begins_where_its_turn_does():
+def test_an_answer_without_prefill_begins_with_its_turn():
     assert trained_from("A:ok.", 2, 5, {"role": "assistant", "content": "ok"}, 1) == 2
 
 
@@ -26,7 +26,7 @@ def test_a_whole_answer_begins_where_its_turn_does():
         ("A:<\U000fff00b> it is.", "<\U000fff00b> it is", "<b>", " it is."),  # a sign in the content
     ],
 )
-def test_the_rest_begins_after_what_the_prompt_holds(text, content, prefill, rest):
+def test_the_trained_part_begins_after_the_prefill(text, content, prefill, rest):
     assert begins(text, content, prefill) == rest
 
 

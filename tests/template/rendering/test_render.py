@@ -1,4 +1,4 @@
-"""Rendering is transformers' rendering, in a sandbox."""
+"""Rendering equals transformers' rendering, in a sandbox."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_templates_render_as_transformers_renders_them(trl_templates, conversati
     assert compared > 400
 
 
-def test_generation_marks_stand_where_transformers_tracks_the_blocks(trl_templates, conversations):
+def test_generation_marks_match_the_blocks_tracked_by_transformers(trl_templates, conversations):
     text, messages = trl_templates["qwen3_training"], conversations["multi"]["messages"]
     texts, spans = render_jinja_template([messages], chat_template=text, return_assistant_tokens_mask=True)
     expected = texts[0]
@@ -59,7 +59,7 @@ def test_generation_marks_stand_where_transformers_tracks_the_blocks(trl_templat
         "{{ range(10 ** 9) }}",
     ],
 )
-def test_what_a_template_may_not_do_is_a_render_error(text):
+def test_forbidden_operations_are_render_errors(text):
     with pytest.raises(RenderError):
         render(text, [{"role": "user", "content": "x"}], {})
 
@@ -69,7 +69,7 @@ def test_a_template_that_is_not_jinja_names_its_line():
         render("a\n{% for %}", [], {})
 
 
-def test_the_reason_of_a_refusal_is_the_templates_own():
+def test_the_reason_is_the_templates_own():
     with pytest.raises(RenderError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}", [], {})
 

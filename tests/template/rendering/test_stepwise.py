@@ -1,4 +1,4 @@
-"""What the source of a template proves, and that it changes no row."""
+"""What can be proven from a template's source, and that using the proof changes no row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
         LOOP + "{% if add_generation_prompt %}<assistant>{% else %}{{ eos_token }}{% endif %}",
     ],
 )
-def test_proven(text):
+def test_templates_proven_to_be_stepwise(text):
     assert stepwise(text) is not None
 
 
@@ -69,11 +69,11 @@ def test_proven(text):
         "no loop",
     ],
 )
-def test_not_proven(text):
+def test_templates_not_proven_to_be_stepwise(text):
     assert stepwise(text) is None
 
 
-def test_a_proof_may_hold_without_tool_results_alone():
+def test_a_proof_may_hold_only_without_tool_results():
     text = LOOP.replace("</s>", "{% if m.role == 'tool' %}{{ loop.nextitem.role }}{% endif %}</s>")
     steps = stepwise(text)
     assert steps is not None and steps.without_tools

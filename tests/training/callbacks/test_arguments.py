@@ -1,4 +1,4 @@
-"""What callbacks ask of the trainer."""
+"""Trainer arguments required by callbacks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from sft.training.callbacks.validation import Validation
         (MetricsJsonl(), {}),
     ],
 )
-def test_what_a_callback_asks_of_the_trainer(callback: RunCallback, expected: dict[str, Any]) -> None:
+def test_a_callbacks_trainer_arguments(callback: RunCallback, expected: dict[str, Any]) -> None:
     assert callback.arguments() == expected
     TrainingArguments(
         "x", report_to="none", use_cpu=True, **{"eval_strategy": "steps", "save_strategy": "steps", **expected}
@@ -73,14 +73,14 @@ def test_the_objective_decides_which_model_is_best() -> None:
         lambda: GenerationSamples(max_new_tokens=0),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(make: Any) -> None:
+def test_contradictory_settings_are_refused(make: Any) -> None:
     with pytest.raises(UserError) as caught:
         make()
     assert str(caught.value.where).startswith("callbacks.")
     assert caught.value.remedy
 
 
-def test_a_callback_wins_over_yaml_and_not_over_the_command_line() -> None:
+def test_a_callback_overrides_yaml_but_not_the_command_line() -> None:
     callbacks = {"validation": Validation(every=10), "plain": EarlyStoppingCallback()}
     trainer_node = {"eval_strategy": "epoch", "eval_steps": 50, "save_strategy": "epoch"}
     assert trainer_arguments(callbacks, trainer_node) == {"eval_strategy": "steps", "eval_steps": 10}

@@ -48,7 +48,7 @@ def test_the_default_set_in_its_order() -> None:
     assert list(composed("callbacks", "default")) == ["memory_monitor", "loss_logger", "metrics_jsonl", "display"]
 
 
-def test_one_field_of_one_callback_can_be_set_and_a_callback_left_out() -> None:
+def test_one_field_of_a_callback_can_be_set_and_a_callback_removed() -> None:
     found = composed("callbacks", "full", "callbacks.validation.every=25", "callbacks.display=null")
     assert found["checkpoint"]["every"] == 25
     assert found["display"] is None
@@ -82,7 +82,7 @@ def test_each_tracker_builds(option: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(build(found, where="tracker"), Tracker)
 
 
-def test_the_command_line_wins_over_the_environment_and_that_over_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_environment_and_that_overrides_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert composed("tracker", "wandb")["mode"] == "offline"
     assert composed("tracker", "wandb", "tracker.mode=disabled")["mode"] == "disabled"

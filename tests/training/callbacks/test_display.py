@@ -13,7 +13,7 @@ from sft.training.callbacks.base import closing
 from sft.training.callbacks.display import Display, _Clock, duration
 
 
-def test_plain_lines_where_there_is_no_terminal(trainer, capsys: pytest.CaptureFixture) -> None:
+def test_plain_lines_are_printed_without_a_terminal(trainer, capsys: pytest.CaptureFixture) -> None:
     trainer([Display(seconds=0)], True, eval_strategy="steps", eval_steps=3).train()
     out, err = capsys.readouterr()
     assert out == ""
@@ -49,7 +49,7 @@ def test_tokens_per_second_and_time_left() -> None:
     ]
 
 
-def test_a_live_bar_on_a_terminal_and_the_terminal_back(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_bar_restores_the_terminal(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")

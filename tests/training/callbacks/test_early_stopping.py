@@ -1,4 +1,4 @@
-"""Early stopping, and what callbacks keep in a checkpoint."""
+"""Early stopping, and the state of callbacks in checkpoints."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def stops_after(event) -> Callable[..., int | None]:
     return count
 
 
-def test_it_stops_when_nothing_gets_better(stops_after) -> None:
+def test_it_stops_without_improvement(stops_after) -> None:
     assert stops_after(EarlyStopping(2), [3.0, 2.0, 2.1, 1.9, 1.9, 1.95, 1.0]) == 6
     assert stops_after(EarlyStopping(2), [3.0, 2.0, 1.0]) is None
     assert stops_after(EarlyStopping(2, early_stopping_threshold=0.5), [3.0, 2.8, 2.7]) == 3
     assert stops_after(EarlyStopping(2), [3.0, float("nan"), float("nan")]) == 3
 
 
-def test_more_is_better_for_accuracies(stops_after) -> None:
+def test_higher_accuracies_are_better(stops_after) -> None:
     assert stops_after(EarlyStopping(1, metric="token_accuracy"), [0.1, 0.2, 0.3], "eval_token_accuracy") is None
     assert stops_after(EarlyStopping(1, metric="token_accuracy"), [0.3, 0.2], "eval_token_accuracy") == 2
     bound = EarlyStopping(1)
@@ -66,14 +66,16 @@ def test_it_stops_real_training_with_several_evaluation_sets(trainer) -> None:
     assert built.state.global_step == 4
 
 
-def test_without_evaluation_it_refuses_and_a_missing_figure_is_named(trainer, caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_without_evaluation_are_refused_and_a_missing_metric_is_named(
+    trainer, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UserError, match="makes none"):
         trainer([EarlyStopping(1)]).train()
     trainer([EarlyStopping(1, metric="typo")], True, eval_strategy="steps", eval_steps=1, max_steps=1).train()
     assert "early stopping monitored eval_typo, which no evaluation reported" in caplog.text
 
 
-def test_states_come_back_into_the_same_objects(event, stops_after, run: RunDirectory) -> None:
+def test_states_are_restored_into_the_same_objects(event, stops_after, run: RunDirectory) -> None:
     first, second, memory, spikes = EarlyStopping(2), EarlyStopping(3, metric="other"), MemoryMonitor(), LossLogger()
     stops_after(first, [1.0, 2.0])
     stops_after(second, [5.0], "eval_other")
@@ -97,6 +99,6 @@ def test_states_come_back_into_the_same_objects(event, stops_after, run: RunDire
     assert losses.recent == [1.0]
 
 
-def test_a_state_without_a_callback_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_without_a_callback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     callback_state.restore([], callback_state.collect([EarlyStopping(2)]))
     assert "1 states of EarlyStopping, this run has 0" in caplog.text

@@ -1,4 +1,4 @@
-"""Generations during training, which leave the training as it would have been."""
+"""Generations during training, which do not affect the training."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_samples_are_kept_once_a_step(event, tiny, run: RunDirectory) -> None:
     assert run.read_jsonl(run.generations_jsonl) == []
 
 
-def test_prompts_of_ones_own_are_rendered_by_the_bound_template(event, tiny, run: RunDirectory, monkeypatch) -> None:
+def test_the_users_prompts_are_rendered_by_the_bound_template(event, tiny, run: RunDirectory, monkeypatch) -> None:
     seen: list[Any] = []
     stops: list[Any] = []
     generate = generation_samples.generate_answers
@@ -106,7 +106,7 @@ def test_training_is_the_same_with_and_without_samples(trainer, run: RunDirector
     assert all(torch.equal(with_samples[name], without[name]) for name in without)
 
 
-def test_nothing_is_disturbed(event, tiny) -> None:
+def test_modes_settings_and_random_states_are_restored(event, tiny) -> None:
     model = tiny()
     model.train()
     model.transformer.h[0].eval()  # a frozen part keeps its own mode

@@ -1,4 +1,4 @@
-"""The callbacks that write down what happens: metrics.jsonl, losses, memory."""
+"""Callbacks that record: metrics.jsonl, losses, memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_resumed_run_has_no_step_twice(run: RunDirectory, trainer, tmp_path: P
     assert [line["step"] for line in run.read_jsonl(run.metrics_jsonl)] == [1, 1]  # a fresh start, and its summary
 
 
-def test_a_loss_that_is_no_number_is_null(event, run: RunDirectory) -> None:
+def test_a_non_finite_loss_is_null(event, run: RunDirectory) -> None:
     callback = MetricsJsonl()
     callback.bind(run)
     event("on_log", callback, 3, logs={"loss": float("nan"), "grad_norm": torch.tensor(2.0)})
@@ -79,7 +79,7 @@ def test_each_line_is_in_the_log(event, caplog: pytest.LogCaptureFixture) -> Non
     assert "step 7/100: loss 1.2346, epoch 1" in caplog.text
 
 
-def test_memory_that_runs_short_is_said_once(event, caplog: pytest.LogCaptureFixture) -> None:
+def test_low_memory_is_warned_about_once(event, caplog: pytest.LogCaptureFixture) -> None:
     callback = MemoryMonitor(warn_above=1e-9)
     for step in range(3):
         event("on_log", callback, step, logs={"loss": 1.0})

@@ -1,4 +1,5 @@
-"""What a run will take: sizes exact against real models, the step against a real one, and the refusal of what cannot fit."""
+"""Memory estimates: sizes compared with real models, the step with a real one, and the refusal of runs that cannot
+fit."""
 
 import json
 import sys
@@ -72,7 +73,7 @@ def test_an_8b_model_is_counted_from_its_config_alone():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "phi3", "gpt2"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=4), LoraConfig(r=4, use_dora=True)], ids=["full", "lora", "dora"])
-def test_counts_are_those_of_the_real_model(architecture, lora):
+def test_parameter_counts_equal_the_real_models(architecture, lora):
     model, held = real(architecture, lora), drawn(architecture, lora).footprint()
     assert held.trained_parameters == count_parameters(model, trainable_only=True)
     whole = footprint(model)
@@ -86,7 +87,7 @@ def test_counts_are_those_of_the_real_model(architecture, lora):
     "settings",
     [{"load_in_4bit": True}, {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}],
 )
-def test_quantized_bytes_are_those_that_bitsandbytes_keeps(settings):
+def test_quantized_bytes_equal_those_of_bitsandbytes(settings):
     quant = bits_and_bytes(**settings)
     model, held = real("llama", LoraConfig(r=4), quant), drawn("llama", LoraConfig(r=4), quant).footprint()
     kept = 0
@@ -111,7 +112,7 @@ def _state_bytes(state):
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adamw_8bit"])
-def test_optimizer_states_are_those_of_a_real_step(optim, tmp_path):
+def test_optimizer_states_equal_those_of_a_real_step(optim, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(96, 64), "b": torch.nn.Linear(8, 4)})
@@ -142,7 +143,7 @@ def test_optimizer_states_are_those_of_a_real_step(optim, tmp_path):
         ("phi3", LoraConfig(r=4, use_dora=True), False),
     ],
 )
-def test_a_step_without_weights_takes_what_a_real_one_takes(architecture, lora, checkpointing):
+def test_a_simulated_step_needs_as_much_memory_as_a_real_one(architecture, lora, checkpointing):
     batch = Batch(2, 64, 2 * 63)
     found = simulate(drawn(architecture, lora), batch, Machine("cpu", checkpointing=checkpointing))
     model = real(architecture, lora).train()
@@ -163,7 +164,7 @@ def test_a_step_without_weights_takes_what_a_real_one_takes(architecture, lora, 
     assert found.peak == pytest.approx(max(first.peak, first.net + second.peak), rel=0.02)
 
 
-def test_estimating_loads_no_weights_and_draws_no_numbers(monkeypatch):
+def test_estimating_loads_no_weights_and_uses_no_random_numbers(monkeypatch):
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loads weights"))
     config = with_lengths(Job.of(compose(*TINY, "lora.lora_dropout=0.1", "dataset.max_length=64")).config)
     before = torch.get_rng_state()
@@ -178,7 +179,7 @@ def small(monkeypatch, free):
     monkeypatch.setattr(answers, "device_memories", lambda: [place])
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_would_help(monkeypatch, tmp_path):
+def test_a_run_that_cannot_fit_is_refused_with_suggestions(monkeypatch, tmp_path):
     from sft.train import train
 
     small(monkeypatch, 400 << 20)
@@ -191,18 +192,18 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_help(monkeypatch, tmp_
     assert train(compose(*TINY, f"hydra.run.dir={tmp_path}/run", "estimate.enforce=false")).metrics["steps"] == 1
 
 
-def test_the_door_leaves_with_2_where_a_run_cannot_fit(monkeypatch, tmp_path, capsys):
-    from sft import train as door
+def test_the_command_exits_with_2_if_a_run_cannot_fit(monkeypatch, tmp_path, capsys):
+    from sft import train as train_command
 
     small(monkeypatch, 400 << 20)
     monkeypatch.setattr(sys, "argv", ["train", *TINY, f"hydra.run.dir={tmp_path}/run"])
     with pytest.raises(SystemExit) as left:
-        door.main()
+        train_command.main()
     assert left.value.code == 2
     assert "the run needs about" in capsys.readouterr().err
 
 
-def test_activations_are_computed_again_only_where_they_do_not_fit(monkeypatch, tmp_path):
+def test_activations_are_recomputed_only_if_they_do_not_fit(monkeypatch, tmp_path):
     from sft.train import train
 
     config = with_lengths(Job.of(compose(*TINY)).config)
@@ -218,7 +219,7 @@ def test_activations_are_computed_again_only_where_they_do_not_fit(monkeypatch, 
     assert settled == {"plenty": False, "little": True}
 
 
-def test_what_was_settled_holds_when_a_run_goes_on(monkeypatch):
+def test_the_checkpointing_decision_is_kept_when_a_run_is_resumed(monkeypatch):
     from sft.run.directory import RunDirectory
     from sft.training.inputs import prepare_inputs
 
@@ -231,7 +232,7 @@ def test_what_was_settled_holds_when_a_run_goes_on(monkeypatch):
         assert found["trainer"]["gradient_checkpointing"] is recorded
 
 
-def test_the_door_tells_the_parts_and_what_would_fit(monkeypatch):
+def test_the_command_prints_the_parts_and_what_would_fit(monkeypatch):
     small(monkeypatch, 610 << 20)
     config = Job.of(compose(*TINY, "dataset.max_length=512")).config
     text = str(answers.estimate_report(config))

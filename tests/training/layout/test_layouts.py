@@ -1,4 +1,4 @@
-"""The same rows packed, padded and apart: the same loss and gradients, however a step is split."""
+"""The same rows packed, padded and separate: the same loss and gradients, however a step is split."""
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) fo
 
 
 @pytest.mark.parametrize("architecture", EVERY)
-def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture, tmp_path):
+def test_every_layout_has_the_loss_and_gradients_of_separate_rows(architecture, tmp_path):
     want_loss, want = step(load(architecture), rows_of(), tmp_path, batch=1, accumulation=len(LENGTHS))
     scale = scale_of(want)
     assert len(want) > 10 and scale > 0
@@ -142,7 +142,7 @@ def test_every_layout_gives_the_loss_and_gradients_of_separate_rows(architecture
 
 @pytest.mark.parametrize("architecture", EVERY)
 @pytest.mark.parametrize("capacity", [None, 128])
-def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(architecture, capacity, tmp_path):
+def test_a_shared_prefix_changes_no_loss_and_no_gradient(architecture, capacity, tmp_path):
     lengths = (70, 39, 50, 41, 33, 36)  # longer than the tiny models' sliding windows, and shorter
     want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
     scale = scale_of(want)
@@ -160,7 +160,7 @@ def test_a_common_beginning_computed_once_changes_no_loss_and_no_gradient(archit
 
 @pytest.mark.parametrize("architecture", EVERY)
 @pytest.mark.parametrize(("parts", "shared", "chunked"), [(2, False, True), (3, True, True), (2, True, False)])
-def test_parts_at_the_same_time_change_no_loss_and_no_gradient(architecture, parts, shared, chunked, tmp_path):
+def test_concurrent_parts_change_no_loss_and_no_gradient(architecture, parts, shared, chunked, tmp_path):
     lengths = (70, 39, 50, 41, 33, 36)
     want_loss, want = step(load(architecture), rows_of(lengths, alike=10), tmp_path, batch=1, accumulation=6)
     scale = scale_of(want)
@@ -189,7 +189,7 @@ def test_an_output_layer_with_an_adapter_is_computed_in_parts(tmp_path):
     assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-5 * scale_of(want)
 
 
-def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog):
+def test_a_model_with_state_changed_in_forward_is_not_called_concurrently(caplog):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -200,7 +200,7 @@ def test_a_model_that_changes_with_a_call_is_not_called_at_the_same_time(caplog)
     assert "batches are computed whole: LlamaForCausalLM changes module state in its forward pass" in caplog.text
 
 
-def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it(monkeypatch, caplog):
+def test_no_prefix_is_shared_with_random_numbers_or_without_model_support(monkeypatch, caplog):
     noisy = choose_layout(load("llama"), [rows_of()], None, noisy=True)
     assert not noisy.shared and not noisy.parallel
     dropping = load("llama")
@@ -219,7 +219,7 @@ def test_nothing_is_shared_where_documents_draw_or_the_model_does_not_hear_of_it
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packs_are_found_apart_on_every_backend(architecture, attention, caplog):
+def test_packed_documents_are_isolated_on_every_backend(architecture, attention, caplog):
     with caplog.at_level("INFO"):
         layout = choose_layout(load(architecture, attention), [rows_of(), rows_of(capacity=128)], attention)
     assert layout == Layout(attention, chunked=True)
@@ -236,7 +236,7 @@ def test_every_family_trains_without_padding(architecture, capacity):
     assert model.config._attn_implementation == "varlen"
 
 
-def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
+def test_the_layout_is_reused_for_the_next_job_on_the_same_base(caplog):
     model = load("llama")
     with caplog.at_level("INFO"):
         choose_layout(model, [rows_of()], None)
@@ -244,7 +244,7 @@ def test_what_was_found_holds_for_the_next_job_on_the_same_base(caplog):
     assert caplog.text.count("batches are padding-free") == 1
 
 
-def test_a_job_with_dropout_shares_nothing_on_a_base_that_one_without_found_alike():
+def test_a_job_with_dropout_shares_no_prefix_although_the_previous_job_did():
     from peft import LoraConfig, get_peft_model
 
     base, rows = load("llama"), [rows_of()]
@@ -270,7 +270,7 @@ def attention_blind_to(names: tuple[str, ...]):
 
 
 @pytest.mark.parametrize(("architecture", "hidden"), [("llama", "scaling"), ("gemma3", "sliding_window")])
-def test_an_attention_that_differs_from_the_models_own_is_not_taken(architecture, hidden, monkeypatch, caplog):
+def test_an_attention_that_differs_from_the_models_own_is_not_used(architecture, hidden, monkeypatch, caplog):
     monkeypatch.setattr("sft.training.layout.layout.register", lambda: None)
     model = load(architecture)
     if hidden == "scaling":  # which is the default's where it is the square root; make it another
@@ -303,7 +303,7 @@ def test_soft_capping_is_padded_and_refused_by_name():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_mask_that_lets_documents_see_each_other_stops_the_run(architecture, monkeypatch):
+def test_a_mask_that_lets_documents_attend_to_each_other_stops_the_run(architecture, monkeypatch):
     model = load(architecture)
     forward = model.forward
 
@@ -317,7 +317,7 @@ def test_a_mask_that_lets_documents_see_each_other_stops_the_run(architecture, m
     assert "dataset.packing=false" in caught.value.remedy
 
 
-def test_positions_that_do_not_start_again_stop_the_run(monkeypatch):
+def test_positions_that_are_not_reset_stop_the_run(monkeypatch):
     """Apart, but counted on: a learned position is another one then, though nothing leaks."""
     model = load("gpt2")
     forward = model.forward
@@ -335,7 +335,7 @@ def test_positions_that_do_not_start_again_stop_the_run(monkeypatch):
     assert "another first document" not in str(caught.value)
 
 
-def test_numbers_that_are_none_do_not_hold():
+def test_non_finite_losses_do_not_pass_the_check():
     model = load("llama", "varlen")
     documents = sample_documents(rows_of())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and that it then does what the table says."""
+"""Settings that may change when a run is resumed, and that the changes have the documented effects."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def resumed(begun, run_in, tmp_path):
     ],
     ids=["within an epoch", "evaluated at its end", "at an epoch's end", "epochs"],
 )
-def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_more(run, options):
+def test_a_run_killed_after_its_last_checkpoint_trains_no_more(run, options):
     """Six steps per epoch. The last checkpoint is written in the last step, before the epoch's end is dealt with."""
     options = (*STEPS, *PLAIN, "lora.lora_dropout=0.1", *options)
     whole = run(*options, to="whole")
@@ -111,7 +111,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_more(run, opt
     assert lines(cut) == lines(whole)
 
 
-def test_a_run_that_was_killed_while_it_finished_evaluates_once(run, tmp_path, monkeypatch):
+def test_a_run_killed_while_finishing_evaluates_once(run, tmp_path, monkeypatch):
     """The last evaluation of a run without a schedule of them is made, and logged, after its last checkpoint."""
     from sft.training import finish
 
@@ -127,7 +127,7 @@ def test_a_run_that_was_killed_while_it_finished_evaluates_once(run, tmp_path, m
     assert (cut.directory / WEIGHTS).read_bytes() == (whole.directory / WEIGHTS).read_bytes()
 
 
-def test_an_epochs_end_that_was_cut_off_is_made_up_for_in_the_middle_of_a_run(run):
+def test_an_interrupted_epoch_end_is_completed_in_the_middle_of_a_run(run):
     options = (*STEPS, "trainer.max_steps=8", "trainer.eval_strategy=epoch")
     whole = run(*options, to="whole")
     with pytest.raises(RunFailed, match="power cut"):
@@ -149,7 +149,7 @@ def test_a_run_that_had_stopped_early_trains_no_more(run):
     assert lines(cut) == lines(whole)
 
 
-def test_a_finished_run_that_is_resumed_elsewhere_trains_no_more(run):
+def test_a_finished_run_resumed_in_another_directory_trains_no_more(run):
     options = (*STEPS, *PLAIN, "trainer.max_steps=4")
     first = run(*options)
     again = run(*options, f"resume={first.directory}", to="again")
@@ -159,7 +159,7 @@ def test_a_finished_run_that_is_resumed_elsewhere_trains_no_more(run):
 
 
 # -- the checkpoint that is named ----------------------------------------------------------------------------------------
-def test_a_checkpoint_that_is_named_is_resumed(run):
+def test_a_given_checkpoint_is_resumed(run):
     options = (*STEPS, *PLAIN, "lora.lora_dropout=0.1", "trainer.max_steps=5")
     first = run(*options)
     chosen = first.directory / "checkpoints" / "checkpoint-4"
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_is_named_is_resumed(run):
         run(*options, "lora.r=4", f"resume={chosen}", to="other")
 
 
-def test_what_is_named_and_cannot_be_resumed_is_refused(run, tmp_path):
+def test_an_unusable_checkpoint_is_refused(run, tmp_path):
     options = (*STEPS, "trainer.max_steps=4")
     first = run(*options)
     checkpoints = first.directory / "checkpoints"
@@ -198,7 +198,7 @@ def test_what_is_named_and_cannot_be_resumed_is_refused(run, tmp_path):
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
 
 
-def test_weights_alone_are_not_resumed(run):
+def test_weights_only_checkpoints_are_not_resumed(run):
     options = (*STEPS, "trainer.save_only_model=true")
     with pytest.raises(RunFailed, match="power cut"):
         run(*options, callbacks=[Break(3)])
@@ -250,7 +250,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("case", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_schedule_is_that_of_now_at_the_present_step(resumed, case):
+def test_a_changed_schedule_applies_from_the_current_step(resumed, case):
     then, now, wanted = case
     keys = [each.partition("=")[0] for each in now if "resume_schedule" not in each]
     result, _ = resumed(("trainer.optim=adamw_torch", *then), now, *keys)
@@ -278,13 +278,13 @@ def test_a_kept_schedule_stays_kept_when_the_run_is_resumed_again(begun, run_in,
         ("trainer.adam_epsilon=1e-3", "eps", 1e-3),
     ],
 )
-def test_the_optimizer_has_the_settings_of_now(resumed, option, key, wanted):
+def test_the_optimizer_uses_the_current_settings(resumed, option, key, wanted):
     _, watch = resumed(PLAIN, [option], option.partition("=")[0])
     assert len(watch.groups) == 2
     assert all(groups[0][key] == wanted for groups in watch.groups)
 
 
-def test_gradients_are_clipped_to_the_norm_of_now(resumed):
+def test_gradients_are_clipped_to_the_current_norm(resumed):
     from safetensors.torch import load_file
 
     then = ("trainer.lr_scheduler_type=constant", "trainer.learning_rate=1.0", "trainer.optim=sgd")
@@ -297,7 +297,7 @@ def test_gradients_are_clipped_to_the_norm_of_now(resumed):
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_step_of_other_batches_has_the_same_rows(resumed, run):
+def test_a_step_with_other_batch_sizes_has_the_same_rows(resumed, run):
     split = ["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2"]
     result, watch = resumed(PLAIN, split, *(each.partition("=")[0] for each in split))
     whole = run(*STEPS, *PLAIN, to="whole")
@@ -313,7 +313,7 @@ def test_a_step_of_more_rows_is_refused(resumed):
         resumed(PLAIN, ["trainer.gradient_accumulation_steps=2"], "trainer.gradient_accumulation_steps")
 
 
-def test_switches_of_how_a_step_is_computed_are_those_of_now(resumed):
+def test_computation_settings_are_the_current_ones(resumed):
     dropouts = [
         ("trainer.gradient_checkpointing=true", lambda watch: watch.model.is_gradient_checkpointing),
         ("trainer.bf16=true", lambda watch: watch.args.bf16),
@@ -328,7 +328,7 @@ def test_switches_of_how_a_step_is_computed_are_those_of_now(resumed):
     assert [bool(holds(watch)) for _, holds in dropouts] == [True] * len(dropouts)
 
 
-def test_noise_and_attention_are_those_of_now(resumed, monkeypatch):
+def test_noise_and_attention_are_the_current_ones(resumed, monkeypatch):
     from sft.training.trainer.trainer import SftTrainer
 
     seen = []
@@ -351,12 +351,12 @@ def test_noise_and_attention_are_those_of_now(resumed, monkeypatch):
         (("trainer.eval_strategy=steps", "trainer.eval_steps=1"), ["trainer.eval_delay=4"], [4]),
     ],
 )
-def test_evaluations_are_made_at_the_steps_of_now(resumed, then, now, steps):
+def test_evaluations_happen_at_the_current_steps(resumed, then, now, steps):
     _, watch = resumed((*PLAIN, *then), now, *(option.partition("=")[0] for option in now))
     assert watch.evaluated == steps
 
 
-def test_intervals_that_may_differ_freely_are_those_of_now(resumed):
+def test_freely_changeable_intervals_are_the_current_ones(resumed):
     result, _ = resumed(PLAIN, ["trainer.logging_steps=2", "trainer.save_steps=1", "trainer.save_total_limit=4"])
     assert list(rates(result)) == [1, 2, 4]
     assert sorted(path.name for path in (result.directory / "checkpoints").iterdir()) == [
@@ -364,7 +364,7 @@ def test_intervals_that_may_differ_freely_are_those_of_now(resumed):
     ]
 
 
-def test_callbacks_are_those_of_now(resumed):
+def test_callbacks_use_the_current_settings(resumed):
     stopping = ("callbacks=[quiet,early_stopping]", "callbacks.early_stopping.early_stopping_patience=3")
     then = (*PLAIN, *stopping, "trainer.learning_rate=0.0", "trainer.max_steps=6")
     then += ("trainer.eval_strategy=steps", "trainer.eval_steps=1")
@@ -373,7 +373,7 @@ def test_callbacks_are_those_of_now(resumed):
     assert result.metrics["steps"] == 3
 
 
-def test_rows_are_those_of_now_at_the_present_step(resumed, run):
+def test_changed_rows_are_used_from_the_current_step(resumed, run):
     """Without training the loss of a step tells its rows alone."""
     then = (*PLAIN, "trainer.learning_rate=0.0")
     rows = "dataset.sources.tickets.generator.seed=5"
@@ -403,7 +403,7 @@ def test_rows_are_those_of_now_at_the_present_step(resumed, run):
         ),
     ],
 )
-def test_what_is_fixed_is_refused_by_name_though_it_is_allowed(begun, resumed, option, words, monkeypatch):
+def test_fixed_keys_are_refused_by_name_even_if_allowed(begun, resumed, option, words, monkeypatch):
     begun(*PLAIN)
     monkeypatch.setattr("sft.training.inputs.prepare_on_all_ranks", lambda *_: pytest.fail("data was loaded"))
     with pytest.raises(UserError, match=words):
@@ -464,7 +464,7 @@ def test_a_changed_run_is_not_replayed_as_if_it_had_one_config(run, tmp_path):
     replay_of(compose(*overrides, "allow_changes=[trainer.max_steps]", command="reproduce"))
 
 
-def test_the_table_in_the_docs_is_that_of_the_code():
+def test_the_documented_table_equals_the_code():
     from pathlib import Path
 
     text = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
@@ -475,7 +475,7 @@ def test_the_table_in_the_docs_is_that_of_the_code():
     assert {name for row in table.splitlines() for name in row.split("`")[1::2]} == {*EFFECTS, *FACTS}
 
 
-def test_a_change_without_a_step_to_act_in_is_refused(run):
+def test_a_change_that_affects_no_step_is_refused(run):
     options = (*STEPS, *PLAIN, "trainer.max_steps=4")
     run(*options)
     with pytest.raises(UserError, match="the run is finished after 4 steps: no step is left that this could change"):

@@ -1,4 +1,4 @@
-"""What of a changed config is a change of the run, and other versions, rows and tokenizers."""
+"""Which config changes count as changes of the run; changed versions, rows and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start in the directory of an earlier one: what must be the same, what a full or closed disk leaves, no secrets."""
+"""A start in an earlier run's directory: what must be the same, full and unwritable disks, no secrets."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def local(tmp_path, rows):
     return start
 
 
-def test_other_rows_are_refused_and_what_there_is_stays(local, rows, tmp_path):
+def test_changed_rows_are_refused_and_existing_files_are_kept(local, rows, tmp_path):
     with pytest.raises(RunFailed, match="power cut"):
         local(callbacks=[_break()])
     rows("five")
@@ -81,7 +81,7 @@ def test_other_rows_are_refused_and_what_there_is_stays(local, rows, tmp_path):
     assert resumed.metrics["steps"] == 5
 
 
-def test_a_finished_run_is_looked_at_for_changes_first(local, rows, tmp_path):
+def test_a_finished_run_is_checked_for_changes_first(local, rows, tmp_path):
     first = local()
     record = (tmp_path / "run" / "run.json").read_bytes()
     rows("four", space=" ")
@@ -127,7 +127,7 @@ def test_another_tokenizer_is_refused_by_name(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_template_that_prints_the_day_prints_the_first_one(run, tmp_path, monkeypatch):
+def test_a_template_that_prints_the_date_keeps_the_first_date(run, tmp_path, monkeypatch):
     options = (*STEPS, "template=llama3", "template.name=gptoss", "lora.lora_dropout=0.1")
 
     class Tomorrow:
@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lora", ["lora=r8", "lora=none"])
-def test_a_disk_that_is_too_small_for_a_checkpoint_is_told_its_size_first(run, tmp_path, monkeypatch, lora):
+def test_too_little_space_for_a_checkpoint_is_reported_before_writing(run, tmp_path, monkeypatch, lora):
     from sft.run.disk import errors
 
     options = (*STEPS, lora)
@@ -205,7 +205,7 @@ def test_a_disk_that_is_too_small_for_a_checkpoint_is_told_its_size_first(run, t
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_a_disk_that_fills_while_the_adapter_is_written_says_how_much_it_takes(run, monkeypatch):
+def test_a_disk_that_fills_while_the_adapter_is_written_reports_the_needed_space(run, monkeypatch):
     import safetensors.torch
 
     def full(*arguments, **kwargs):
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_while_the_adapter_is_written_says_how_much_it_takes(r
     assert run(*options).metrics["status"] == "finished"
 
 
-def test_no_secret_is_anywhere_in_a_run_directory(run, tmp_path, monkeypatch):
+def test_no_secret_is_in_any_file_of_a_run_directory(run, tmp_path, monkeypatch):
     secret = "hf_" + "Qx7" * 12
     monkeypatch.setenv("HF_TOKEN", secret)
     result = run(*STEPS, callbacks=[_telltale(secret)])
@@ -230,7 +230,7 @@ def test_no_secret_is_anywhere_in_a_run_directory(run, tmp_path, monkeypatch):
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {path.name for path in files}
 
 
-def test_a_pickle_that_the_manifest_does_not_vouch_for_is_never_opened(run, tmp_path):
+def test_a_pickle_that_does_not_match_the_manifest_is_never_loaded(run, tmp_path):
     with pytest.raises(RunFailed, match="power cut"):
         run(*STEPS, "trainer.max_steps=7", callbacks=[_break(5)])
     mark = tmp_path / "opened"
@@ -243,7 +243,7 @@ def test_a_pickle_that_the_manifest_does_not_vouch_for_is_never_opened(run, tmp_
     assert sessions[-1]["resumed_from"] == "checkpoint-2"
 
 
-def test_a_callback_left_out_is_one_line(run):
+def test_a_removed_callback_is_one_line(run):
     with pytest.raises(RunFailed, match="power cut"):
         run(
             *("callbacks=[quiet,validation,checkpoint,best_model,early_stopping]", "trainer.max_steps=5"),
@@ -268,7 +268,7 @@ def test_a_callback_left_out_is_one_line(run):
 
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 6])
-def test_a_signal_within_an_epoch_makes_no_evaluation_of_its_own(run, step):
+def test_a_signal_within_an_epoch_triggers_no_evaluation(run, step):
     """Six steps per epoch: at the second nothing is due, at the sixth the epoch's evaluation is."""
     import os
     import signal

@@ -65,7 +65,7 @@ def test_the_run_stops_and_keeps_the_rows_of_the_step(run, tmp_path, what, clip)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_step_that_is_left_out_changes_nothing(run, what):
+def test_a_skipped_step_changes_nothing(run, what):
     states = States()
     result = run(*ACCUMULATED, "on_nonfinite=skip", "trainer.max_steps=5", callbacks=[Poison(what, 3), states])
     for before, after in zip(states.steps[2], states.steps[3], strict=True):
@@ -80,7 +80,7 @@ def test_a_step_that_is_left_out_changes_nothing(run, what):
     assert (result.directory / "nonfinite_step-3.jsonl").exists()
 
 
-def test_a_logged_loss_over_several_steps_leaves_the_skipped_one_out(run):
+def test_a_logged_mean_loss_excludes_the_skipped_step(run):
     one = run("on_nonfinite=skip", to="one", callbacks=[Poison("gradient", 3)])
     four = run("on_nonfinite=skip", "trainer.logging_steps=4", to="four", callbacks=[Poison("gradient", 3)])
     losses = [line["loss"] for line in lines(one.directory / "metrics.jsonl") if "loss" in line]
@@ -90,7 +90,7 @@ def test_a_logged_loss_over_several_steps_leaves_the_skipped_one_out(run):
 
 
 @pytest.mark.slow
-def test_a_run_that_left_a_step_out_resumes_to_the_same_weights(run):
+def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(run):
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 5:
@@ -107,7 +107,7 @@ def test_a_run_that_left_a_step_out_resumes_to_the_same_weights(run):
     assert cut.metrics["train_loss"] == whole.metrics["train_loss"]
 
 
-def test_steps_left_out_one_after_another_stop_the_run(run, monkeypatch):
+def test_too_many_skipped_steps_in_a_row_stop_the_run(run, monkeypatch):
     monkeypatch.setattr("sft.training.trainer.guarding.IN_A_ROW", 3)
 
     class Always(Poison):

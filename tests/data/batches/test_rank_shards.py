@@ -1,4 +1,4 @@
-"""What each of several processes gets of a batch."""
+"""The shard of a batch that each of several processes gets."""
 
 import pytest
 
@@ -23,24 +23,24 @@ class Sampler:
 
 
 @pytest.mark.parametrize(("size", "count"), [(8, 2), (7, 2), (1, 2), (2, 3), (0, 4), (10, 4)])
-def test_parts_are_the_whole_and_differ_by_one_at_most(size, count):
+def test_shards_cover_the_batch_and_differ_by_at_most_one_row(size, count):
     parts = [rank_slice(range(size), rank, count) for rank in range(count)]
     assert [item for part in parts for item in part] == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_rank_without_a_row_gets_the_stand_in():
+def test_a_rank_without_a_row_gets_the_placeholder():
     parts = [list(RankBatchSampler(Sampler([[0, 1, 2, 3], [4]]), rank, 2, rows=5)) for rank in range(2)]
     assert parts == [[[0, 1], [4]], [[2, 3], [5]]]
 
 
-def test_whole_batches_go_to_each_in_turn():
+def test_whole_batches_are_assigned_round_robin():
     shares = [RankBatchSampler(Sampler([[0], [1, 2], [3]]), rank, 2, rows=4, whole=True) for rank in range(2)]
     assert [list(each) for each in shares] == [[[0], [3]], [[1, 2], [4]]]
     assert [len(each) for each in shares] == [2, 2]
 
 
-def test_the_epoch_is_passed_on_and_the_order_is_rank_0s():
+def test_the_epoch_is_forwarded_and_the_order_is_rank_0s():
     sampler = Sampler([[3, 1]])
     shares = RankBatchSampler(sampler, 1, 2, rows=4, order=lambda batches: [[0, 2]])
     shares.set_epoch(3)
@@ -48,7 +48,7 @@ def test_the_epoch_is_passed_on_and_the_order_is_rank_0s():
     assert list(shares) == [[2]]
 
 
-def test_the_stand_in_trains_on_nothing():
+def test_the_placeholder_has_no_trained_token():
     rows = [{"input_ids": [7, 8, 9], "labels": [IGNORE, 8, 9], "source": "a", "row": 1, "lengths": [3]}]
     with_placeholder = RowsWithPlaceholder(rows)
     assert len(with_placeholder) == 1

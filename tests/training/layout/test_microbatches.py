@@ -1,4 +1,4 @@
-"""Parts of a batch at the same time: the batch's own loss and gradients, the same each time, and no error lost."""
+"""Concurrent parts of a batch: the batch's own loss and gradients, deterministic, and no error lost."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ def losses(result) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_a_run_in_parts_has_the_losses_of_one_without_and_its_own_bytes_again(run, caplog):
+def test_a_run_with_parts_has_the_same_losses_and_is_reproducible(run, caplog):
     whole = run(*FLAT, "trainer.cpu_parts=1", to="whole")
     with caplog.at_level("INFO"):
         parts, again = run(*FLAT, to="parts"), run(*FLAT, to="again")
@@ -34,7 +34,7 @@ def test_a_run_in_parts_has_the_losses_of_one_without_and_its_own_bytes_again(ru
     assert adapter(parts) == adapter(again) != adapter(whole)  # rounding differs, so they were computed apart
 
 
-def test_a_run_in_parts_resumes_to_the_same_bytes(run):
+def test_a_run_with_parts_resumes_to_the_same_bytes(run):
     from transformers import TrainerCallback
 
     class Break(TrainerCallback):
@@ -53,7 +53,7 @@ def test_a_run_in_parts_resumes_to_the_same_bytes(run):
     "why",
     ["lora.lora_dropout=0.1", "trainer.neftune_noise_alpha=5", "trainer.gradient_checkpointing=true", "padded"],
 )
-def test_what_draws_or_computes_again_or_is_padded_is_computed_whole(run, caplog, why):
+def test_runs_with_dropout_checkpointing_or_padding_do_not_use_parts(run, caplog, why):
     with caplog.at_level("INFO"):
         run(*FLAT, "trainer.max_steps=1", "model.attn_implementation=sdpa" if why == "padded" else why)
     assert "at the same time" not in caplog.text
@@ -61,13 +61,13 @@ def test_what_draws_or_computes_again_or_is_padded_is_computed_whole(run, caplog
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "1.5"])
-def test_what_is_no_number_of_parts_is_refused(run, value):
+def test_an_invalid_number_of_parts_is_refused(run, value):
     with pytest.raises(UserError, match="cpu_parts") as caught:
         run(f"trainer.cpu_parts={value}")
     assert caught.value.where == "trainer.cpu_parts"
 
 
-def test_auto_is_two_where_cores_are_and_few_weights_are_trained(monkeypatch):
+def test_auto_uses_two_parts_with_enough_cores_and_few_trained_weights(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert number_of_parts("auto", model) == 1  # all of them are
@@ -89,7 +89,7 @@ def test_auto_is_two_where_cores_are_and_few_weights_are_trained(monkeypatch):
     assert number_of_parts("auto", model) == 1  # their gradients would be added in 16 bits
 
 
-def test_threads_share_the_cores_and_leave_those_of_others_as_they_were(monkeypatch):
+def test_threads_divide_the_cores_and_do_not_affect_other_threads(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
@@ -107,7 +107,7 @@ def test_threads_share_the_cores_and_leave_those_of_others_as_they_were(monkeypa
         torch.set_num_threads(before)
 
 
-def test_an_error_in_a_part_is_raised_when_the_others_have_ended():
+def test_an_error_in_a_part_is_raised_after_the_others_have_finished():
     threads, ended = ParallelParts(2, None), []
 
     def does(part):
@@ -121,7 +121,7 @@ def test_an_error_in_a_part_is_raised_when_the_others_have_ended():
     assert ended == [1, 2]
 
 
-def test_threads_that_cannot_all_begin_leave_none_waiting(monkeypatch):
+def test_if_not_all_threads_can_start_none_keeps_waiting(monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
     submit, begun = ThreadPoolExecutor.submit, []
@@ -138,14 +138,14 @@ def test_threads_that_cannot_all_begin_leave_none_waiting(monkeypatch):
     assert isinstance(begun[0].exception(timeout=10), threading.BrokenBarrierError)
 
 
-def test_weights_that_lie_in_shares_are_computed_whole(run, caplog, monkeypatch):
+def test_sharded_weights_do_not_use_parts(run, caplog, monkeypatch):
     monkeypatch.setattr("sft.training.trainer.trainer.SftTrainer._head_needs_gathering", lambda self: True)
     with caplog.at_level("INFO"):
         run(*FLAT, "trainer.max_steps=1")
     assert "trainer.cpu_parts=2 is ignored" in caplog.text
 
 
-def test_notes_that_a_model_keeps_are_seen():
+def test_module_state_changed_in_forward_is_detected():
     class Keeping(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -176,6 +176,6 @@ def small_llama(**kwargs):
     return LlamaForCausalLM(LlamaConfig(vocab_size=1000, max_position_embeddings=64, **sizes, **kwargs))
 
 
-def test_rotations_that_change_by_call_are_seen():
+def test_dynamic_rotary_embeddings_are_detected():
     assert not has_dynamic_rope(small_llama())
     assert has_dynamic_rope(small_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))

@@ -1,4 +1,4 @@
-"""A run that is finished: its figures come back with nothing heavy imported."""
+"""A finished run: its metrics are returned without heavy imports."""
 
 import subprocess
 import sys

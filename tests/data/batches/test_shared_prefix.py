@@ -1,4 +1,4 @@
-"""What documents of a batch begin with alike: found to the token, never a trained one, and nothing lost by it."""
+"""The shared prefix of a batch: exact to the token, without trained tokens, and without losing targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def document(ids, labels=None):
     return np.array(ids), np.array(labels if labels is not None else [X] * len(ids))
 
 
-def test_the_beginning_ends_where_documents_differ_or_are_trained_or_end():
+def test_the_shared_prefix_ends_where_documents_differ_or_are_trained_or_end():
     assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2, 9, 4])]) == 2
     assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2, 3, 4])]) == 3  # one token is left of each
     assert common_prefix_length([document([1, 2, 3, 4]), document([1, 2])]) == 1
@@ -56,7 +56,7 @@ def predictions(batch):
 
 
 @given(rows())
-def test_every_trained_token_is_predicted_once_from_the_tokens_before_it(features):
+def test_every_trained_token_is_predicted_once_from_its_preceding_tokens(features):
     plain, shared = FlatCollator()(features), SharedPrefixCollator()(features)
     assert predictions(shared) == predictions(plain)
     saved = plain["input_ids"].numel() - shared["input_ids"].numel()
