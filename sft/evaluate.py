@@ -51,9 +51,9 @@ def evaluate(config: DictConfig) -> Evaluated:
     from sft.training.job import Job
 
     job = Job.of(config)
-    plain = job.config
+    run_config = job.config
     with RunLog(None):
-        judging = open_judge(plain)  # first, because the following imports take seconds
+        judging = open_judge(run_config)  # first, because the following imports take seconds
 
         from sft.config.build import build
         from sft.evaluation.tasks import find_benchmarks
@@ -63,15 +63,15 @@ def evaluate(config: DictConfig) -> Evaluated:
         from sft.inference.rows import evaluation_rows
         from sft.model.dtype import autocast_dtype
 
-        spec = build(plain["evaluation"], where="evaluation", allowed=plain.get("allow_targets") or [])
-        find_benchmarks(plain)
+        spec = build(run_config.evaluation, where="evaluation", allowed=run_config.allow_targets)
+        find_benchmarks(run_config)
         spec = spec if judging is None else with_answers(spec)
-        model_source = find_model_source(plain)
-        rows = evaluation_rows(plain, model_source)
+        model_source = find_model_source(run_config)
+        rows = evaluation_rows(run_config, model_source)
         settings = {
-            "batch_size": batch_size_of(plain),
-            "autocast": autocast_dtype(plain.get("trainer") or {}, plain["model"]["dtype"]),
-            "seed": plain["seed"],
+            "batch_size": batch_size_of(run_config),
+            "autocast": autocast_dtype(run_config.get("trainer") or {}, run_config.model.dtype),
+            "seed": run_config.seed,
         }
         model = model_source.load(rows.preprocessing.tokenizer, rows.control)
         before = (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from sft.config.app import command, logs_to_stderr
 from sft.config.paths import expanded
+
+if TYPE_CHECKING:
+    from sft.config.run_config import RunConfig
 
 
 @command("merge")
@@ -34,9 +37,11 @@ def merge(config: Mapping[str, Any]) -> str:
         UserError: nothing to merge, another base, a merge that changes the logits, or a push that is impossible.
     """
     from sft.config.errors import UserError
+    from sft.config.run_config import RunConfig
     from sft.hub.push import Push
     from sft.inference.model_source import find_model_source
 
+    config = RunConfig.of(config)
     model_source = find_model_source(config)
     push = Push.of(config)
     if model_source.adapter is None:
@@ -60,7 +65,7 @@ def merge(config: Mapping[str, Any]) -> str:
     return push.send(output) if push else str(output)
 
 
-def _merge(config: Mapping[str, Any], model_source: Any, output: Path) -> None:
+def _merge(config: RunConfig, model_source: Any, output: Path) -> None:
     from sft.export.merged import Provenance, refuse_to_overwrite, write_merged
     from sft.inference.chat_session import bind_template
     from sft.inference.model_source import inferred_info
@@ -74,7 +79,7 @@ def _merge(config: Mapping[str, Any], model_source: Any, output: Path) -> None:
     tokenizer, bound = bind_template(config, model_source)
     run, info = model_source.run, model_source.info or inferred_info(model_source, tokenizer, bound)
     metrics = (Metrics.read(run) if run else None) or Metrics(status="finished")
-    config = {**config, "name": config.get("name") or model_source.name}
+    config = config.with_(name=config.get("name") or model_source.name)
     with RunLock(run.path) if run else contextlib.nullcontext():
         provenance = Provenance(info, tokenizer, bound, config, metrics)
         write_merged(model_source.adapter, model_source.spec, provenance, output, run)

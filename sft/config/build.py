@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
+from sft.config.node import plain as plain_containers
 from sft.safety.targets import check_target
 
 
@@ -25,7 +26,7 @@ def build(node: Any, *, where: str = "", allowed: Iterable[str] = (), **extra: A
     """
     if node is None:
         return None
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else plain_containers(node)
     allowed = list(allowed)
     for key, target in targets_of(plain, where):
         if error := check_target(target, key, allowed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
 from sft.config import schema
@@ -50,7 +50,7 @@ def _needed(loader: ConfigLoaderImpl, override: Override, command: str) -> UserE
     key = (override.key_or_group or "").split("@")[0]
     top, _, rest = key.partition(".")
     types = {field.name: str(field.type) for field in fields(schema.COMMANDS[command])}
-    section = hasattr(schema, types.get(top, ""))  # its keys are read without a `_target_`
+    section = is_dataclass(getattr(schema, types.get(top, ""), None))  # its keys are read without a `_target_`
     options = loader.repository.get_group_options(top) if not rest and loader.repository.group_exists(top) else []
     if key.endswith("_target_") or (section if rest else top in types and top not in OPTIONAL):
         off = f"{top}=none" if "none" in options else f"another value: {key}=..."

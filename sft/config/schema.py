@@ -1,12 +1,15 @@
 """The keys of a composed config that belong to no `_target_`: those of the run itself and of each command.
 
-These classes are never built; the key checker reads their names and types, as it reads those of every `_target_`.
+The key checker reads their names and types, as it reads those of every `_target_`. A run reads its config through
+`sft.config.run_config.RunConfig`, which has the attributes of `Train`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from sft.config.node import Node
 
 
 @dataclass
@@ -33,7 +36,7 @@ class EstimateOptions:
     enforce: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Train:
     """One run: the groups are checked by their own `_target_`s; these are the keys beside them.
 
@@ -51,15 +54,15 @@ class Train:
     profile: bool
     allow_targets: list[str]
     allow_changes: list[str]
-    model: dict[str, Any]
-    quant: dict[str, Any] | None
-    lora: dict[str, Any] | None
-    dataset: dict[str, Any]
-    template: dict[str, Any]
-    callbacks: dict[str, Any] | None
-    trainer: dict[str, Any]
-    tracker: dict[str, Any] | None
-    evaluation: dict[str, Any] | None
+    model: Node
+    quant: Node | None
+    lora: Node | None
+    dataset: Node
+    template: Node
+    callbacks: Node | None
+    trainer: Node
+    tracker: Node | None
+    evaluation: Node | None
     sweep: SweepOptions
     hub: HubOptions
     estimate: EstimateOptions
@@ -76,29 +79,29 @@ class PreviewOptions:
     rows: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Preview(Train):
     """`python -m sft.preview`."""
 
     preview: PreviewOptions
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reproduce(Train):
     """`python -m sft.reproduce run=DIR`."""
 
     run: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluate(Train):
     """`python -m sft.evaluate run=DIR`."""
 
     run: str | None
-    judge: dict[str, Any] | None
+    judge: Node | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sampled(Train):
     """A command that generates answers: the keys of `sft.evaluation.sampling.Sampling` are top-level keys."""
 
@@ -111,14 +114,14 @@ class _Sampled(Train):
     repetition_penalty: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chat(_Sampled):
     """`python -m sft.chat run=DIR`."""
 
     prompt: str | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class WebUI(_Sampled):
     """`python -m sft.webui run=DIR`."""
 
@@ -130,7 +133,7 @@ class WebUI(_Sampled):
     conversations: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Merge(Train):
     """`python -m sft.merge run=DIR`."""
 
@@ -139,7 +142,7 @@ class Merge(Train):
     overwrite: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Estimate(Train):
     """`python -m sft.estimate`."""
 

@@ -10,9 +10,10 @@ from typing import Any
 from sft.config.checks.conflicts import shards_weights
 from sft.config.errors import UserError, not_installed
 from sft.config.rank import world_size
+from sft.config.run_config import RunConfig
 
 
-def check_sharding_supported(config: Mapping[str, Any]) -> None:
+def check_sharding_supported(config: RunConfig) -> None:
     """Refuse a sharding method that this launch or this machine does not support.
 
     Args:
@@ -22,7 +23,7 @@ def check_sharding_supported(config: Mapping[str, Any]) -> None:
         UserError: DeepSpeed is not installed, there is only one process, there is no GPU, or `accelerate launch` asks
             for another method than the config.
     """
-    trainer = config["trainer"]
+    trainer = config.trainer
     # the precision is set by trainer.bf16 and recorded in config.resolved.yaml
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     for name, key in (("FSDP", "fsdp"), ("DEEPSPEED", "deepspeed")):

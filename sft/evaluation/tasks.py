@@ -7,13 +7,14 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.run_config import RunConfig
 from sft.config.text import closest_names
 from sft.evaluation.eval_mode import preserve_rng_state
 from sft.evaluation.spec import LmEval
@@ -61,11 +62,11 @@ def _loaded(manager: Any, tasks: Sequence[str]) -> Any:
     return manager
 
 
-def find_benchmarks(config: Mapping[str, Any]) -> None:
+def find_benchmarks(config: RunConfig) -> None:
     """See `prepare_tasks`, for a whole config; nothing where it asks for no benchmarks. Raises UserError."""
-    node = config.get("evaluation") or {}
-    if "tasks" in node:
-        prepare_tasks(build(node, where="evaluation", allowed=config.get("allow_targets") or []))
+    node = config.evaluation
+    if node is not None and "tasks" in node:
+        prepare_tasks(build(node, where="evaluation", allowed=config.allow_targets))
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 from sft.export.merge import MergeDeviation, merge
 from sft.export.serving import modelfile, serving_notes
 from sft.model.save import decode_greedily
@@ -38,7 +38,7 @@ class Provenance:
     info: TrainingInfo
     tokenizer: Any
     bound: BoundTemplate
-    config: Mapping[str, Any]
+    config: RunConfig
     metrics: Metrics
 
     def write_beside(self, model: Any, adapter: Path, directory: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +39,16 @@ class Push:
         Raises:
             UserError: the name is invalid, or there is no token; raised before anything is computed.
         """
-        node = config.get("hub") or {}
-        if not node.get("push"):
+        node = RunConfig.of(config).hub
+        if not node.push:
             return None
-        if not _REPOSITORY.fullmatch(str(node["push"])):
-            raise UserError(f"{node['push']!r} is not the name of a repository", where="hub.push", remedy="ORG/NAME")
+        if not _REPOSITORY.fullmatch(str(node.push)):
+            raise UserError(f"{node.push!r} is not the name of a repository", where="hub.push", remedy="ORG/NAME")
         if not os.environ.get("HF_TOKEN"):
             raise UserError(
                 "pushing needs a token", where="hub.push", remedy="set HF_TOKEN in the environment, or in .env"
             )
-        return cls(str(node["push"]), node.get("private") is not False, node.get("what"))
+        return cls(str(node.push), node.private is not False, node.what)
 
     def send(self, directory: Path) -> str:
         """Push a directory as one commit.

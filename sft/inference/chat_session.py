@@ -11,6 +11,7 @@ from typing import Any
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.run_config import RunConfig
 from sft.evaluation.generate import answer_prompts, find_stops
 from sft.evaluation.sampling import Sampling
 from sft.inference.model_source import ModelSource, find_model_source, has_tokenizer, unchanged
@@ -147,7 +148,7 @@ def open_chat_session(config: Mapping[str, Any]) -> ChatSession:
 
 def chat_session_with(config: Mapping[str, Any], model_source: ModelSource, load: Callable[[], Any]) -> ChatSession:
     """The same for a given model source; `load` is called for the model when everything else is ready."""
-    tokenizer, bound = bind_template(config, model_source)
+    tokenizer, bound = bind_template(RunConfig.of(config), model_source)
     system = config.get("system")
     if system is None and model_source.info:
         system = model_source.info.system
@@ -155,7 +156,7 @@ def chat_session_with(config: Mapping[str, Any], model_source: ModelSource, load
     return ChatSession(load(), tokenizer, bound, Sampling.of(config), system or None, stops)
 
 
-def bind_template(config: Mapping[str, Any], model_source: ModelSource) -> tuple[Any, BoundTemplate]:
+def bind_template(config: RunConfig, model_source: ModelSource) -> tuple[Any, BoundTemplate]:
     """A model's tokenizer, and its chat template from training unless the config names another."""
     from sft.model.facts import family_of
     from sft.model.load import load_config, load_tokenizer
@@ -165,7 +166,7 @@ def bind_template(config: Mapping[str, Any], model_source: ModelSource) -> tuple
         spec = replace(spec, tokenizer=replace(spec.tokenizer, name=str(model_source.adapter)))
     model_config = load_config(spec)
     tokenizer = load_tokenizer(spec, model_config)
-    node: Template = build(config["template"], where="template", allowed=model_source.allowed)
+    node: Template = build(config.template, where="template", allowed=model_source.allowed)
     recorded = model_source.info.template if model_source.info else None
     own = (
         unchanged(config, model_source.run, "template")

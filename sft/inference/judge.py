@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 from sft.evaluation.judges.answers import judge_answers
 from sft.evaluation.judges.judging import Judging, open_judging
 from sft.evaluation.spec import Evaluation
@@ -18,13 +17,13 @@ from sft.inference.evaluated import Evaluated
 log = logging.getLogger(__name__)
 
 
-def open_judge(config: Mapping[str, Any]) -> Judging | None:
+def open_judge(config: RunConfig) -> Judging | None:
     """The judge of a config, after checking its key, address and model. None with `judge=none`.
 
     Raises:
         UserError: it is not usable.
     """
-    spec = build(config.get("judge"), where="judge", allowed=config.get("allow_targets") or [])
+    spec = build(config.get("judge"), where="judge", allowed=config.allow_targets)
     if spec is None:
         return None
     judging = open_judging(spec)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sft.config.build import build
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 from sft.model.spec import Model, Tokenizer
 from sft.run.directory import RunDirectory
 from sft.run.info import TrainingInfo
@@ -113,8 +114,9 @@ def find_model_source(config: Mapping[str, Any]) -> ModelSource:
     Raises:
         UserError: the run has no weights yet, or there is no such model.
     """
-    allowed = list(config.get("allow_targets") or [])
-    spec: Model = build(config["model"], where="model", allowed=allowed)
+    config = RunConfig.of(config)
+    allowed = config.allow_targets
+    spec: Model = build(config.model, where="model", allowed=allowed)
     if config.get("run"):
         return _of_run(config, spec, allowed)
     if spec.adapter:
@@ -122,11 +124,11 @@ def find_model_source(config: Mapping[str, Any]) -> ModelSource:
     located, info = spec.locate(), None
     if Path(located).is_dir():
         info = _info_beside(Path(located))
-    quant = config.get("quant")
+    quant = config.quant
     return ModelSource(spec.name or Path(located).name, spec, quant, None, info, None, allowed)
 
 
-def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> ModelSource:
+def _of_adapter(config: RunConfig, spec: Model, allowed: list[str]) -> ModelSource:
     """An adapter over the base that the config names, with the training info beside it, if any."""
     from sft.model.adapters.existing import check_adapter
 
@@ -134,7 +136,7 @@ def _of_adapter(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> M
     info = _info_beside(path)
     if info is not None and spec.dtype == "auto":
         spec = replace(spec, dtype=_precision(info, spec))
-    return ModelSource(path.name, replace(spec, adapter=None), config.get("quant"), path, info, None, allowed)
+    return ModelSource(path.name, replace(spec, adapter=None), config.quant, path, info, None, allowed)
 
 
 def inferred_info(model_source: ModelSource, tokenizer: Any, bound: Any) -> TrainingInfo:
@@ -167,7 +169,7 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
-def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> ModelSource:
+def _of_run(config: RunConfig, spec: Model, allowed: list[str]) -> ModelSource:
     run = RunDirectory(config["run"])
     info = TrainingInfo.read(run)
     if unchanged(config, run, "model.dtype"):
@@ -181,10 +183,10 @@ def _of_run(config: Mapping[str, Any], spec: Model, allowed: list[str]) -> Model
         )
     if (run.adapter / "adapter_config.json").is_file():
         spec = replace(spec, adapter=None)
-        return ModelSource(name, spec, config.get("quant"), run.adapter, info, run, allowed)
+        return ModelSource(name, spec, config.quant, run.adapter, info, run, allowed)
     if (run.model / "config.json").is_file():
         spec = replace(spec, name=str(run.model), revision=None, adapter=None, tokenizer=Tokenizer())
-        return ModelSource(name, spec, config.get("quant"), None, info, run, allowed)
+        return ModelSource(name, spec, config.quant, None, info, run, allowed)
     raise UserError(
         "has no weights yet: neither adapter/ nor model/ is there",
         where=f"run={config['run']}",

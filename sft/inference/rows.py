@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sft.config.run_config import RunConfig
 from sft.data.conversations import evaluation_conversations
 from sft.data.documents import Rows
 from sft.data.pipeline import prepare_evaluation
@@ -52,29 +53,30 @@ def evaluation_rows(config: Mapping[str, Any], model_source: ModelSource) -> Eva
         UserError: what `build_preprocessing` and `prepare_evaluation` raise.
     """
     own = model_source.run is not None and unchanged(config, model_source.run, "dataset")
-    config = {"trainer": {}, "allow_targets": [], **config}
+    config = RunConfig({"trainer": {}, **config})
     if model_source.run is not None:
         config = with_recorded_day(config, read_record(model_source.run))
-    if not own and model_source.info and model_source.info.system and not (config["template"] or {}).get("system"):
-        config["template"] = {**config["template"], "system": model_source.info.system}
+    if not own and model_source.info and model_source.info.system and not config.template.get("system"):
+        config = config.with_(template=config.template.with_(system=model_source.info.system))
     if model_source.adapter is None and model_source.run is not None:
-        config["model"] = {**config["model"], "name": model_source.spec.name, "revision": None, "adapter": None}
+        whole = config.model.with_(name=model_source.spec.name, revision=None, adapter=None)
+        config = config.with_(model=whole)
     if model_source.run is None and model_source.adapter is not None:
         config = _as_trained(config, model_source)
     preprocessing = build_preprocessing(config)
-    rows = prepare_evaluation(preprocessing.dataset, preprocessing.encoder, seed=config["seed"], whole=not own)
+    rows = prepare_evaluation(preprocessing.dataset, preprocessing.encoder, seed=config.seed, whole=not own)
     if not own and not preprocessing.dataset.eval_sources:
         preprocessing.dataset = replace(preprocessing.dataset, eval_sources=preprocessing.dataset.sources)
     log.info("evaluated: %s", ", ".join(f"{name} {len(each.documents):,} rows" for name, each in rows.items()))
     return EvaluationRows(preprocessing, rows)
 
 
-def _as_trained(config: Mapping[str, Any], model_source: ModelSource) -> dict[str, Any]:
+def _as_trained(config: RunConfig, model_source: ModelSource) -> RunConfig:
     """The config with the tokenizer and chat template beside a bare adapter, unless it names others."""
-    model, template = dict(config["model"]), dict(config["template"] or {})
+    model, template = dict(config.model), dict(config.template)
     own = dict(model.get("tokenizer") or {})
     if model_source.adapter is not None and has_tokenizer(model_source.adapter) and not own.get("name"):
         model["tokenizer"] = {**own, "name": str(model_source.adapter)}
     if model_source.info and model_source.info.template and template.get("name", "auto") == "auto":
         template |= {"name": "file", "text": model_source.info.template}
-    return {**config, "model": model, "template": template}
+    return config.with_(model=model, template=template)

@@ -18,7 +18,7 @@ def plain(value: Any) -> Any:
     NaN and infinities become None, because JSON has no notation for them; numpy and torch scalars become numbers,
     dataclasses become dicts, anything else becomes its str().
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

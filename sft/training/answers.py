@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
+from sft.config.run_config import RunConfig
 from sft.config.source_code.class_attributes import class_attribute
 from sft.data.conversations import evaluation_conversations
 from sft.distributed.ranks import Ranks
@@ -112,9 +112,9 @@ class AnswerEvaluation:
         return answers
 
 
-def sample_conversations_for_callbacks(inputs: Inputs, count: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def sample_conversations_for_callbacks(inputs: Inputs, count: int, config: RunConfig) -> list[dict[str, Any]]:
     """A few evaluation conversations for callbacks that show generations; [] if no callback does."""
-    nodes = [node for node in (config.get("callbacks") or {}).values() if node]
+    nodes = [node for node in (config.callbacks or {}).values() if node]
     if not any(class_attribute(node.get("_target_"), "wants_examples") for node in nodes):
         return []
     found = evaluation_conversations(inputs.dataset, inputs.data.eval, count)

@@ -12,6 +12,7 @@ from typing import Any
 from sft.config.build import build
 from sft.config.checks.figures import evaluated_sources, objective_of
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 from sft.config.source_code.class_attributes import class_attribute
 from sft.distributed.ranks import process_group
 from sft.kernels import elementwise, lowrank
@@ -34,17 +35,17 @@ from sft.training.trainer.nonfinite import Guard
 log = logging.getLogger(__name__)
 
 
-def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = False) -> Any:
+def build_model(config: RunConfig, inputs: Inputs, shares_base: bool = False) -> Any:
     """The model to train: base weights, quantized if configured, embeddings for new tokens, adapter attached.
 
     Args:
         shares_base: reuse the base model of the sweep's previous job, if this job does not modify it.
     """
-    allowed = config.get("allow_targets") or []
-    quant = build(config.get("quant"), where="quant", allowed=allowed)
-    lora = build(config.get("lora"), where="lora", allowed=allowed)
+    allowed = config.allow_targets
+    quant = build(config.quant, where="quant", allowed=allowed)
+    lora = build(config.lora, where="lora", allowed=allowed)
     load = partial(load_model, inputs.model, quant, trained=lora is None, config=inputs.model_config)
-    own_loss = class_attribute(config["trainer"].get("_target_"), "own_loss", False)  # puts its output layer into it
+    own_loss = class_attribute(config.trainer.get("_target_"), "own_loss", False)  # puts its output layer into it
     if shares_base and not own_loss and not changes_base(lora, inputs.model):
         base = shared.acquire_base(_base_key(config), load)
         if current.get() is not None:  # other jobs train on it at the same time
@@ -56,7 +57,7 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     control = [token for token in inputs.family.control_tokens if token in inputs.template.text]
     new_rows = fit_embeddings(base, inputs.tokenizer, control)
     targets = inputs.family.target_modules
-    model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config["seed"])
+    model, coverage = attach(base, lora, inputs.model, target_modules=targets, new_rows=new_rows, seed=config.seed)
     if not own_loss:
         lowrank.install(model)
         elementwise.install(model)
@@ -65,9 +66,9 @@ def build_model(config: Mapping[str, Any], inputs: Inputs, shares_base: bool = F
     return model
 
 
-def _base_key(config: Mapping[str, Any]) -> str:
+def _base_key(config: RunConfig) -> str:
     """Key of everything that a base model depends on."""
-    return json.dumps([config["model"], config.get("quant"), os.environ.get("LOCAL_RANK")], sort_keys=True)
+    return json.dumps([config.model, config.quant, os.environ.get("LOCAL_RANK")], sort_keys=True)
 
 
 def build_callbacks_early(config: Mapping[str, Any], run: RunDirectory, explicit: Iterable[str] = ()) -> dict[str, Any]:
@@ -80,20 +81,23 @@ def build_callbacks_early(config: Mapping[str, Any], run: RunDirectory, explicit
     Raises:
         UserError: a node that does not build a callback, or settings that a library rejects.
     """
-    allowed = config.get("allow_targets") or []
-    quant, lora, _ = (build(config.get(node), where=node, allowed=allowed) for node in ("quant", "lora", "tracker"))
+    config = RunConfig.of(config)
+    allowed = config.allow_targets
+    quant, lora, _ = (
+        build(getattr(config, node), where=node, allowed=allowed) for node in ("quant", "lora", "tracker")
+    )
     _refuse_names(config, quant, lora)
     evaluates = bool(evaluated_sources(config))
     callbacks = _build_callbacks(config)
     objective, direction = objective_of(config, evaluates)
     bind_all(callbacks.values(), None, objective=objective, direction=direction)
-    asked = trainer_arguments(callbacks, config["trainer"], explicit)
-    dtype = str(config["model"].get("dtype", "auto"))
-    if not (config["trainer"].get("fsdp") or config["trainer"].get("deepspeed")):  # these change how a model is loaded
+    asked = trainer_arguments(callbacks, config.trainer, explicit)
+    dtype = str(config.model.get("dtype", "auto"))
+    if not (config.trainer.get("fsdp") or config.trainer.get("deepspeed")):  # these change how a model is loaded
         build_arguments(
-            config["trainer"],
+            config.trainer,
             run,
-            seed=config["seed"],
+            seed=config.seed,
             asked=asked,
             dtype=dtype,
             evaluates=evaluates,
@@ -109,12 +113,12 @@ _NAMES = (
 )
 
 
-def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:
+def _refuse_names(config: RunConfig, quant: Any, lora: Any) -> None:
     """Check the names given in the config against the model, of which only its config is loaded."""
-    asked = config.get("lora") or {}
+    asked: Mapping[str, Any] = config.lora or {}
     if not any(asked.get(key) for key in _NAMES) and not getattr(quant, "llm_int8_skip_modules", None):
         return
-    spec = build(config["model"], where="model", allowed=config.get("allow_targets") or [])
+    spec = build(config.model, where="model", allowed=config.allow_targets)
     model_config = load_config(spec)
     try:
         empty = empty_model(model_config, spec.trust_remote_code)
@@ -126,13 +130,13 @@ def _refuse_names(config: Mapping[str, Any], quant: Any, lora: Any) -> None:
     refuse_names(lora, quant, empty, spec, family_of(spec, model_config).target_modules)
 
 
-def _build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+def _build_callbacks(config: RunConfig) -> dict[str, Any]:
     """The config's callbacks by name, in order, without disabled nodes."""
     from transformers import TrainerCallback
 
-    allowed = config.get("allow_targets") or []
+    allowed = config.allow_targets
     built: dict[str, Any] = {}
-    for name, node in (config.get("callbacks") or {}).items():
+    for name, node in (config.callbacks or {}).items():
         if node is None:
             continue
         callback = build(node, where=f"callbacks.{name}", allowed=allowed)
@@ -165,15 +169,16 @@ def build_trainer(
     """
     from transformers import PrinterCallback, ProgressCallback
 
-    asked = trainer_arguments(callbacks, config["trainer"], explicit)
+    config = RunConfig.of(config)
+    asked = trainer_arguments(callbacks, config.trainer, explicit)
     arguments = build_arguments(
-        config["trainer"],
+        config.trainer,
         run,
-        seed=config["seed"],
+        seed=config.seed,
         asked=asked,
         dtype=inputs.model.dtype,
         evaluates=bool(inputs.data.eval),
-        allowed=config.get("allow_targets") or [],
+        allowed=config.allow_targets,
     )
     trainer = arguments.trainer()(
         model,
@@ -182,7 +187,7 @@ def build_trainer(
         train=inputs.data.train,
         evaluation=inputs.data.eval,
         callbacks=[*callbacks.values(), *more, TrackerCallback(tracker)],
-        guard=Guard(config.get("on_nonfinite", "stop"), run, inputs.data.train, inputs.tokenizer, process_group()),
+        guard=Guard(config.on_nonfinite, run, inputs.data.train, inputs.tokenizer, process_group()),
         compute_metrics=compute_metrics,
     )
     for default in (PrinterCallback, ProgressCallback):

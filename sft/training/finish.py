@@ -77,17 +77,17 @@ def _write(trained: TrainedRun, evaluated: dict[str, float], peak: int, whole: M
     if not run.metrics_jsonl.exists():
         for line in trainer.state.log_history:
             run.append_jsonl(run.metrics_jsonl, line)
-    write_curves(run, title=str(config["name"]))
+    write_curves(run, title=str(config.name))
     write_rows(run, _row_losses(trainer), trained.answer_evaluation.exact_matches())
-    if config["save_merged_model"]:
+    if config.save_merged_model:
         _save_merged(job, inputs, info, metrics)
     figures = metrics.as_dict()
     trained.tracker.log(
         {key: value for key, value in figures.items() if isinstance(value, float)}, trainer.state.global_step
     )
-    kept = [weights, run.merged] if config["save_merged_model"] else [weights]
+    kept = [weights, run.merged] if config.save_merged_model else [weights]
     for directory in kept:
-        trained.tracker.artifact(directory, f"{config['name']}-{directory.name}", directory.name)
+        trained.tracker.artifact(directory, f"{config.name}-{directory.name}", directory.name)
     metrics.write(run)
     if figures.get(trained.objective) is None:
         log.warning("the run has no metric %s, its objective", trained.objective)

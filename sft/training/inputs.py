@@ -14,6 +14,7 @@ from typing import Any
 from sft.config.build import build
 from sft.config.errors import UserError
 from sft.config.rank import local_rank, world_size
+from sft.config.run_config import RunConfig
 from sft.data.batches.by_tokens import TokenBatches
 from sft.data.cache import Cache
 from sft.data.labels.encoder import Encoder
@@ -80,13 +81,14 @@ def prepare_inputs(config: Mapping[str, Any], cache_root: Path | None = None) ->
     Raises:
         UserError: any problem with model, template, dataset or rows.
     """
+    config = RunConfig.of(config)
     preprocessing = build_preprocessing(config, cache_root)
-    data = prepare(preprocessing.dataset, preprocessing.encoder, seed=config["seed"], cache_root=cache_root)
+    data = prepare(preprocessing.dataset, preprocessing.encoder, seed=config.seed, cache_root=cache_root)
     fill_steps_per_epoch(data, config)
     return Inputs(**vars(preprocessing), data=data)
 
 
-def prepare_on_all_ranks(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
+def prepare_on_all_ranks(config: RunConfig, ranks: Ranks) -> Inputs:
     """Prepare the inputs in each of several processes: rank 0 tokenizes, the others read the cache that it has written.
 
     Without a cache, each machine uses a temporary one, which is removed when all processes have mapped its files.
@@ -96,7 +98,7 @@ def prepare_on_all_ranks(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
     """
     if not ranks.is_distributed:
         return prepare_inputs(config)
-    kept = ranks.gather(Cache(enabled=bool(config["dataset"].get("cache", True))).enabled)
+    kept = ranks.gather(Cache(enabled=bool(config.dataset.get("cache", True))).enabled)
     root = None if all(kept) else Path(tempfile.gettempdir()) / f"sft-rows-{ranks.broadcast(uuid.uuid4().hex)}"
     try:
         inputs = ranks.main_process_first(lambda: prepare_inputs(config, root))
@@ -114,7 +116,7 @@ def prepare_on_all_ranks(config: Mapping[str, Any], ranks: Ranks) -> Inputs:
     return inputs
 
 
-def build_preprocessing(config: Mapping[str, Any], cache_root: Path | None = None) -> Preprocessing:
+def build_preprocessing(config: RunConfig, cache_root: Path | None = None) -> Preprocessing:
     """Load the tokenizer of a resolved config and choose the template using some of its rows.
 
     Args:
@@ -123,12 +125,12 @@ def build_preprocessing(config: Mapping[str, Any], cache_root: Path | None = Non
     Raises:
         UserError: any problem with model or template, or a source that cannot be read.
     """
-    allowed = config.get("allow_targets") or []
-    model: Model = build(config["model"], where="model", allowed=allowed)
-    dataset: Dataset = build(config["dataset"], where="dataset", allowed=allowed, _recursive_=False)
+    allowed = config.allow_targets
+    model: Model = build(config.model, where="model", allowed=allowed)
+    dataset: Dataset = build(config.dataset, where="dataset", allowed=allowed, _recursive_=False)
     if cache_root is not None:
         dataset = replace(dataset, cache=True)
-    template = build(config["template"], where="template", allowed=allowed)
+    template = build(config.template, where="template", allowed=allowed)
     model_config = load_config(model)
     family = family_of(model, model_config)
     tokenizer = load_tokenizer(model, model_config)
@@ -158,7 +160,7 @@ def build_preprocessing(config: Mapping[str, Any], cache_root: Path | None = Non
     return Preprocessing(model, model_config, family, dataset, tokenizer, bound, encoder, sample)
 
 
-def fill_steps_per_epoch(data: Prepared, config: Mapping[str, Any], padded: bool | None = None) -> None:
+def fill_steps_per_epoch(data: Prepared, config: RunConfig, padded: bool | None = None) -> None:
     """Fill in the report's steps per epoch.
 
     Args:
@@ -167,13 +169,13 @@ def fill_steps_per_epoch(data: Prepared, config: Mapping[str, Any], padded: bool
     Raises:
         UserError: a row has more tokens than `trainer.max_tokens_per_batch`.
     """
-    trainer = config["trainer"]
+    trainer = config.trainer
     accumulation, limit = trainer.get("gradient_accumulation_steps", 1), trainer.get("max_tokens_per_batch")
     if limit:
         if padded is None:
-            padded = (config.get("model") or {}).get("attn_implementation") not in (None, "varlen")
+            padded = config.model.get("attn_implementation") not in (None, "varlen")
         ranks = world_size()
-        seed = config["seed"] if trainer.get("data_seed") is None else trainer["data_seed"]
+        seed = config.seed if trainer.get("data_seed") is None else trainer.data_seed
         batches = TokenBatches(data.train.lengths, limit, seed, padded=padded, ranks=ranks)
         data.report["train"]["steps_per_epoch"] = -(-len(batches) // (ranks * accumulation))
         return

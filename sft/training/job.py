@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.run_config import RunConfig
 from sft.distributed.ranks import Ranks
 from sft.run.directory import RunDirectory
 from sft.run.lock import holder
@@ -21,14 +22,14 @@ class Job:
     """One run to execute.
 
     Attributes:
-        config: resolved, plain containers, without Hydra's node.
+        config: resolved, read-only, without Hydra's node.
         run: its directory.
         unresolved: the composed config as YAML.
         hydra: Hydra's own node, plain; {} where Hydra did not start it.
         origin: run.json of the run that this one replays; {} for a run of its own.
     """
 
-    config: dict[str, Any]
+    config: RunConfig
     run: RunDirectory
     unresolved: str
     hydra: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Job:
         assert isinstance(plain, dict)
         node = OmegaConf.to_container(hydra, resolve=False, enum_to_str=True) if hydra is not None else {}
         directory = _directory(hydra, str(plain.get("name", "sft")))
-        return cls(plain, RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
+        return cls(RunConfig(plain), RunDirectory(directory), OmegaConf.to_yaml(task), dict(node))  # type: ignore[arg-type]
 
     def broadcast_from_main(self, ranks: Ranks) -> Job:
         """Rank 0's job on every rank: its directory, which depends on its clock, and its config.
@@ -80,19 +81,19 @@ class Job:
             with contextlib.suppress(OSError):  # it does not exist, or is in use
                 Path(made).rmdir()
 
-    def settled(self, config: dict[str, Any]) -> Job:
+    def settled(self, config: RunConfig) -> Job:
         """The same job with open settings of its config resolved."""
         return replace(self, config=config)
 
     @property
     def shares_base(self) -> bool:
         """Whether this is a sweep's job that may reuse the base model of the previous job."""
-        return self.group is not None and bool((self.config.get("sweep") or {}).get("share_base", True))
+        return self.group is not None and bool(self.config.sweep.share_base)
 
     @property
     def retries(self) -> bool:
         """Whether a failed run is retried; a sweep may disable that."""
-        return self.group is None or bool((self.config.get("sweep") or {}).get("retry_failed", True))
+        return self.group is None or bool(self.config.sweep.retry_failed)
 
     @property
     def group(self) -> str | None:

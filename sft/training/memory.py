@@ -7,11 +7,11 @@ import gc
 import random
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sft.config.errors import RunFailed
+from sft.config.run_config import RunConfig
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 
@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_out_of_memory(config: Mapping[str, Any], run: RunDirectory) -> Iterator[None]:
+def explain_out_of_memory(config: RunConfig, run: RunDirectory) -> Iterator[None]:
     """Turn an out-of-memory error of the block into one that says what would help.
 
     Args:
@@ -59,7 +59,7 @@ def explain_out_of_memory(config: Mapping[str, Any], run: RunDirectory) -> Itera
         raise OutOfMemory(out_of_memory_message(config, run, place, what)) from error
 
 
-def out_of_memory_message(config: Mapping[str, Any], run: RunDirectory, place: str, what: str) -> str:
+def out_of_memory_message(config: RunConfig, run: RunDirectory, place: str, what: str) -> str:
     """The whole message: what would help, most effective first, and how to resume.
 
     Args:
@@ -137,9 +137,9 @@ def _place(causes: list[BaseException]) -> str:
     return "evaluation" if names & {"evaluate", "evaluate_loss", "evaluate_before", "evaluate_after"} else "training"
 
 
-def training_remedies(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
+def training_remedies(config: RunConfig, run: RunDirectory) -> list[tuple[str, str]]:
     """Overrides that reduce the memory of a training step, and their cost; most effective first."""
-    trainer, dataset, lora = config["trainer"], config["dataset"], config.get("lora")
+    trainer, dataset, lora = config.trainer, config.dataset, config.lora
     batch, accumulation = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
     remedies = []
     report = run.read_json(run.data_report, {}) or {}
@@ -158,26 +158,26 @@ def training_remedies(config: Mapping[str, Any], run: RunDirectory) -> list[tupl
     if lora is None:
         remedies.append(("lora=r16", "now all weights are trained, with their gradients and optimizer states"))
     elif (lora.get("r") or 0) > 4:
-        remedies.append((f"lora.r={lora['r'] // 2}", f"now {lora['r']}"))
+        remedies.append((f"lora.r={lora.r // 2}", f"now {lora.r}"))
     if trainer.get("gradient_checkpointing") is not True:
         remedies.append(("trainer.gradient_checkpointing=true", "now off; a third more time"))
-    if lora is not None and not config.get("quant"):
+    if lora is not None and not config.quant:
         remedies.append(("quant=nf4", "now none; some exactness of the base"))
     return remedies
 
 
-def _evaluation_remedies(config: Mapping[str, Any], run: RunDirectory) -> list[tuple[str, str]]:
-    size = config["trainer"].get("per_device_eval_batch_size", 8)
+def _evaluation_remedies(config: RunConfig, run: RunDirectory) -> list[tuple[str, str]]:
+    size = config.trainer.get("per_device_eval_batch_size", 8)
     remedies = [(f"trainer.per_device_eval_batch_size={max(1, size // 4)}", f"now {size}; changes no figure")]
     return (remedies if size > 1 else []) + [
         help for help in training_remedies(config, run) if help[0].startswith(("dataset", "quant"))
     ]
 
 
-def _loading_remedies(config: Mapping[str, Any], _: RunDirectory) -> list[tuple[str, str]]:
+def _loading_remedies(config: RunConfig, _: RunDirectory) -> list[tuple[str, str]]:
     remedies = []
-    if not config.get("quant") and config.get("lora") is not None:
+    if not config.quant and config.lora is not None:
         remedies.append(("quant=nf4", "now none; a quarter of the weights' memory in bf16"))
-    if config["model"].get("dtype") in ("float32", "fp32", "auto"):
+    if config.model.get("dtype") in ("float32", "fp32", "auto"):
         remedies.append(("model.dtype=bfloat16", f"now {config['model'].get('dtype')}"))
     return [*remedies, ("model=...", "a smaller one of the family")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import __version__
+from sft.config.run_config import RunConfig
 from sft.data.conversations import common_system
 from sft.data.preview import preview_rows, to_html, to_jsonl
 from sft.data.report.account import account, summary
@@ -43,7 +44,7 @@ def write_data(run: RunDirectory, inputs: Inputs) -> None:
     run.write_with("lengths.png", lambda path: plot_lengths(inputs.data.report, Path(path)))
 
 
-def write_steps_per_epoch(run: RunDirectory, inputs: Inputs, config: Mapping[str, Any], padded: bool) -> None:
+def write_steps_per_epoch(run: RunDirectory, inputs: Inputs, config: RunConfig, padded: bool) -> None:
     """Update the steps per epoch in data_report.json, now that the batch layout is known."""
     before = inputs.data.report["train"]["steps_per_epoch"]
     fill_steps_per_epoch(inputs.data, config, padded)
@@ -53,27 +54,27 @@ def write_steps_per_epoch(run: RunDirectory, inputs: Inputs, config: Mapping[str
         run.write_json(run.data_report, inputs.data.report)
 
 
-def training_info(config: Mapping[str, Any], inputs: Inputs, model: Any) -> TrainingInfo:
+def training_info(config: RunConfig, inputs: Inputs, model: Any) -> TrainingInfo:
     """The information that inference, merging and evaluation need."""
     spec, report = inputs.model, inputs.data.report
     base = base_of(model)
     adapter = getattr(model, "peft_config", {}).get("default")
     return TrainingInfo(
-        model_name=spec.name or str(config["model"]["_target_"]).rpartition(".")[2],
+        model_name=spec.name or str(config.model["_target_"]).rpartition(".")[2],
         model_path=base.name_or_path,
         model_kind=_kind(spec, base.name_or_path),
         model_revision=spec.revision,
         base_fingerprint=weights_fingerprint(base.name_or_path, spec.revision),
         model_type=getattr(inputs.model_config, "model_type", None),
         family=inputs.family.name,
-        method="full" if adapter is None else "qlora" if config.get("quant") else "lora",
+        method="full" if adapter is None else "qlora" if config.quant else "lora",
         stop_tokens=list(inputs.template.stop_tokens),
         system=common_system(inputs.sample) or inputs.template.system,
         template=inputs.template.text,
         template_name=inputs.template.reason,
         template_kwargs=dict(inputs.template.kwargs),
         lora={} if adapter is None else _plain(adapter.to_dict()),
-        quant=dict(config.get("quant") or {}),
+        quant={} if config.quant is None else config.quant.plain(),
         dtype=str(base.dtype).removeprefix("torch."),
         tokenizer={
             "name": inputs.tokenizer.name_or_path,
@@ -101,7 +102,7 @@ def write_weights(run: RunDirectory, model: Any, inputs: Inputs, weights: Mappin
     return run.model
 
 
-def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, weights: Path, whole: bool) -> None:
+def write_card(config: RunConfig, info: TrainingInfo, metrics: Metrics, weights: Path, whole: bool) -> None:
     """Write the model card beside the weights.
 
     Args:
@@ -117,11 +118,11 @@ def write_card(config: Mapping[str, Any], info: TrainingInfo, metrics: Metrics, 
         "optim",
     )
     settings = {
-        **({"seed": config["seed"]} if "seed" in config else {}),
+        **({"seed": config.seed} if "seed" in config else {}),
         **{name: trainer[name] for name in names if name in trainer},
     }
     library = "transformers" if whole else "peft"
-    Card(name=str(config["name"]), info=info, metrics=metrics, settings=settings, library=library).write(weights)
+    Card(name=str(config.name), info=info, metrics=metrics, settings=settings, library=library).write(weights)
 
 
 def _kind(spec: Model, path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from sft.config.errors import UserError, raise_all
 from sft.config.rank import world_size
+from sft.config.run_config import RunConfig
 from sft.run.directory import RunDirectory
 from sft.run.disk.digest import sha256_of
 from sft.run.environment import git_state
@@ -64,8 +65,7 @@ def replay_of(config: DictConfig) -> tuple[RunDirectory, Job]:
         raise UserError(
             "a replay must not overwrite its original", where="hydra.run.dir", remedy="choose another directory"
         )
-    job.config["tracker"] = None
-    job.origin = record
+    job = replace(job, config=job.config.with_(tracker=None), origin=record)
     _refuse_changes(origin, job.config)
     _refuse_changed_underway(record, job.config)
     refuse_other_versions(job.config, record)
@@ -94,20 +94,20 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def _refuse_changes(origin: RunDirectory, config: Mapping[str, Any]) -> None:
+def _refuse_changes(origin: RunDirectory, config: RunConfig) -> None:
     """Refuse a replay with a config that differs in what affects the weights."""
     errors = []
-    for key, (old, new) in changes(read_snapshot(origin) or {}, config, config.get("allow_changes") or []).items():
+    for key, (old, new) in changes(read_snapshot(origin) or {}, config, config.allow_changes).items():
         remedy = f"leave {key} out; to see what it changes, 'allow_changes=[{key}]'"
         errors.append(UserError(f"the run to replay had {old}, not {new}", where=key, remedy=remedy))
     raise_all(errors)
 
 
-def _refuse_changed_underway(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _refuse_changed_underway(record: Mapping[str, Any], config: RunConfig) -> None:
     """Refuse a run whose settings were changed when it was resumed: no single config replays it."""
     for session in record.get("sessions") or []:
         changed = session.get("changed") or {}
-        if changed and not set(changed) <= set(config.get("allow_changes") or []):
+        if changed and not set(changed) <= set(config.allow_changes):
             name, (then, now) = next(iter(changed.items()))
             raise UserError(
                 f"the run had {name}={then} until {session.get('resumed_from')}, and {name}={now} since",
@@ -116,9 +116,9 @@ def _refuse_changed_underway(record: Mapping[str, Any], config: Mapping[str, Any
             )
 
 
-def _refuse_other_ranks(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _refuse_other_ranks(record: Mapping[str, Any], config: RunConfig) -> None:
     then, now = record.get("world_size", 1), world_size()
-    if then != now and "world_size" not in (config.get("allow_changes") or []):
+    if then != now and "world_size" not in config.allow_changes:
         raise UserError(
             f"the run was trained by {then} processes, this is {now}",
             where="world_size",

@@ -66,7 +66,7 @@ class TrainingRun:
         mark("imports")
         memory.reset_peak()  # each job of a sweep has its own peak
         with self.stopping.catch_signals():
-            seed_everything(self.job.config["seed"])
+            seed_everything(self.job.config.seed)
             callbacks = self.build_callbacks()
             inputs = self.prepare_data()
             self.settle_checkpointing(inputs)
@@ -103,7 +103,7 @@ class TrainingRun:
         job = self.job
         config = self.ranks.run_on_main_and_broadcast(lambda: check_memory(job.config, inputs, self.before, job.run))
         self.job = job.settled(config)
-        self.record.update(gradient_checkpointing=config["trainer"].get("gradient_checkpointing"))
+        self.record.update(gradient_checkpointing=config.trainer.get("gradient_checkpointing"))
 
     def build_model(self, inputs: Inputs) -> Any:
         """Load base weights, add embeddings for new tokens, attach the adapter."""
@@ -120,7 +120,7 @@ class TrainingRun:
         with self.ranks.raise_on_any_rank():
             info = training_info(config, inputs, model)
             info.write(run)
-            answer_evaluation = AnswerEvaluation(self._built("evaluation"), inputs, config["seed"])
+            answer_evaluation = AnswerEvaluation(self._built("evaluation"), inputs, config.seed)
             trainer, tracker, objective = self._bound_trainer(inputs, model, callbacks, stack)
             attention = trainer.attention_for(inputs.model.attn_implementation)
             mark("trainer")
@@ -163,7 +163,7 @@ class TrainingRun:
         config, run = job.config, job.run
         objective, direction = objective_of(config, evaluates=bool(inputs.data.eval))
         bind_all(callbacks.values(), None, objective=objective, direction=direction)
-        profiling = profiling_callbacks(bool(config.get("profile")))
+        profiling = profiling_callbacks(config.profile)
         tracker = stack.enter_context(tracking(self._built("tracker"), run, config, run.path.name, job.group))
         stack.enter_context(closing([*callbacks.values(), *profiling]))
         others = [*self.callbacks, *pruning_callbacks(), *profiling, self.stopping]
@@ -185,4 +185,4 @@ class TrainingRun:
     def _built(self, node: str) -> Any:
         """The object built from a node's `_target_`."""
         config = self.job.config
-        return build(config[node], where=node, allowed=config["allow_targets"])
+        return build(getattr(config, node), where=node, allowed=config.allow_targets)

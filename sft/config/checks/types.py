@@ -9,7 +9,7 @@ from sft.config.source_code.definitions import find_in_file, is_dataclass, liter
 
 _SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _SEQUENCES = {"list", "List", "tuple", "Tuple", "set", "Sequence", "Iterable"}
-_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
+_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "Node"}  # Node: of sft.config.schema
 
 
 def mismatch(value: object, annotation: ast.expr | None, home: Path) -> str | None:

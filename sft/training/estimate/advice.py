@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sft.config.paths import conf_dir
+from sft.config.run_config import RunConfig
 from sft.run.directory import RunDirectory
 from sft.run.memory import DeviceMemory
 from sft.training.estimate.estimate import Estimate, Estimator, fits
@@ -34,7 +34,7 @@ class Advice:
 
 
 def advise(
-    config: Mapping[str, Any],
+    config: RunConfig,
     run: RunDirectory,
     place: DeviceMemory,
     batch: Batch,
@@ -69,14 +69,14 @@ def advise(
 
 
 def _with(
-    config: Mapping[str, Any],
+    config: RunConfig,
     overrides: list[str],
     place: DeviceMemory,
     batches: tuple[Batch, Batch | None],
     model_config: Any,
     estimator: Estimator,
 ) -> Estimate:
-    changed = copy.deepcopy(dict(config))
+    changed = config.plain()
     batch, evaluation = batches
     for part in " ".join(overrides).split():
         key, _, value = part.partition("=")
@@ -86,10 +86,10 @@ def _with(
         if key == "dataset.max_length":
             batch = batch.with_length(int(value))
             evaluation = evaluation.with_length(int(value)) if evaluation else None
-    return _estimator(changed, place, model_config, estimator).estimate(batch, evaluation)
+    return _estimator(RunConfig.of(changed), place, model_config, estimator).estimate(batch, evaluation)
 
 
-def _estimator(config: dict[str, Any], place: DeviceMemory, model_config: Any, drawn: Estimator) -> Estimator:
+def _estimator(config: RunConfig, place: DeviceMemory, model_config: Any, drawn: Estimator) -> Estimator:
     """The existing estimator if the model is unchanged: building the model takes most of an estimate's time."""
     if all(config.get(key) == drawn.config.get(key) for key in ("model", "quant", "lora")):
         same = copy.copy(drawn)

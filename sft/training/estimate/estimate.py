@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sft.config.build import build
+from sft.config.run_config import RunConfig
 from sft.data.documents import Rows
 from sft.data.spec import Dataset
 from sft.model.dtype import autocast_dtype, resolve_dtype
@@ -97,13 +98,13 @@ class Estimator:
         UserError: the model's config cannot be found, or the adapter cannot be built over it.
     """
 
-    def __init__(self, config: Mapping[str, Any], device: str, model_config: Any = None, rows: Any = ()) -> None:
-        allowed = config.get("allow_targets") or []
+    def __init__(self, config: RunConfig, device: str, model_config: Any = None, rows: Any = ()) -> None:
+        allowed = config.allow_targets
         self.config, self.device = config, device
-        self.model: Model = build(config["model"], where="model", allowed=allowed)
+        self.model: Model = build(config.model, where="model", allowed=allowed)
         own = model_config if model_config is not None else load_config(self.model)
-        quant = build(config.get("quant"), where="quant", allowed=allowed)
-        lora = build(config.get("lora"), where="lora", allowed=allowed)
+        quant = build(config.quant, where="quant", allowed=allowed)
+        lora = build(config.lora, where="lora", allowed=allowed)
         targets = family_of(self.model, own).target_modules
         stored = getattr(own, "dtype", None) or torch.float32  # building the model writes its own precision there
         self.blueprint: Blueprint = build_blueprint(self.model, own, quant, lora, targets=targets, rows=rows)
@@ -124,7 +125,7 @@ class Estimator:
             evaluation: the longest of evaluation; None for no evaluation.
             checkpointing: None takes it from the config, where `auto` counts as off.
         """
-        trainer, held = self.config["trainer"], self.held
+        trainer, held = self.config.trainer, self.held
         on = checkpointing if checkpointing is not None else trainer.get("gradient_checkpointing") is True
         machine = Machine(
             self.device, autocast_dtype(trainer, self.model.dtype), on, trainer.get("gradient_accumulation_steps") or 1
@@ -164,8 +165,8 @@ class Estimator:
     def _parts(self, batch: Batch, checkpointing: bool) -> int:
         """The number of concurrent parts of a batch, as far as the config tells (see
         `sft.training.layout.microbatches`)."""
-        trainer, lora = self.config["trainer"], self.config.get("lora") or {}
-        drawn = lora.get("lora_dropout") or trainer.get("neftune_noise_alpha")
+        trainer, lora = self.config.trainer, self.config.lora
+        drawn = (lora is not None and lora.get("lora_dropout")) or trainer.get("neftune_noise_alpha")
         if self.device != "cpu" or checkpointing or drawn or trainer.get("torch_compile"):
             return 1
         cast = autocast_dtype(trainer, self.model.dtype)
@@ -174,7 +175,7 @@ class Estimator:
         return parts if batch.rows >= parts else 1
 
 
-def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Batch:
+def configured_batch(config: RunConfig, evaluation: bool = False) -> Batch:
     """The largest batch a config allows: every row as long as `dataset.max_length`, and fully trained.
 
     Args:
@@ -182,26 +183,24 @@ def configured_batch(config: Mapping[str, Any], evaluation: bool = False) -> Bat
         evaluation: for evaluation instead of training.
     """
     key = f"per_device_{'eval' if evaluation else 'train'}_batch_size"
-    count = int(config["trainer"].get(key) or 8)
-    dataset = config["dataset"]
-    length = dataset["max_length"]
-    if dataset["eval_packing" if evaluation else "packing"]:
+    count = int(config.trainer.get(key) or 8)
+    dataset = config.dataset
+    length = dataset.max_length
+    if dataset.eval_packing if evaluation else dataset.packing:
         return Batch(1, count * length, count * (length - 1))  # packs are padding-free
     return Batch(count, length, count * (length - 1))
 
 
-def with_lengths(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_lengths(config: RunConfig) -> RunConfig:
     """The config with `dataset.max_length` and `dataset.packing` filled in with the dataset's defaults."""
-    dataset: Dataset = build(
-        config["dataset"], where="dataset", allowed=config.get("allow_targets") or [], _recursive_=False
-    )
+    dataset: Dataset = build(config.dataset, where="dataset", allowed=config.allow_targets, _recursive_=False)
     said = {"max_length": dataset.max_length, "packing": dataset.packing, "eval_packing": dataset.eval_packing}
-    return {**config, "dataset": {**config["dataset"], **said}}
+    return config.with_(dataset=config.dataset.with_(**said))
 
 
-def evaluates(config: Mapping[str, Any]) -> bool:
+def evaluates(config: RunConfig) -> bool:
     """Whether the run will evaluate, as far as the config tells."""
-    dataset = config["dataset"]
+    dataset = config.dataset
     return bool(dataset.get("eval_sources") or dataset.get("eval_fraction", 0.1))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sft.config.run_config import RunConfig
 from sft.data.documents import Documents, Rows, Tokens
 from sft.run import memory
 from sft.run.directory import RunDirectory
@@ -21,23 +21,22 @@ from sft.training.resume.start import seed_everything
 STEPS = 2  # the second has the optimizer's states
 
 
-def measure(config: Mapping[str, Any], batch: Batch, checkpointing: bool) -> int:
+def measure(config: RunConfig, batch: Batch, checkpointing: bool) -> int:
     """Train on random tokens, each row `batch.length` long, without keeping anything.
 
     Returns:
         The peak in bytes: of the GPU's allocator, or of the process where there is none.
     """
-    trainer_node = {
-        **config["trainer"],
-        "max_steps": STEPS,
-        "per_device_train_batch_size": batch.rows,
-        "gradient_checkpointing": checkpointing,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-    }
-    config = {**config, "trainer": trainer_node, "callbacks": None}
-    seed_everything(config["seed"])
+    trainer_node = config.trainer.with_(
+        max_steps=STEPS,
+        per_device_train_batch_size=batch.rows,
+        gradient_checkpointing=checkpointing,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
+    config = config.with_(trainer=trainer_node, callbacks=None)
+    seed_everything(config.seed)
     preprocessing = build_preprocessing(config)
     accumulation = trainer_node.get("gradient_accumulation_steps") or 1
     rows = _rows(batch, batch.rows * accumulation * STEPS, preprocessing.model_config.get_text_config().vocab_size)

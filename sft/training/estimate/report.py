@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.config.run_config import RunConfig
 from sft.config.text import byte_size
 from sft.model.load import load_config
 from sft.run.directory import RunDirectory
@@ -118,9 +119,9 @@ def estimate_report(config: Mapping[str, Any], rows: bool = False, measured: boo
     """
     from sft.config.build import build
 
-    config = with_lengths(config)
+    config = with_lengths(RunConfig.of(config))
     found = device_memories()
-    model_config = load_config(build(config["model"], where="model", allowed=config.get("allow_targets") or []))
+    model_config = load_config(build(config.model, where="model", allowed=config.allow_targets))
     batch, evaluation = _batches(config, rows)
     estimator = Estimator(config, found[0].device, model_config)
     estimate = estimator.estimate(batch, evaluation)
@@ -135,13 +136,13 @@ def estimate_report(config: Mapping[str, Any], rows: bool = False, measured: boo
     return EstimateReport(estimate, found, advice, real)
 
 
-def _batches(config: Mapping[str, Any], rows: bool) -> tuple[Batch, Batch | None]:
+def _batches(config: RunConfig, rows: bool) -> tuple[Batch, Batch | None]:
     if not rows:
         return configured_batch(config), configured_batch(config, evaluation=True) if evaluates(config) else None
     from sft.training.inputs import prepare_inputs
 
     data = prepare_inputs(config).data
-    trainer = config["trainer"]
+    trainer = config.trainer
     batch = longest_batch([data.train], int(trainer.get("per_device_train_batch_size") or 8))
     assert batch is not None  # preparing refuses a dataset without rows
     return batch, longest_batch(list(data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))

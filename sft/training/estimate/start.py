@@ -9,6 +9,7 @@ from typing import Any
 
 from sft.config.checks.conflicts import shards_weights
 from sft.config.errors import UserError
+from sft.config.run_config import RunConfig
 from sft.model.tokens import added_rows
 from sft.run.directory import RunDirectory
 from sft.run.memory import DeviceMemory, device_memories
@@ -24,9 +25,7 @@ log = logging.getLogger(__name__)
 CERTAIN_SHARE = 0.85  # a run is refused only where this share of its estimate does not fit
 
 
-def check_memory(
-    config: Mapping[str, Any], inputs: Inputs, record: Mapping[str, Any], run: RunDirectory
-) -> dict[str, Any]:
+def check_memory(config: RunConfig, inputs: Inputs, record: Mapping[str, Any], run: RunDirectory) -> RunConfig:
     """Log the memory a run needs, and resolve `trainer.gradient_checkpointing=auto`.
 
     Args:
@@ -43,10 +42,10 @@ def check_memory(
     """
     if shards_weights(config):
         log.info("memory: not estimated: the weights are sharded, and each process gathers one layer at a time")
-        asked, settled = config["trainer"].get("gradient_checkpointing"), record.get("gradient_checkpointing")
+        asked, settled = config.trainer.get("gradient_checkpointing"), record.get("gradient_checkpointing")
         return _with_checkpointing(config, bool(settled) if asked == "auto" else asked)
     given, config = config, with_lengths(config)
-    trainer, place = config["trainer"], device_memories()[0]
+    trainer, place = config.trainer, device_memories()[0]
     shrinks = bool(trainer.get("auto_find_batch_size"))
     batch = longest_batch([inputs.data.train], 1 if shrinks else int(trainer.get("per_device_train_batch_size") or 8))
     evaluation = longest_batch(list(inputs.data.eval.values()), int(trainer.get("per_device_eval_batch_size") or 8))
@@ -65,7 +64,7 @@ def check_memory(
     log.info("%s", summary_line(estimate, place))
     if (among := current.get()) is not None:
         among.takes(estimate.needs, own_bytes(estimate), place.free)
-    if not fits(estimate, place, CERTAIN_SHARE) and (config.get("estimate") or {}).get("enforce", True):
+    if not fits(estimate, place, CERTAIN_SHARE) and config.estimate.enforce:
         found = advise(config, run, place, batch, evaluation, inputs.model_config)
         raise does_not_fit(estimate, place, [(each.overrides, each.needs, each.fits) for each in found])
     return _with_checkpointing(given, estimate.checkpointing if asked == "auto" else asked)
@@ -114,5 +113,5 @@ def _checkpointed(estimator: Estimator, batch: Batch, evaluation: Batch | None, 
     return found
 
 
-def _with_checkpointing(config: Mapping[str, Any], checkpointing: Any) -> dict[str, Any]:
-    return {**config, "trainer": {**config["trainer"], "gradient_checkpointing": checkpointing}}
+def _with_checkpointing(config: RunConfig, checkpointing: Any) -> RunConfig:
+    return config.with_(trainer=config.trainer.with_(gradient_checkpointing=checkpointing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sft.config.run_config import RunConfig
 from sft.model.spec import MUTATING
 
 OWN = "sft.training.arguments.Arguments"
@@ -23,7 +24,8 @@ def why_config_alone(config: Mapping[str, Any]) -> str | None:
     Args:
         config: resolved, plain, without Hydra's node.
     """
-    lora, trainer, model = config.get("lora"), config.get("trainer") or {}, config.get("model") or {}
+    config = RunConfig.of(config)
+    lora, trainer, model = config.lora, config.trainer, config.model
     if lora is None:
         return "all weights are trained"
     if model.get("adapter"):
@@ -42,7 +44,7 @@ def why_config_alone(config: Mapping[str, Any]) -> str | None:
         return "fp16 scales each job's loss by itself"
     if trainer.get("_target_", OWN) != OWN:
         return f"{trainer['_target_']} computes its steps"
-    if config.get("profile"):
+    if config.profile:
         return "it is profiled"
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 from sft.config.checks.conflicts import shards_weights
 from sft.config.errors import UserError
 from sft.config.paths import expanded
+from sft.config.run_config import RunConfig
 from sft.run import checkpoint
 from sft.run.directory import RunDirectory
 from sft.run.manifest import problem
@@ -89,7 +90,7 @@ def checkpoint_to_resume(run: RunDirectory, source: Source | None, begun: bool) 
     return found
 
 
-def refuse_unusable(found: Path, config: Mapping[str, Any]) -> None:
+def refuse_unusable(found: Path, config: RunConfig) -> None:
     """Refuse a checkpoint that cannot be resumed with this config.
 
     Raises:
@@ -102,7 +103,7 @@ def refuse_unusable(found: Path, config: Mapping[str, Any]) -> None:
             remedy="resume=never to train again from the first step, or a new run from the weights: "
             f"hydra.run.dir=ANOTHER model.adapter={found}",
         )
-    state, trainer = _state(found), config["trainer"]
+    state, trainer = _state(found), config.trainer
     limit, epochs = int(trainer.get("max_steps") or -1), float(trainer.get("num_train_epochs") or 3)
     step, epoch = int(state.get("global_step") or 0), float(state.get("epoch") or 0.0)
     behind = step > limit if limit > 0 else epoch > epochs + 1e-6

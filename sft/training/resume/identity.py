@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sft.config.build import build
+from sft.config.run_config import RunConfig
 from sft.data.cache import Cache
 from sft.data.cache.keys import key_of
 from sft.data.content import content_of
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 _OTHERWISE = "restore the original inputs, or use another hydra.run.dir for a new run"
 
 
-def input_facts(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+def input_facts(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """Digests of the rows (all of them in order, and by source), of the tokenizer and of the chat template.
 
     Returns:
@@ -40,15 +41,13 @@ def input_facts(config: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
+def file_digests(config: RunConfig) -> dict[str, str]:
     """Digests of the local sources' files, by "<kind>.<source>": they need reading but no tokenizer.
 
     Raises:
         UserError: a path that does not exist.
     """
-    dataset: Dataset = build(
-        config["dataset"], where="dataset", allowed=config.get("allow_targets") or [], _recursive_=False
-    )
+    dataset: Dataset = build(config.dataset, where="dataset", allowed=config.allow_targets, _recursive_=False)
     cache, found = Cache(enabled=dataset.cache), {}
     for kind in _KINDS:
         for name, source in getattr(dataset, kind).items():
@@ -57,15 +56,15 @@ def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def with_recorded_day(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def with_recorded_day(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
     """The config with the date that the run's chat template printed when it was started, unless the config sets one."""
-    day, template = record.get("template_date"), config.get("template")
-    if not day or not isinstance(template, Mapping) or template.get("date"):
-        return dict(config)
-    return {**config, "template": {**template, "date": day}}
+    day, template = record.get("template_date"), config.template
+    if not day or template is None or template.get("date"):
+        return config
+    return config.with_(template=template.with_(date=day))
 
 
-def refuse_other_versions(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def refuse_other_versions(config: RunConfig, record: Mapping[str, Any]) -> None:
     """Refuse to resume with different library versions than run.json records.
 
     Raises:
@@ -74,7 +73,7 @@ def refuse_other_versions(config: Mapping[str, Any], record: Mapping[str, Any]) 
     _refuse(changed_versions(record, config), config)
 
 
-def refuse_other_inputs(config: Mapping[str, Any], record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def refuse_other_inputs(config: RunConfig, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Refuse to resume with different rows, tokenizer or chat template than run.json records.
 
     Raises:
@@ -83,7 +82,7 @@ def refuse_other_inputs(config: Mapping[str, Any], record: Mapping[str, Any], fa
     _refuse(changed_inputs(record, facts), config)
 
 
-def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def refuse_other_files(config: RunConfig, record: Mapping[str, Any]) -> None:
     """The quick check for a finished run: rows are prepared and compared only if local files have changed.
 
     Raises:
@@ -97,9 +96,9 @@ def refuse_other_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> 
         refuse_other_inputs(config, record, input_facts(config, prepare_inputs(config)))
 
 
-def _refuse(changed: Mapping[str, tuple[Any, Any]], config: Mapping[str, Any]) -> None:
+def _refuse(changed: Mapping[str, tuple[Any, Any]], config: RunConfig) -> None:
     """Allowing a key of dataset or template to change also allows the resulting rows to differ."""
-    allowed = [str(name) for name in config.get("allow_changes") or []]
+    allowed = [str(name) for name in config.allow_changes]
     groups = {name.partition(".")[0] for name in allowed}
     allowed += ["data"] * bool(groups & {"dataset", "template"}) + ["template"] * ("template" in groups)
     for line in refuse(changed, allowed, "allow_changes", _OTHERWISE, fixed=["tokenizer"]):

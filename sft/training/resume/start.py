@@ -17,6 +17,7 @@ from sft.config.checks.figures import unknown_figures
 from sft.config.checks.requirements import missing
 from sft.config.errors import RunFailed, UserError, raise_all
 from sft.config.rank import world_size
+from sft.config.run_config import RunConfig
 from sft.run.directory import RunDirectory
 from sft.run.metrics import Metrics
 from sft.run.record import RunRecord, has_made_steps, read_record
@@ -45,7 +46,7 @@ class Decision:
         result: the result of an already finished run; None if there is something to train.
     """
 
-    config: dict[str, Any]
+    config: RunConfig
     resume_from: str | None = None
     result: Result | None = None
 
@@ -75,7 +76,7 @@ def _begin(job: Job, record: RunRecord) -> str | None:
     run, config = job.run, job.config
     if record.content.get("status") == "failed" and not job.retries:
         raise RunFailed(f"{record.content.get('error')}\n  failed earlier and not retried (sweep.retry_failed=false)")
-    source, own = source_of(str(config["resume"])), config["resume"] != "never" and has_made_steps(run)
+    source, own = source_of(str(config.resume)), config.resume != "never" and has_made_steps(run)
     if not own:
         _start_over(job)
         record.content.clear()
@@ -86,7 +87,7 @@ def _begin(job: Job, record: RunRecord) -> str | None:
         # first, because another number of processes changes the rows per step as well
         _refuse_other_ranks(config, before)
         processes = int(before.get("world_size") or 1), world_size()
-        changed = refuse_changes(resumed, config, config.get("allow_changes") or [], processes)
+        changed = refuse_changes(resumed, config, config.allow_changes, processes)
         refuse_other_versions(config, before)
         if own and before.get("status") == "finished" and not _is_extended(run, config, changed):
             if source is not None and source.chosen is not None:
@@ -104,13 +105,13 @@ def _begin(job: Job, record: RunRecord) -> str | None:
         _refuse_without_checkpoint(run)
     write_snapshot(run, config, job.unresolved, job.hydra, anew=bool(changed))
     _log_resume(found, changed)
-    _log_overruled(config["trainer"], explicit_keys(job))
+    _log_overruled(config.trainer, explicit_keys(job))
     resumed_from = None if found is None else found.name if found.parent == run.checkpoints else str(found)
-    record.start(seed=config["seed"], resumed_from=resumed_from, changed=changed, name=config["name"])
+    record.start(seed=config.seed, resumed_from=resumed_from, changed=changed, name=config.name)
     return str(found) if found else None
 
 
-def refuse_unavailable_metrics(config: Mapping[str, Any], predicts: bool, sources: list[str] | None = None) -> None:
+def refuse_unavailable_metrics(config: RunConfig, predicts: bool, sources: list[str] | None = None) -> None:
     """Refuse settings that this machine does not support, and metrics that no evaluation produces.
 
     Args:
@@ -126,9 +127,9 @@ def refuse_unavailable_metrics(config: Mapping[str, Any], predicts: bool, source
     raise_all(found)
 
 
-def _is_extended(run: RunDirectory, config: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+def _is_extended(run: RunDirectory, config: RunConfig, changed: Mapping[str, Any]) -> bool:
     """Whether a finished run is to train further: its last step has changed, and is past the steps it has made."""
-    metrics, trainer = Metrics.read(run), config["trainer"]
+    metrics, trainer = Metrics.read(run), config.trainer
     if metrics is None or not {"trainer.max_steps", "trainer.num_train_epochs"} & set(changed):
         return False
     limit = int(trainer.get("max_steps") or -1)
@@ -207,18 +208,18 @@ def _start_over(job: Job) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_other_ranks(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def _refuse_other_ranks(config: RunConfig, record: Mapping[str, Any]) -> None:
     """Require as many processes as the run was started with: each has its rows and its random numbers.
 
     Raises:
         UserError: the number differs, and `allow_changes` does not name world_size.
     """
     then, now = int(record.get("world_size") or 1), world_size()
-    if then == now or record.get("status") == "finished" or "world_size" in (config.get("allow_changes") or []):
+    if then == now or record.get("status") == "finished" or "world_size" in config.allow_changes:
         return
     processes = f"torchrun --nproc-per-node={then} -m sft.train ..." if then > 1 else "python -m sft.train ..."
-    rows, tokens = batch_of_a_step(config["trainer"], then)
-    size, left = divmod(rows, now * int(config["trainer"].get("gradient_accumulation_steps") or 1))
+    rows, tokens = batch_of_a_step(config.trainer, then)
+    size, left = divmod(rows, now * int(config.trainer.get("gradient_accumulation_steps") or 1))
     same = f" trainer.per_device_train_batch_size={size}" if not left and not tokens else ""
     keys = "world_size,trainer.per_device_train_batch_size"
     raise UserError(

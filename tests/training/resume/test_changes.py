@@ -394,7 +394,10 @@ def test_changed_rows_are_used_from_the_current_step(resumed, run):
         ),
         ("lora.r=4", "lora.r: this run was started with 8, not 4, and it cannot change: the adapter"),
         ("lora=none", "lora: this run was started with LoraConfig, not none, and it cannot change"),
-        ("seed=7", "seed: this run was started with 42, not 7, and it cannot change: it determines the order of the rows"),
+        (
+            "seed=7",
+            "seed: this run was started with 42, not 7, and it cannot change: it determines the order of the rows",
+        ),
         ("model.dtype=bfloat16", "model.dtype: this run was started with float32, not bfloat16, and it cannot change"),
         ("trainer.max_tokens_per_batch=64", "trainer.max_tokens_per_batch: this run was started with None, not 64"),
         (
