@@ -83,7 +83,7 @@ def main() -> None:
     known, more = parser.parse_known_args()
     rates = RATES[: max(1, known.jobs // len(RANKS))]
     base = [
-        "experiment=demo", "evaluation=default", "dataset.eval_fraction=0", "dataset.eval_sources={}",
+        "experiment=demo", "evaluation=default", "dataset.eval_fraction=0", "dataset.eval_sources.known=null", "dataset.eval_sources.unseen=null",
         "trainer.eval_strategy='no'", "trainer.save_strategy='no'", "callbacks=quiet", "trainer.logging_steps=1",
         f"trainer.per_device_train_batch_size={known.batch}", f"lora.r={','.join(map(str, RANKS))}",
         f"trainer.learning_rate={','.join(rates)}", *more,

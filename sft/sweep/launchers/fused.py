@@ -159,7 +159,7 @@ def train_together(
             group.run((QueuedJob(number, run) for number, run in jobs.items() if claim(number)), ended)
     finally:
         passes.close()
-    if group.stopping and not errors:
+    if group.stopping and not group.exhausted and not errors:
         errors.append(PastHydra(Interrupted("stopped before its first job; the same command continues it", 130)))
     if errors:
         interrupted = [error for error in errors if isinstance(error, PastHydra | Interrupted)]

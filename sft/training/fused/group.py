@@ -133,6 +133,7 @@ class Group:
         self.back = threading.Semaphore(0)  # released by the job that yields its turn
         self.members: list[Member] = []
         self.stopping = False
+        self.exhausted = False  # whether every job has begun
         self.shared, self.free = 0, 0  # bytes shared by all jobs, and available bytes
 
     def run(self, jobs: Iterable[QueuedJob], ended: Callable[[Member], None]) -> None:
@@ -142,11 +143,11 @@ class Group:
             jobs: the next one is taken when there is room for it.
             ended: called with each job that has ended, in that order.
         """
-        pending, more = iter(jobs), True
-        while self.members or (more and not self.stopping):
-            while more and not self.stopping and self._has_room():
+        pending = iter(jobs)
+        while self.members or not (self.exhausted or self.stopping):
+            while not (self.exhausted or self.stopping) and self._has_room():
                 job = next(pending, None)
-                more = job is not None
+                self.exhausted = job is None
                 if job is not None:
                     self.members.append(Member(self, job))
                     self._give_turn(self.members[-1])

@@ -56,8 +56,10 @@ class JoiningTrainer(Trainer):
         self.place, self.outputs_of_group = place, self._outputs
         try:
             yield False
-        finally:
+        except BaseException:
             self._leave()
+            raise
+        # the final evaluation is computed together too; the job leaves its group when it ends
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Loss and gradients of a micro-batch."""
