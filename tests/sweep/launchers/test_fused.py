@@ -142,6 +142,7 @@ def test_the_leaderboard_says_what_rows_can_tell_apart(kinds):
     assert "eval_loss less the best, 95%" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_ends_alone(command, tmp_path):
     done = fused(command, tmp_path / "sweep", *STEPS, "trainer.learning_rate=1e-3,1e38,1e-2")
     assert done.returncode == 1, done.stderr
@@ -149,6 +150,7 @@ def test_a_job_that_fails_ends_alone(command, tmp_path):
     assert "1 of 3 jobs failed" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_train_in_company_runs_by_itself_and_says_why(command, tmp_path):
     done = fused(command, tmp_path / "sweep", *STEPS, "lora=r8,dora,none", "seed=1,2")
     assert done.returncode == 0, done.stderr
@@ -158,6 +160,7 @@ def test_what_cannot_train_in_company_runs_by_itself_and_says_why(command, tmp_p
     assert "job 4 trains by itself: all weights are trained" in done.stderr
 
 
+@pytest.mark.slow
 def test_places_that_become_free_are_taken_at_once(command, tmp_path):
     done = fused(command, tmp_path / "sweep", "trainer.max_steps=2,9", "seed=1,2", STEPS[1], at_once=2)
     assert done.returncode == 0, done.stderr
@@ -263,6 +266,7 @@ def test_a_grid_with_a_wrong_key_is_refused_before_its_first_job(tmp_path):
     assert not list(tmp_path.rglob("run.json"))
 
 
+@pytest.mark.slow
 def test_a_search_draws_points_that_train_together_and_are_judged_together(command, tmp_path):
     pytest.importorskip("optuna")
     search = [
