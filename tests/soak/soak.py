@@ -149,7 +149,7 @@ class Soak:
             wait(lambda: newest(run) >= STEPS)
             time.sleep(draw.uniform(0.0, 0.2))
         elif moment == "end":
-            wait(lambda: list(run.glob(".tmp-adapter")) + list(run.glob("*.tmp-*model*")) or weights(run))
+            wait(lambda: list(run.glob(".tmp-*-adapter")) + list(run.glob("*.tmp-*model*")) or weights(run))
             time.sleep(draw.uniform(0.0, 0.3))
         ended = process.poll() is not None
         self.end(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft.run.disk.errors import storage_errors
+from sft.system.processes import alive
 
 TEMPORARY = ".tmp-"
 
@@ -60,10 +62,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_directory(path: Path) -> Iterator[Path]:
     """Like :func:`replacing` for a directory: an empty temporary one becomes ``path`` when the block ends without an
     error."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         remove_directory(temporary)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         try:
             yield temporary
             fsync_tree(temporary)
@@ -71,6 +75,14 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of their attempts to write ``path``."""
+    for found in path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"):
+        pid = found.name.removeprefix(TEMPORARY).removesuffix(f"-{path.name}")
+        if pid.isdigit() and not alive(int(pid)):
+            remove_directory(found)
 
 
 def let_read(directory: Path) -> None:
