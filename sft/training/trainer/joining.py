@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from sft.data.batches.collate import split_batch
 from sft.data.documents import IGNORE
@@ -16,14 +15,15 @@ from sft.evaluation.loss import Outputs
 from sft.kernels.cross_entropy import summed_loss
 from sft.training.fused.place import Place, Request, current
 from sft.training.memory import RngState
+from sft.training.trainer.guarding import GuardingTrainer
 
 log = logging.getLogger(__name__)
 
-# tolerance between a loss in the group and the same loss alone: the order of summation differs
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# tolerance between the mean loss of a batch in the group and alone, relative and in nats: the order of summation differs
+TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 2e-2)}
 
 
-class JoiningTrainer(Trainer):
+class JoiningTrainer(GuardingTrainer):
     """A Trainer that submits its batches to the group instead of computing them.
 
     Attributes:
@@ -38,10 +38,6 @@ class JoiningTrainer(Trainer):
     positions: bool
     head: Any
     _compared = False
-
-    def check_loss(self, model: Any, loss: Any, batch: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """See SftTrainer."""
-        raise NotImplementedError
 
     @contextmanager
     def joined(self) -> Iterator[bool]:
@@ -74,10 +70,11 @@ class JoiningTrainer(Trainer):
         alone = None if self._compared else self._loss_alone(model, batch)
         before = RngState() if alone is not None else None
         loss, gradients = self.place.ask(Request("train", batch, self.noise))
-        if alone is not None and before is not None and not self._same(alone, loss):
+        trained = (batch["shift_labels"] != IGNORE).sum()
+        if alone is not None and before is not None and not self._same(alone / trained, loss / trained):
             before.restore()
             return super().training_step(model, inputs, num_items_in_batch)
-        items = (batch["shift_labels"] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        items = trained if num_items_in_batch is None else num_items_in_batch
         share = 1.0 / torch.as_tensor(items, device=loss.device).clamp(min=1)
         _accumulate([each for each in model.parameters() if each.requires_grad], gradients, share)
         loss = loss * share
@@ -93,11 +90,11 @@ class JoiningTrainer(Trainer):
         return loss
 
     def _same(self, alone: torch.Tensor, loss: torch.Tensor) -> bool:
-        """Whether the first loss in the group equals the run's own; otherwise the run continues by itself."""
+        """Whether the first mean loss in the group equals the run's own; otherwise the run continues by itself."""
         self._compared = True
         dtype = next(iter(self.model.parameters())).dtype  # type: ignore[union-attr]
-        coarse = torch.bfloat16 if self.args.bf16 else dtype
-        if torch.isclose(loss, alone, rtol=TOLERANCE.get(coarse, 1e-4), atol=1e-6, equal_nan=True):
+        relative, nats = TOLERANCE[torch.bfloat16 if self.args.bf16 or dtype is torch.bfloat16 else torch.float32]
+        if torch.isclose(loss, alone, rtol=relative, atol=nats, equal_nan=True):
             return True
         log.warning("trains by itself: its loss among other jobs is %.6f, and %.6f alone", float(loss), float(alone))
         self._leave()

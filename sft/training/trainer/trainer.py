@@ -19,7 +19,6 @@ from sft.training.layout.layout import Layout
 from sft.training.layout.microbatches import ParallelParts, number_of_parts, parallel_parts
 from sft.training.trainer.batching import BatchingTrainer
 from sft.training.trainer.evaluating import EvaluatingTrainer
-from sft.training.trainer.guarding import GuardingTrainer
 from sft.training.trainer.joining import JoiningTrainer
 from sft.training.trainer.neftune import Noise, noisy
 from sft.training.trainer.nonfinite import Guard
@@ -37,7 +36,7 @@ def _use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-class SftTrainer(ReportingTrainer, SavingTrainer, BatchingTrainer, GuardingTrainer, JoiningTrainer, EvaluatingTrainer):
+class SftTrainer(ReportingTrainer, SavingTrainer, BatchingTrainer, JoiningTrainer, EvaluatingTrainer):
     """A Trainer for prepared rows.
 
     Args:
