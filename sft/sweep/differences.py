@@ -60,23 +60,24 @@ def differences(
     for job in ranked:
         rows = None if job is winner else _rows_of(job.path, objective)
         if rows is not None and _same_rows(winner.path, job.path) and len(rows["value"]) == len(best["value"]):
-            found[job.number] = difference(rows, best, direction)
+            found[job.number] = difference(rows, best, direction, perplexity=objective.endswith("perplexity"))
     return found
 
 
-def difference(rows: Rows, best: Rows, direction: str) -> Difference:
+def difference(rows: Rows, best: Rows, direction: str, perplexity: bool = False) -> Difference:
     """The interval of two jobs' difference.
 
     Args:
         rows, best: `value` and `weight` of each row; the metric is the sum of values over the sum of weights.
         direction: minimize or maximize.
+        perplexity: the metric is the exponential of that.
     """
     from scipy.stats import bootstrap
 
-    weights = best["weight"]
+    weights, metric = best["weight"], np.exp if perplexity else np.positive
 
     def statistic(own: Any, other: Any, weight: Any, axis: int = -1) -> Any:
-        return (own - other).sum(axis) / weight.sum(axis)
+        return metric(own.sum(axis) / weight.sum(axis)) - metric(other.sum(axis) / weight.sum(axis))
 
     gaps = rows["value"] - best["value"]
     if not gaps.any():
@@ -128,4 +129,4 @@ def _same_rows(first: Path | None, second: Path | None) -> bool:
         record = RunDirectory(path).read_json("run.json") if path is not None else None
         data = record.get("data") if isinstance(record, dict) else None
         found.append(data.get("eval_sources") if isinstance(data, dict) else None)
-    return found[0] == found[1]
+    return found[0] is not None and found[0] == found[1]
