@@ -26,10 +26,19 @@ class FusedLauncher(Launcher):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sft.config.errors import PastHydra, UserError, UserErrors
         from sft.sweep.launchers.fused import run_fused
         from sft.sweep.launchers.job import Sweep, record_lost_jobs
         from sft.sweep.launchers.shares import processes_for, run_shares
 
+        numbers = {"n_jobs": self.n_jobs, "max_tokens_per_step": self.max_tokens, "processes": self.processes}
+        wrong = [
+            UserError(f"{value!r} is out of range", where=f"hydra.launcher.{key}", remedy="1 or more, or null")
+            for key, value in numbers.items()
+            if value is not None and (type(value) is not int or value < 1)
+        ]
+        if wrong:  # Hydra would wrap it
+            raise PastHydra(UserErrors(wrong))
         processes = min(processes_for(self.processes), len(job_overrides))
         if processes == 1:
             given = self.context, self.task, self.config

@@ -86,7 +86,7 @@ def refuse_other_sweep(record: SweepRecord, planned: Plan, config_name: str) -> 
     stored = record.read().get("overrides")
     before, now = (_binding(each, planned.config) for each in (stored or [], planned.facts["overrides"]))
     if stored is not None and sorted(before) != sorted(now):
-        raise _other_overrides(record.directory, before, now)
+        raise other_overrides(record.directory, before, now)
     errors = []
     loader = None
     for job, overrides in zip(planned.jobs, planned.overrides, strict=True):
@@ -109,7 +109,7 @@ def _binding(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     return [each for each in overrides if not is_weight_neutral(each.lstrip("+~").partition("=")[0], config)]
 
 
-def _other_overrides(directory: Path, before: Sequence[str], now: Sequence[str]) -> UserError:
+def other_overrides(directory: Path, before: Sequence[str], now: Sequence[str]) -> UserError:
     gone, new = [o for o in before if o not in now], [o for o in now if o not in before]
     return UserError(
         f"holds another sweep; what differs: {_quoted(gone) or 'nothing'} then, {_quoted(new) or 'nothing'} now",

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -98,6 +97,6 @@ def _share(
 
     Singleton.set_state(sweep.state)
     register()
-    claims: Any = Claims(place)
-    returned = run_claimed(sweep.context, sweep.task, sweep.config, jobs, first, n_jobs, max_tokens, claims.claim)
+    claim = Claims(place).claim
+    returned = run_claimed(sweep.context, sweep.task, sweep.config, jobs, first, n_jobs, max_tokens, claim)
     return Share(overrides=list(overrides), status=JobStatus.COMPLETED, returned=returned)
